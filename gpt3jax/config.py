@@ -1,0 +1,343 @@
+"""Everything a run is told: frozen dataclasses, checked when they are made.
+
+An experiment file returns one `Experiment`. Values that can be derived are
+properties, never fields. A wrong value raises `ConfigError` before anything is
+allocated, with what is wrong, why, and the fix. Importing this file does not
+import jax.
+
+Numbers come from Brown et al. 2020 (arXiv 2005.14165), section 2.1, Table 2.1
+and Appendix B, unless a comment says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+VOCABULARY_MULTIPLE = 128
+"""Embedding rows are padded to this multiple, so that any mesh divides them."""
+
+
+class ConfigError(ValueError):
+    """A value that cannot work. The message is `WHAT: WHY. FIX`."""
+
+
+def _check(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+def _check_numbers(config: Any, group: str, **minimum: float) -> None:
+    """Refuse fields that are not finite or lie below their minimum."""
+    for name, least in minimum.items():
+        value = getattr(config, name)
+        flag = f"--{group}.{name.replace('_', '-')}"
+        _check(math.isfinite(value), f"{flag} is {value}: it must be a finite number. Give one")
+        _check(value >= least, f"{flag} is {value}: it must be at least {least}. Raise it")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The shape of a GPT-3 (section 2.1) and how it is computed.
+
+    `band` and `dense_every` describe the alternating dense and locally banded
+    layers. The paper does not publish them; the defaults follow GPT-Neo: even
+    layers are dense, odd layers see the last 256 tokens.
+    """
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_head: int
+    vocabulary: int = 50_257
+    context: int = 2048
+    """Tokens the model sees at once; also the rows of the position table."""
+    band: int = 256
+    """Keys a banded layer sees, the token itself included."""
+    dense_every: int = 2
+    """Layer i is dense when i is a multiple of this; 1 makes every layer dense."""
+    free_head_width: bool = False
+    """Allow n_heads * d_head to differ from d_model."""
+    init_std: float = 0.02
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of activations; auto is float32 on CPU, bfloat16 on accelerators. Parameters stay float32."""
+    scan_layers: bool = True
+    """Compile one layer and loop (large models), or unroll (faster on CPU). Same numbers."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes: nothing, all but matrix products, whole layers."""
+
+    def __post_init__(self) -> None:
+        _check_numbers(
+            self, "model", n_layers=1, d_model=1, n_heads=1, d_head=1, vocabulary=2, context=1,
+            band=1, dense_every=1, init_std=0.0,
+        )  # fmt: skip
+        _check(
+            self.parameters_estimate < 1e14,
+            f"the model has about {self.parameters_estimate:.1e} parameters: no machine holds "
+            "that. Lower --model.d-model or --model.n-layers",
+        )
+        width = self.n_heads * self.d_head
+        _check(
+            width == self.d_model or self.free_head_width,
+            f"--model.n-heads {self.n_heads} x --model.d-head {self.d_head} = {width}, not d_model "
+            f"{self.d_model}: the heads share the model's width. Change one of the three, or pass "
+            "--model.free-head-width True (Table 2.1 prints such shapes for XL and 13B)",
+        )
+
+    @property
+    def d_ff(self) -> int:
+        """Width of the MLP: four times the model's (Table 2.1)."""
+        return 4 * self.d_model
+
+    @property
+    def padded_vocabulary(self) -> int:
+        """Rows of the embedding table in memory; rows past `vocabulary` are never predicted."""
+        return -(-self.vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+    @property
+    def parameters_estimate(self) -> float:
+        """Parameters, without biases and gains; the exact count is model.params.count."""
+        attention = 4 * self.d_model * self.n_heads * self.d_head
+        layers = self.n_layers * (attention + 2 * self.d_model * self.d_ff)
+        return layers + float(self.vocabulary + self.context) * self.d_model
+
+    def is_dense(self, layer: int) -> bool:
+        """Whether a layer sees the whole past rather than a band."""
+        return layer % self.dense_every == 0 or self.band >= self.context
+
+
+@dataclass(frozen=True)
+class Source:
+    """One prepared data set and its share of the training examples."""
+
+    name: str
+    path: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(
+            math.isfinite(self.weight) and self.weight > 0,
+            f"data source {self.name!r} has weight {self.weight}: a share must be above 0. "
+            "Raise it, or leave the source out",
+        )
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the model reads: prepared data sets, mixed by weight (weights need not sum to 1)."""
+
+    sources: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        _check(len(self.sources) > 0, "data has no sources: nothing to train on. Name one Source")
+        names = [source.name for source in self.sources]
+        _check(len(set(names)) == len(names), f"data sources {names} repeat a name. Rename one")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Adam with decoupled weight decay (Appendix B). Biases and gains are not decayed.
+
+    The paper does not say what is left out of the decay; we follow GPT-2's
+    successors: only matrices and embeddings decay.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+    weight_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, "optimizer", b1=0, b2=0, epsilon=0, clip_norm=1e-12, weight_decay=0)
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            _check(value < 1, f"--optimizer.{name} is {value}: a decay rate is below 1. Lower it")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate as a function of tokens seen (Appendix B): warm-up, cosine, constant."""
+
+    peak_learning_rate: float
+    warmup_tokens: int = 375_000_000
+    decay_tokens: int = 260_000_000_000
+    """The cosine reaches its floor here, counted from the start of training."""
+    final_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_numbers(
+            self, "schedule", peak_learning_rate=0, warmup_tokens=0, decay_tokens=0,
+            final_fraction=0,
+        )  # fmt: skip
+        _check(
+            self.decay_tokens > self.warmup_tokens,
+            f"--schedule.decay-tokens is {self.decay_tokens}, within the warm-up of "
+            f"{self.warmup_tokens} tokens: the cosine has no room. Raise it",
+        )
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long, in what batches, and what is kept."""
+
+    batch_tokens: int
+    """Tokens in a full batch, a multiple of the context."""
+    tokens: int = 300_000_000_000
+    """Tokens to train on in all."""
+    steps: int | None = None
+    """Stop after this many steps, if that comes before `tokens`."""
+    ramp_from_tokens: int = 32_768
+    """Batch at the start of the ramp."""
+    ramp_tokens: int = 0
+    """The batch grows linearly to full over this many tokens; 0: full from the start."""
+    microbatch: int = 0
+    """Windows per forward pass over the whole mesh; gradients add up. 0: the whole batch."""
+    log_every: int = 10
+    save_every: int = 1000
+    keep: int = 3
+    """Newest checkpoints kept; the last one always is."""
+
+    def __post_init__(self) -> None:
+        _check_numbers(
+            self, "train", batch_tokens=1, tokens=1, ramp_from_tokens=1, ramp_tokens=0,
+            microbatch=0, log_every=1, save_every=1, keep=1,
+        )  # fmt: skip
+        _check(
+            self.steps is None or self.steps >= 1,
+            f"--train.steps is {self.steps}: a run takes at least one step. Raise it, or None",
+        )
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis; at most one axis may be -1, for all that remain."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        _check(
+            all(size >= 1 or size == -1 for size in sizes.values()),
+            f"mesh {sizes}: an axis has 1 or more devices, or -1 for the rest. Change it",
+        )
+        _check(
+            list(sizes.values()).count(-1) <= 1,
+            f"mesh {sizes}: only one axis can take the rest. Give the others a number",
+        )
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What is measured and shown while training."""
+
+    every: int = 1000
+    """Steps between validation losses and samples."""
+    windows: int = 256
+    """Validation windows per measurement, the same ones each time."""
+    prompt: str = ""
+    """Text a sample starts from; empty: a new document."""
+    sample_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, "evaluate", every=1, windows=1, sample_tokens=0)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run, whole."""
+
+    name: str
+    model: Model
+    data: Data
+    schedule: Schedule
+    train: Train
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    mesh: Mesh = field(default_factory=Mesh)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        batch, context = self.train.batch_tokens, self.model.context
+        _check(
+            batch % context == 0,
+            f"--train.batch-tokens is {batch}, not a multiple of the context {context}: a batch "
+            f"is whole windows. Use {max(1, round(batch / context)) * context}",
+        )
+        _check(
+            self.batch_sequences % self.microbatch == 0,
+            f"--train.microbatch is {self.microbatch}, but the batch has {self.batch_sequences} "
+            "windows: it must divide them. Use a divisor",
+        )
+        _check(0 <= self.seed < 2**32, f"--seed is {self.seed}: it must fit 32 bits. Lower it")
+
+    @property
+    def batch_sequences(self) -> int:
+        """Windows in a full batch."""
+        return self.train.batch_tokens // self.model.context
+
+    @property
+    def microbatch(self) -> int:
+        """Windows per forward pass over the whole mesh."""
+        return self.train.microbatch or self.batch_sequences
+
+    def to_json(self) -> str:
+        """The resolved experiment as a run stores it."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Experiment:
+        """Read what `to_json` wrote.
+
+        Raises:
+          ConfigError: the text is not an experiment of this version.
+        """
+        try:
+            return _build(Experiment, json.loads(text))
+        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(
+                f"experiment.json cannot be read: {error}. Restore it, or start a new run"
+            ) from error
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide the numbers of a run; two runs that differ here do not mix.
+
+        What only decides how it is computed or shown (mesh, kernels, logging,
+        when to stop) is left out and may change at a resume.
+        """
+        fields = dataclasses.asdict(self)
+        for name in ("name", "mesh", "evaluate"):
+            del fields[name]
+        for name in ("dtype", "scan_layers", "remat"):
+            del fields["model"][name]
+        for name in ("tokens", "steps", "microbatch", "log_every", "save_every", "keep"):
+            del fields["train"][name]
+        for source in fields["data"]["sources"]:
+            del source["path"]
+        return fields
+
+
+def _build(kind: type, values: dict[str, Any]) -> Any:
+    """Make a nested config dataclass from the plain dict that `asdict` gave."""
+    nested = {
+        "model": Model, "schedule": Schedule, "train": Train, "optimizer": Optimizer,
+        "mesh": Mesh, "evaluate": Evaluate, "data": Data,
+    }  # fmt: skip
+    built = {
+        name: _build(nested[name], value) if name in nested and kind is Experiment else value
+        for name, value in values.items()
+    }
+    if kind is Data:
+        built["sources"] = tuple(Source(**source) for source in values["sources"])
+    return kind(**built)
+
+
+def short_hash(value: Any) -> str:
+    """Sixteen hex digits that identify a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
