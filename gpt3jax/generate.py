@@ -1,0 +1,181 @@
+"""From a prompt to text: tokens in, one token at a time out.
+
+The model sees `context` tokens. Of a longer prompt the last `context` are
+read. When the window is full while writing, its older half is forgotten: the
+newer half is read again from position 0 and writing goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt3jax.config import Model
+from gpt3jax.data.tokenizer import StreamDecoder, Tokenizer
+from gpt3jax.model import decode
+from gpt3jax.model.decode import Sampling
+from gpt3jax.model.gpt3 import Cache
+from gpt3jax.model.params import Params
+
+SMALLEST_PREFILL = 16
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What beam search found."""
+
+    tokens: list[int]
+    log_probability: float
+    """Sum over its tokens, nats."""
+    score: float
+    """log_probability over the length penalty."""
+
+
+class Generator:
+    """A model made ready to write: parameters laid out once, each step compiled once."""
+
+    def __init__(self, params: Params, model: Model, tokenizer: Tokenizer):
+        self.model, self.tokenizer = model, tokenizer
+        self.params = jax.jit(decode.for_decoding, static_argnums=1)(params, model)
+        # Without region analysis XLA's CPU backend copies the whole cache every token.
+        on_cpu = jax.default_backend() == "cpu"
+        options = {"xla_cpu_copy_insertion_use_region_analysis": True} if on_cpu else None
+        step = partial(jax.jit, donate_argnames="cache", compiler_options=options)
+        self._prefill = jax.jit(decode.prefill, static_argnames="model")
+        self._next = step(decode.next_token, static_argnames=("model", "sampling"))
+        self._decode = step(decode.decode, static_argnames="model")
+        self._draw = jax.jit(decode.draw, static_argnames="sampling")
+        self._take_rows = jax.jit(decode.take_rows)
+        self._beam_step = jax.jit(decode.beam_step, static_argnames="width")
+
+    def tokens(
+        self,
+        prompt: Sequence[int],
+        *,
+        new_tokens: int,
+        rows: int = 1,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        seed: int = 0,
+    ) -> Iterator[np.ndarray]:
+        """Yield `new_tokens` arrays [rows] of token ids; each row is its own sample.
+
+        The same seed gives the same tokens. An empty prompt starts a new document.
+        """
+        history = [np.full(rows, token, np.int32) for token in self._or_start(prompt)]
+        logits, cache, filled = self._read(history, self.model.context, rows)
+        token = self._draw(logits, seed, len(history), sampling)
+        for remaining in reversed(range(new_tokens)):
+            following = None
+            if remaining and filled < self.model.context:
+                # Dispatched before the host waits for `token`: the device does not idle.
+                following, cache = self._next(
+                    self.params, cache, token, seed, len(history) + 1, self.model, sampling
+                )
+                filled += 1
+            history.append(np.asarray(token))
+            yield history[-1]
+            if remaining and following is None:
+                logits, cache, filled = self._read(history, (self.model.context + 1) // 2, rows)
+                following = self._draw(logits, seed, len(history), sampling)
+            token = following
+
+    def text(self, prompt: str, *, stop: Sequence[str] = (), **options) -> Iterator[str]:
+        """Yield one sample's text piece by piece, as soon as its bytes are whole.
+
+        Takes the options of `tokens`. Ends at the end-of-text token or before
+        the first stop string.
+        """
+        stream, held = StreamDecoder(self.tokenizer), ""
+        for (token,) in self.tokens(self.tokenizer.encode(prompt), **options):
+            if token == self.tokenizer.end_of_text:
+                break
+            held += stream.push(int(token))
+            cut = min((held.find(s) for s in stop if s in held), default=-1)
+            if cut >= 0:
+                yield held[:cut]
+                return
+            keep = _length_of_begun_stop(held, stop)
+            yield held[: len(held) - keep]
+            held = held[len(held) - keep :]
+        yield held + stream.flush()
+
+    def samples(self, prompt: str, rows: int, *, stop: Sequence[str] = (), **options) -> list[str]:
+        """Several whole samples of one prompt, computed together."""
+        drawn = self.tokens(self.tokenizer.encode(prompt), rows=rows, **options)
+        return [self.decode_until(list(row), stop) for row in np.stack(list(drawn), axis=1)]
+
+    def decode_until(self, tokens: list[int], stop: Sequence[str]) -> str:
+        """The text of tokens up to end-of-text, or to the first stop string."""
+        end = self.tokenizer.end_of_text
+        text = self.tokenizer.decode(tokens[: tokens.index(end)] if end in tokens else tokens)
+        return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+
+    def beam_search(
+        self, prompt: Sequence[int], *, new_tokens: int, width: int = 4, alpha: float = 0.6
+    ) -> list[Continuation]:
+        """The best continuations found, best first (section 2.4: width 4, penalty 0.6).
+
+        A beam is finished at the end-of-text token, which its tokens leave out,
+        or after `new_tokens`. The prompt and these must fit the context.
+        """
+        prompt = self._or_start(prompt)[-(self.model.context - new_tokens) :]
+        logits, cache, _ = self._read([np.array([t], np.int32) for t in prompt], len(prompt), 1)
+        beams: list[list[int]] = [[]]
+        scores = jnp.zeros(1)
+        finished: list[Continuation] = []
+
+        def finish(tokens: list[int], log_probability: float, length: int) -> None:
+            score = log_probability / float(decode.length_penalty(length, alpha))
+            finished.append(Continuation(tokens, log_probability, score))
+
+        for length in range(1, new_tokens + 1):
+            best = map(np.asarray, self._beam_step(logits, scores, width))
+            going = []
+            for total, origin, token in zip(*best, strict=True):
+                if token == self.tokenizer.end_of_text:
+                    finish(beams[origin], float(total), length)
+                elif len(going) < width:
+                    going.append((float(total), int(origin), int(token)))
+            beams = [[*beams[origin], token] for _, origin, token in going]
+            if len(finished) >= width or length == new_tokens:
+                break
+            scores = jnp.array([total for total, _, _ in going])
+            cache = self._take_rows(cache, jnp.array([origin for _, origin, _ in going]))
+            tokens = jnp.array([token for _, _, token in going], jnp.int32)
+            logits, cache = self._decode(self.params, cache, tokens, self.model)
+        for beam, (total, _, _) in zip(beams, going, strict=True):
+            finish(beam, total, len(beam))
+        return sorted(finished, key=lambda found: -found.score)[:width]
+
+    def _or_start(self, prompt: Sequence[int]) -> list[int]:
+        return list(prompt) or [self.tokenizer.end_of_text]
+
+    def _read(
+        self, history: list[np.ndarray], most: int, rows: int
+    ) -> tuple[jax.Array, Cache, int]:
+        """Prefill with the last `most` tokens: next logits, cache, slots filled.
+
+        Lengths are padded to powers of two, so that few programs are compiled;
+        rows that share their history are read once.
+        """
+        recent = np.stack(history[-most:], axis=1)
+        shared = bool((recent == recent[:1]).all())
+        length = recent.shape[1]
+        size = min(self.model.context, max(SMALLEST_PREFILL, 1 << (length - 1).bit_length()))
+        padded = np.pad(recent[:1] if shared else recent, ((0, 0), (0, size - length)))
+        logits, cache = self._prefill(self.params, padded, jnp.int32(length), self.model)
+        if shared and rows > 1:
+            everyone = jnp.zeros(rows, jnp.int32)
+            logits, cache = logits[everyone], self._take_rows(cache, everyone)
+        return logits, cache, length
+
+
+def _length_of_begun_stop(text: str, stop: Sequence[str]) -> int:
+    """Characters at the end of the text that may be the beginning of a stop string."""
+    lengths = (n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))
+    return max(lengths, default=0)

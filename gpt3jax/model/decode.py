@@ -1,0 +1,149 @@
+"""Generation, one token at a time: prefill the prompt, then decode with cached keys and values.
+
+Pure functions over arrays; generate.py turns text into tokens and back.
+
+Legend: B rows (samples or beams), T prompt tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from gpt3jax.config import ConfigError, Model
+from gpt3jax.model.gpt3 import Cache, compute_dtype, forward, trunk
+from gpt3jax.model.layers import unembed, unstack
+from gpt3jax.model.params import Params
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn from the model's distribution."""
+
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the fewest tokens whose probability adds up to this."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ConfigError(
+                f"--temperature is {self.temperature}: it must be 0 or more. Change it"
+            )
+        if self.top_k < 0:
+            raise ConfigError(f"--top-k is {self.top_k}: it must be 0 or more. Change it")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"--top-p is {self.top_p}: it must be above 0, at most 1. Change it")
+
+
+def for_decoding(params: Params, model: Model) -> Params:
+    """The parameters as decoding wants them: cast once, layers in a list (no slicing per token)."""
+    params = jax.tree.map(lambda leaf: leaf.astype(compute_dtype(model)), params)
+    return {**params, "layers": unstack(params["layers"], model.n_layers)}
+
+
+def prefill(
+    params: Params, tokens_BT: jax.Array, length: jax.Array, model: Model
+) -> tuple[jax.Array, Cache]:
+    """Read a prompt of `length` tokens, padded on the right to T.
+
+    Returns float32 logits [B, V] after the last prompt token, and a cache
+    with room for `model.context` tokens. The padding leaves no trace: its keys
+    lie past the cache's length and are overwritten.
+    """
+    x_BTD, _, found = trunk(params, tokens_BT, model, want=("keys", "values"))
+
+    def slots(new_BTHK):
+        room = model.context - new_BTHK.shape[1]
+        return jnp.pad(new_BTHK.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, room), (0, 0)))
+
+    cache = Cache(
+        keys=tuple(slots(k) for k in found["keys"]),
+        values=tuple(slots(v) for v in found["values"]),
+        length=length,
+    )
+    last_B1D = jax.lax.dynamic_slice_in_dim(x_BTD, length - 1, 1, axis=1)
+    return unembed(params, last_B1D, model)[:, 0, : model.vocabulary], cache
+
+
+def decode(
+    params: Params, cache: Cache, token_B: jax.Array, model: Model
+) -> tuple[jax.Array, Cache]:
+    """Read one more token per row; return the next logits [B, V] and the longer cache."""
+    output = forward(params, token_B[:, None], model, cache=cache)
+    return output.logits[:, 0, : model.vocabulary], output.cache
+
+
+def sample(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
+    """Draw a token per row, int32 [B]; each row with its own key."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, -1).astype(jnp.int32)
+    kept = truncate(logits_BV / sampling.temperature, sampling)
+    return jax.vmap(jax.random.categorical)(keys_B, kept).astype(jnp.int32)
+
+
+def truncate(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
+    """Set the logits outside top-k, then outside top-p of the rest, to -inf."""
+    if 0 < sampling.top_k < logits_BV.shape[-1]:
+        smallest_B1 = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
+        logits_BV = jnp.where(logits_BV < smallest_B1, -jnp.inf, logits_BV)
+    if sampling.top_p < 1:
+        sorted_BV = jnp.sort(logits_BV, -1, descending=True)
+        probability_BV = jax.nn.softmax(sorted_BV, -1)
+        before_BV = jnp.cumsum(probability_BV, -1) - probability_BV
+        kept_B = jnp.sum(before_BV < sampling.top_p, -1)
+        smallest_B1 = jnp.take_along_axis(sorted_BV, kept_B[:, None] - 1, -1)
+        logits_BV = jnp.where(logits_BV < smallest_B1, -jnp.inf, logits_BV)
+    return logits_BV
+
+
+def draw(
+    logits_BV: jax.Array, seed: jax.Array, position: jax.Array, sampling: Sampling
+) -> jax.Array:
+    """Sample; the key is made of seed, row and position, never of how many rows there are."""
+    of_position = jax.random.fold_in(jax.random.key(seed), position)
+    keys_B = jax.vmap(partial(jax.random.fold_in, of_position))(jnp.arange(len(logits_BV)))
+    return sample(logits_BV, keys_B, sampling)
+
+
+def next_token(
+    params: Params,
+    cache: Cache,
+    token_B: jax.Array,
+    seed: jax.Array,
+    position: jax.Array,
+    model: Model,
+    sampling: Sampling,
+) -> tuple[jax.Array, Cache]:
+    """Read a token per row and draw the one after it, at `position`: one compiled step."""
+    logits_BV, cache = decode(params, cache, token_B, model)
+    return draw(logits_BV, seed, position, sampling), cache
+
+
+def length_penalty(length: int | jax.Array, alpha: float) -> jax.Array:
+    """((5 + length) / 6) ** alpha (Wu et al. 2016, equation 14); the paper uses alpha 0.6."""
+    return ((5.0 + length) / 6.0) ** alpha
+
+
+def beam_step(
+    logits_BV: jax.Array, scores_B: jax.Array, width: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The 2 x width best continuations of all beams by one token, best first.
+
+    Twice the width, so that `width` of them do not end the text. Returns their
+    summed log-probabilities, the beams they continue, and their tokens.
+    """
+    totals_BV = scores_B[:, None] + jax.nn.log_softmax(logits_BV, -1)
+    best, flat = jax.lax.top_k(totals_BV.reshape(-1), 2 * width)
+    return best, flat // logits_BV.shape[1], flat % logits_BV.shape[1]
+
+
+def take_rows(cache: Cache, rows: jax.Array) -> Cache:
+    """The cache of these rows, in this order; a row may be taken more than once."""
+    pick = partial(jnp.take, indices=rows, axis=0)
+    return cache.replace(keys=tuple(map(pick, cache.keys)), values=tuple(map(pick, cache.values)))

@@ -1,0 +1,46 @@
+"""The run's diary: one JSON object per event, appended and flushed."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gpt3jax import __version__
+
+
+def record(path: Path, event: str, **facts: Any) -> None:
+    """Append an event with its time (seconds since 1970)."""
+    line = json.dumps({"event": event, "time": round(time.time(), 3), **facts})
+    with path.open("a") as file:
+        file.write(line + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All events, oldest first."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def code_version() -> dict[str, str]:
+    """What ran: this package, its commit where there is one, and the libraries under it."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece")
+    return {
+        "gpt3jax": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def _commit() -> str:
+    """Commit of the checkout this package runs from, marked when files differ; or `unknown`."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return found.stdout.strip() or "unknown"

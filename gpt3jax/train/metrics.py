@@ -1,0 +1,89 @@
+"""What is logged: one flat JSON object per logged step, and the same for TensorBoard.
+
+Units: loss in nats/token, val_bits_per_byte in bits/byte, rates per second,
+`*_s` in seconds. `mfu` is model FLOPs (6 per matrix element and token, plus
+causal attention) over the devices' bfloat16 peak; it is absent where no peak
+is known, as on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gpt3jax.config import Model
+from gpt3jax.model.params import flops_per_token
+from gpt3jax.plan.chips import peak_flops
+
+
+class MetricsLog:
+    """metrics.jsonl and tensorboard/ of a run, each step once."""
+
+    def __init__(self, file: Path, tensorboard: Path, resumed_at: int):
+        """Open for appending; records past the resumed step are cut, they will come again."""
+        cut_after(file, resumed_at)
+        self._file = file.open("a")
+        # Imported here: it takes seconds, and only training needs it.
+        from tensorboardX import SummaryWriter
+
+        self._board = SummaryWriter(str(tensorboard), purge_step=resumed_at + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Log a record; a full disk must not stop training."""
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+            for name, value in record.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, record["step"])
+        except OSError as error:
+            warnings.warn(
+                f"metrics of step {record['step']} were not written: {error}", stacklevel=2
+            )
+
+    def text(self, name: str, text: str, step: int) -> None:
+        self._board.add_text(name, text, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def cut_after(file: Path, step: int) -> None:
+    """Drop the records after a step, and a line that a crash left half-written."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            continue
+    replacement = file.with_suffix(".new")
+    replacement.write_text("".join(kept))
+    os.replace(replacement, file)
+
+
+def throughput(model: Model, tokens: int, seconds: float) -> dict[str, float]:
+    """tokens_per_s, model_flops_per_s and, where the peak is known, mfu."""
+    tokens_per_s = tokens / seconds
+    rates = {
+        "tokens_per_s": tokens_per_s,
+        "model_flops_per_s": tokens_per_s * flops_per_token(model),
+    }
+    peak = peak_flops(jax.devices()[0].device_kind)
+    if peak:
+        rates["mfu"] = rates["model_flops_per_s"] / (peak * jax.device_count())
+    return rates
+
+
+def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
+    """A loss that does not depend on the tokenizer."""
+    return nats_per_token / math.log(2) / bytes_per_token

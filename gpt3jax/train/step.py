@@ -1,0 +1,78 @@
+"""One training step and one evaluation step, as pure functions, compiled once.
+
+Legend: M microbatches, B windows in one, T context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from gpt3jax.config import Experiment, Model
+from gpt3jax.train.loss import window_loss
+from gpt3jax.train.optimizer import make_optimizer
+from gpt3jax.train.state import TrainState, abstract_state
+
+Metrics = dict[str, jax.Array]
+
+
+def train_step(
+    state: TrainState,
+    windows_MBT1: jax.Array,
+    microbatches: jax.Array,
+    learning_rate: jax.Array,
+    *,
+    experiment: Experiment,
+) -> tuple[TrainState, Metrics]:
+    """Read a batch, return the corrected state.
+
+    Args:
+      state: before the step.
+      windows_MBT1: int32 token windows; only the first `microbatches` count,
+        so that the batch can grow without a new compilation.
+      microbatches: int32 scalar, at least 1.
+      learning_rate: float32 scalar.
+
+    Returns:
+      The next state, and `loss` (nats/token) and `grad_norm` (before clipping).
+    """
+    loss, gradients = _mean_gradients(state.params, windows_MBT1, microbatches, experiment.model)
+    optimizer = make_optimizer(experiment.optimizer)
+    update, moments = optimizer.update(gradients, state.optimizer, state.params)
+    params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, update)
+    metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+    return TrainState(params, moments), metrics
+
+
+def _mean_gradients(params, windows_MBT1, microbatches, model: Model):
+    """Loss and gradients, averaged over the microbatches that count."""
+    loss_and_gradients = jax.value_and_grad(partial(window_loss, model=model))
+    if windows_MBT1.shape[0] == 1:
+        return loss_and_gradients(params, windows_MBT1[0])
+
+    def add(index, total):
+        return jax.tree.map(jnp.add, total, loss_and_gradients(params, windows_MBT1[index]))
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    total = jax.lax.fori_loop(0, microbatches, add, zero)
+    return jax.tree.map(lambda value: value / microbatches, total)
+
+
+def compile_train_step(experiment: Experiment, mesh: Mesh) -> Callable[..., tuple]:
+    """The jitted train step for this mesh; it consumes (donates) the state it is given."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
+    return jax.jit(
+        partial(train_step, experiment=experiment),
+        donate_argnames="state",
+        out_shardings=(shardings, None),
+    )
+
+
+def compile_loss(model: Model) -> Callable[..., jax.Array]:
+    """The jitted mean loss of windows [B, context + 1], in nats per token."""
+    return jax.jit(partial(window_loss, model=model))
