@@ -22,8 +22,11 @@ VOCABULARY_MULTIPLE = 128
 """Embedding rows are padded to this multiple, so that any mesh divides them."""
 
 
-class ConfigError(ValueError):
-    """A value that cannot work. The message is `WHAT: WHY. FIX`."""
+class ConfigError(Exception):
+    """A value that cannot work. The message is `WHAT: WHY. FIX`.
+
+    Not a ValueError, which tyro would take for its own and reword.
+    """
 
 
 def _check(ok: bool, message: str) -> None:

@@ -41,7 +41,8 @@ class Generator:
 
     def __init__(self, params: Params, model: Model, tokenizer: Tokenizer):
         self.model, self.tokenizer = model, tokenizer
-        self.params = jax.jit(decode.for_decoding, static_argnums=1)(params, model)
+        self._lay_out = jax.jit(decode.for_decoding, static_argnames="model")
+        self.load(params)
         # Without region analysis XLA's CPU backend copies the whole cache every token.
         on_cpu = jax.default_backend() == "cpu"
         options = {"xla_cpu_copy_insertion_use_region_analysis": True} if on_cpu else None
@@ -52,6 +53,10 @@ class Generator:
         self._draw = jax.jit(decode.draw, static_argnames="sampling")
         self._take_rows = jax.jit(decode.take_rows)
         self._beam_step = jax.jit(decode.beam_step, static_argnames="width")
+
+    def load(self, params: Params) -> None:
+        """Write with these parameters from now on; nothing is compiled again."""
+        self.params = self._lay_out(params, self.model)
 
     def tokens(
         self,

@@ -35,10 +35,13 @@ class Position:
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, folder: Path, keep: int = 1):
-        policy = ocp.training.preservation_policies.LatestN(keep)
+    def __init__(self, folder: Path, keep: int | None = None):
+        """Open for writing when told how many to keep, otherwise only for reading."""
+        policies = ocp.training.preservation_policies
         self._orbax = ocp.training.Checkpointer(
-            folder.absolute(), preservation_policy=policy, cleanup_tmp_directories=True
+            folder.absolute(),
+            preservation_policy=policies.LatestN(keep) if keep else policies.PreserveAll(),
+            cleanup_tmp_directories=keep is not None,
         )
         self._saving: Any = None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -71,17 +72,50 @@ def cut_after(file: Path, step: int) -> None:
     os.replace(replacement, file)
 
 
-def throughput(model: Model, tokens: int, seconds: float) -> dict[str, float]:
-    """tokens_per_s, model_flops_per_s and, where the peak is known, mfu."""
-    tokens_per_s = tokens / seconds
-    rates = {
-        "tokens_per_s": tokens_per_s,
-        "model_flops_per_s": tokens_per_s * flops_per_token(model),
-    }
-    peak = peak_flops(jax.devices()[0].device_kind)
-    if peak:
-        rates["mfu"] = rates["model_flops_per_s"] / (peak * jax.device_count())
-    return rates
+class Meter:
+    """Speed since it was restarted, as it is after an evaluation or a save.
+
+    The first step is not counted: it includes the compilation.
+    """
+
+    def __init__(self, model: Model):
+        self._flops_per_token = flops_per_token(model)
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self._peak = peak and peak * jax.device_count()
+        self._began = time.perf_counter()
+        self._is_warm = False
+        self.restart()
+
+    def restart(self) -> None:
+        self._steps, self._tokens, self._waited = 0, 0, 0.0
+        self._clock = time.perf_counter()
+
+    def add(self, tokens: int, waited: float) -> None:
+        """Count a finished step."""
+        if not self._is_warm:
+            self._is_warm = True
+            self.restart()
+            return
+        self._steps += 1
+        self._tokens += tokens
+        self._waited += waited
+
+    def read(self) -> dict[str, float]:
+        """Means over the steps counted, and the seconds since the loop began."""
+        now = time.perf_counter()
+        if self._steps == 0:
+            return {"seconds": now - self._began}
+        rate = self._tokens / (now - self._clock)
+        figures = {
+            "tokens_per_s": rate,
+            "model_flops_per_s": rate * self._flops_per_token,
+            "step_s": (now - self._clock) / self._steps,
+            "data_wait_s": self._waited / self._steps,
+            "seconds": now - self._began,
+        }
+        if self._peak:
+            figures["mfu"] = figures["model_flops_per_s"] / self._peak
+        return figures
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:

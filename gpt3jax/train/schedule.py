@@ -41,3 +41,26 @@ def is_done(step: int, tokens: int, experiment: Experiment) -> bool:
     """Whether the run has had its tokens, or its steps."""
     train = experiment.train
     return tokens >= train.tokens or (train.steps is not None and step >= train.steps)
+
+
+def total_tokens(experiment: Experiment) -> int:
+    """Tokens the run will have seen when it is done."""
+    tokens = step = 0
+    train, context = experiment.train, experiment.model.context
+    if train.steps is None:
+        return train.tokens
+    while tokens < train.ramp_tokens and not is_done(step, tokens, experiment):
+        tokens += microbatches(tokens, experiment) * experiment.microbatch * context
+        step += 1
+    return min(train.tokens, tokens + (train.steps - step) * train.batch_tokens)
+
+
+def batch_range(batch: int, experiment: Experiment) -> range:
+    """The global sequences of a batch, counted from 0; the ramp is walked step by step."""
+    sequences = step = 0
+    context, size = experiment.model.context, experiment.microbatch
+    while step < batch and sequences * context < experiment.train.ramp_tokens:
+        sequences += microbatches(sequences * context, experiment) * size
+        step += 1
+    sequences += (batch - step) * experiment.batch_sequences
+    return range(sequences, sequences + microbatches(sequences * context, experiment) * size)

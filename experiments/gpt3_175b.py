@@ -1,0 +1,17 @@
+"""GPT-3 175B: Table 2.1 of Brown et al. 2020, its batch, rate and schedules.
+
+Cost       3,640 petaflop/s-days (3.14e23 FLOPs) for 300B tokens, Table D.1
+Loss       at best 1.73 nats/token on the paper's data: 2.57 C^-0.048 at that compute
+Command    gpt3jax train experiments/gpt3_175b.py --run runs/gpt3_175b
+
+Never run to its end by us. The mesh and microbatch are a start, not a
+measurement; the batch ramp begins at one microbatch.
+"""
+
+from gpt3jax.config import Experiment, Mesh
+
+from gpt3 import gpt3
+
+
+def experiment() -> Experiment:
+    return gpt3("175b", microbatch=224, mesh=Mesh(data=1, fsdp=-1, tensor=8), remat="full")

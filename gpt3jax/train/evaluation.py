@@ -1,0 +1,76 @@
+"""What is measured of a model while it trains: validation loss, and a sample to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.data import loader
+from gpt3jax.data.manifest import load_manifest
+from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.generate import Generator
+from gpt3jax.model.params import Params
+from gpt3jax.sharding.rules import batch_sharding
+from gpt3jax.train.metrics import bits_per_byte
+from gpt3jax.train.step import compile_loss
+
+
+class Evaluation:
+    """The same validation windows and the same prompt, for each set of parameters."""
+
+    def __init__(self, experiment: Experiment, mesh: Mesh, tokenizer: Path):
+        """Read the windows; they are cut to whole microbatches.
+
+        Raises:
+          ConfigError: there are too few for one microbatch.
+        """
+        self._experiment = experiment
+        self._tokenizer_file = tokenizer
+        windows = loader.validation_windows(
+            experiment.data, experiment.evaluate.windows, experiment.model.context
+        )
+        rows = mesh.shape["data"] * mesh.shape["fsdp"]
+        size = min(experiment.microbatch, len(windows)) // rows * rows
+        if size == 0:
+            raise ConfigError(
+                f"there are {len(windows)} validation windows for {rows} rows of devices: each "
+                "row needs one. Prepare more text, or raise --evaluate.windows"
+            )
+        whole = windows[: len(windows) // size * size].reshape(-1, size, windows.shape[1])
+        self._batches = [jax.device_put(batch, batch_sharding(mesh)) for batch in whole]
+        self._loss = compile_loss(experiment.model)
+        self._bytes_per_token = validation_bytes_per_token(experiment)
+        self._generator: Generator | None = None
+
+    def measure(self, params: Params) -> dict[str, float]:
+        """val_loss in nats/token and val_bits_per_byte."""
+        loss = float(np.mean([float(self._loss(params, batch)) for batch in self._batches]))
+        return {"val_loss": loss, "val_bits_per_byte": bits_per_byte(loss, self._bytes_per_token)}
+
+    def sample(self, params: Params) -> str:
+        """A continuation of the experiment's prompt, the prompt included."""
+        evaluate = self._experiment.evaluate
+        if evaluate.sample_tokens == 0:
+            return ""
+        if self._generator is None:
+            tokenizer = Tokenizer.load(self._tokenizer_file)
+            self._generator = Generator(params, self._experiment.model, tokenizer)
+        self._generator.load(params)
+        pieces = self._generator.text(
+            evaluate.prompt, new_tokens=evaluate.sample_tokens, seed=self._experiment.seed
+        )
+        return evaluate.prompt + "".join(pieces)
+
+
+def validation_bytes_per_token(experiment: Experiment) -> float:
+    """Bytes of text per token over the validation splits, weighted as the sources are."""
+    sources = experiment.data.sources
+    total = sum(source.weight for source in sources)
+    return sum(
+        source.weight / total * load_manifest(source.path).validation_bytes_per_token
+        for source in sources
+    )

@@ -1,0 +1,127 @@
+"""What the commands print of a model: its text, and how a training run went."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from gpt3jax.config import ConfigError, Experiment, Mesh
+from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.generate import Generator
+from gpt3jax.model import params as model_params
+from gpt3jax.model.decode import Sampling
+from gpt3jax.run import Run, open_run
+from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.train.checkpoint import Checkpoints, pick_step
+from gpt3jax.train.loop import Outcome
+from gpt3jax.train.state import abstract_state
+
+
+def load_generator(path: Path, step: int | None = None) -> Generator:
+    """A run's model at a checkpoint (the newest if `step` is None), on one device.
+
+    Raises:
+      ConfigError: there is no such run or checkpoint.
+    """
+    run = open_run(path)
+    experiment = run.experiment()
+    mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
+    checkpoints = Checkpoints(run.checkpoints)
+    try:
+        step = pick_step(checkpoints, step, path)
+        params = checkpoints.restore_params(step, abstract_state(experiment, mesh))
+    finally:
+        checkpoints.close()
+    return Generator(params, experiment.model, Tokenizer.load(str(run.tokenizer_file)))
+
+
+def write(
+    path: Path,
+    prompt: str,
+    *,
+    new_tokens: int,
+    samples: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    stop: tuple[str, ...],
+    seed: int,
+    beams: int,
+    step: int | None,
+    as_json: bool,
+) -> None:
+    """Print continuations of a prompt; a single one appears as it is written."""
+    if new_tokens < 1 or samples < 1 or beams < 0:
+        raise ConfigError("--new-tokens and --samples are at least 1, --beams 0. Raise them")
+    sampling = Sampling(temperature, top_k, top_p)
+    generator = load_generator(path, step)
+    drawing = {"new_tokens": new_tokens, "sampling": sampling, "seed": seed, "stop": stop}
+    if samples == 1 and not beams and not as_json:
+        sys.stdout.write(prompt)
+        for piece in generator.text(prompt, **drawing):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        print()
+        return
+    if beams:
+        found = generator.beam_search(
+            generator.tokenizer.encode(prompt), new_tokens=new_tokens, width=beams
+        )
+        texts = [generator.decode_until(each.tokens, stop) for each in found[:samples]]
+    else:
+        texts = generator.samples(prompt, samples, **drawing)
+    if as_json:
+        print(json.dumps({"prompt": prompt, "texts": texts, "seed": seed}, ensure_ascii=False))
+        return
+    for number, text in enumerate(texts, 1):
+        print(f"--- {number}\n{prompt}{text}")
+
+
+def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:
+    """How training ended: before and after side by side, the figures, and what to type next."""
+    console = Console(highlight=False)
+    run = Run(path)
+    step = outcome.position.step
+    if outcome.signal:
+        console.print(f"stopped at step {step:,} and saved; the same command goes on from there")
+        return
+    if outcome.steps_taken == 0:
+        console.print(f"{path} is done: {step:,} steps. To go on, raise --train.tokens")
+    if _sample(run, 0).exists() and _sample(run, step).exists():
+        side_by_side = Table.grid(expand=True)
+        side_by_side.add_column(ratio=1)
+        side_by_side.add_column(ratio=1)
+        side_by_side.add_row(_panel(run, 0), _panel(run, step))
+        console.print(side_by_side)
+    figures = next((r for r in reversed(run.metrics()) if "val_loss" in r), {})
+    size = model_params.count(experiment.model)
+    console.print(f"{path}: {size:,} parameters, {figures.get('tokens', 0):,} tokens", markup=False)
+    if "val_loss" in figures:
+        console.print(
+            f"validation: {figures['val_loss']:.3f} nats/token, "
+            f"{figures['val_bits_per_byte']:.3f} bits/byte"
+        )
+    for command in (
+        f"gpt3jax generate {path} --prompt 'def main('",
+        f"gpt3jax report {path}",
+        f"gpt3jax data show {path} --batch {max(0, step - 1)}",
+    ):
+        console.print(f"  {command}", markup=False)
+
+
+def _sample(run: Run, step: int) -> Path:
+    return run.samples / f"{step}.txt"
+
+
+def _panel(run: Run, step: int) -> Any:
+    title = "untrained" if step == 0 else f"after {step:,} steps"
+    text = _sample(run, step).read_text(encoding="utf-8")
+    return Panel(Text(text.replace("\0", " ")), title=title)
