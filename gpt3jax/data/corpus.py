@@ -1,0 +1,112 @@
+"""A corpus: documents from text files, JSONL, Parquet, Hugging Face data sets, or Python itself.
+
+It is opened into parts, small records that pickle, so that any process can read
+any part, one document at a time. What cannot be a document is yielded as
+`Skipped`, for the caller to count.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from gpt3jax.config import ConfigError
+from gpt3jax.data.documents import PART_BYTES, Document, Part, Skipped
+from gpt3jax.data.files import cut, read_jsonl, read_text, walk
+from gpt3jax.data.library import python_parts, read_python, read_topics
+from gpt3jax.data.tables import huggingface_parts, parquet_parts, read_huggingface, read_parquet
+
+SMALLEST_CUT = 16 << 10
+"""A text file is never cut into documents of fewer bytes than this."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A named body of text in parts, and the files that were left out when it was opened."""
+
+    name: str
+    field: str
+    parts: tuple[Part, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    def read(self, part: Part) -> Iterator[Document | Skipped]:
+        """The documents of one part, in their order."""
+        return _READERS[part.kind](part, self.field)
+
+
+def open_corpus(spec: str, field: str = "text") -> Corpus:
+    """Find the parts of a corpus without reading its text.
+
+    Args:
+      spec: `python-library` (source and documentation of the running Python),
+        `hf:NAME` or `hf:NAME:CONFIG` (the train split), or a file, a folder or a
+        glob. Files ending in .jsonl and .parquet are read as such, all others
+        as text. Hidden files are left out.
+      field: where JSONL, Parquet and Hugging Face rows keep the text.
+
+    A text file is one document. In a corpus of under 100 files, one that holds
+    more than 1% of the text is cut into documents at line ends, or no small
+    share of it could be held out; so is any file of more than 4 MiB.
+
+    Raises:
+      ConfigError: there is no such corpus, no files in it, or no such field.
+    """
+    if spec == "python-library":
+        return Corpus(spec, field, tuple(python_parts()))
+    if spec.startswith("hf:"):
+        return Corpus(spec, field, tuple(huggingface_parts(spec, field)))
+    return _open_files(spec, field)
+
+
+def _open_files(spec: str, field: str) -> Corpus:
+    parts, skipped, texts = [], [], []
+    for key, path in _find(spec):
+        try:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                skipped.append(Skipped(key, "not a regular file"))
+            elif path.endswith(".jsonl"):
+                parts += cut("jsonl", path, key, status.st_size, PART_BYTES)
+            elif path.endswith(".parquet"):
+                parts += parquet_parts(path, key, field)
+            else:
+                texts.append((key, path, status.st_size))
+        except OSError as error:
+            skipped.append(Skipped(key, "unreadable", str(error.strerror or error)))
+    limit = PART_BYTES
+    if len(texts) < 100:
+        limit = min(limit, max(SMALLEST_CUT, sum(size for *_, size in texts) // 100))
+    for key, path, size in texts:
+        parts += cut("text", path, key, size, limit)
+    return Corpus(spec, field, tuple(parts), tuple(skipped))
+
+
+def _find(spec: str) -> list[tuple[str, str]]:
+    """Files that a path or glob names, as (key, path) in the order of their keys."""
+    path = os.path.expanduser(spec)
+    if os.path.isdir(path):
+        found = sorted(walk(path))
+    elif os.path.lexists(path):
+        found = [(os.path.basename(path), path)]
+    else:
+        matches = sorted(glob.glob(path, recursive=True))
+        found = [(match, match) for match in matches if not os.path.isdir(match)]
+    if not found:
+        raise ConfigError(
+            f"corpus {spec!r} has no files: no file, folder or glob of that name holds any. "
+            "Check the path"
+        )
+    return found
+
+
+_READERS: dict[str, Callable[[Part, str], Iterator[Document | Skipped]]] = {
+    "text": read_text,
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
+    "hf": read_huggingface,
+    "python": read_python,
+    "topics": read_topics,
+}

@@ -1,0 +1,184 @@
+"""What a prepared data folder holds: `manifest.json`, beside `tokenizer.model` and the shards."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt3jax.config import ConfigError, short_hash
+
+VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.model"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One ArrayRecord file: a window of context+1 little-endian ids in each record."""
+
+    name: str
+    windows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training or validation text, in numbers. `bytes` are of UTF-8 text before tokenization."""
+
+    documents: int
+    invalid_utf8: int
+    """Documents in which U+FFFD replaced bytes that are not UTF-8."""
+    bytes: int
+    tokens: int
+    """Each document's tokens and its end-of-text."""
+    dropped_tokens: int
+    """Tokens of the tails that were shorter than a window."""
+    shards: tuple[Shard, ...]
+
+    @property
+    def windows(self) -> int:
+        """Windows in all shards."""
+        return sum(shard.windows for shard in self.shards)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text per token; NaN without tokens."""
+        return self.bytes / self.tokens if self.tokens else float("nan")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of one `prepare`: what was asked, what was found, what was written."""
+
+    folder: Path = dataclasses.field(compare=False)
+    """Where it lies; not part of the record."""
+    corpus: str
+    field: str
+    corpus_hash: str
+    """Of the names and sizes of the corpus's parts."""
+    context: int
+    vocabulary: int
+    tokenizer: str
+    """Hash of tokenizer.model."""
+    tokenizer_trained: bool
+    """On this corpus, rather than given."""
+    validation_fraction: float
+    seed: int
+    end_of_text: int
+    dtype: str
+    skipped: dict[str, int]
+    """What was left out of the corpus, by reason."""
+    train: Split
+    validation: Split
+    version: int = VERSION
+
+    @property
+    def train_windows(self) -> int:
+        """Windows to train on."""
+        return self.train.windows
+
+    @property
+    def validation_windows(self) -> int:
+        """Windows held out."""
+        return self.validation.windows
+
+    @property
+    def train_bytes_per_token(self) -> float:
+        """Bytes of training text per token."""
+        return self.train.bytes_per_token
+
+    @property
+    def validation_bytes_per_token(self) -> float:
+        """Bytes of held-out text per token: bits per byte = loss / ln 2 / this."""
+        return self.validation.bytes_per_token
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """Every shard, training first."""
+        return self.train.shards + self.validation.shards
+
+    @property
+    def hash(self) -> str:
+        """Identifies the windows: tokenizer, context and the content of every shard."""
+        shards = [[shard.name, shard.windows, shard.sha256] for shard in self.shards]
+        return short_hash([self.version, self.tokenizer, self.context, self.dtype, shards])
+
+    def write(self) -> None:
+        """Write manifest.json into the folder."""
+        record = dataclasses.asdict(self) | {"hash": self.hash}
+        del record["folder"]
+        (self.folder / MANIFEST).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def load_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """Read the manifest of a prepared data folder.
+
+    Raises:
+      ConfigError: no such folder, not a data folder, or one of another version.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"data {path} is not there: no such folder. Make it: gpt3jax data prepare --out {path}"
+        )
+    try:
+        record = json.loads((folder / MANIFEST).read_text())
+        version = record["version"]
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} is not prepared data: it has no {MANIFEST}. "
+            "Name a folder that gpt3jax data prepare made"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}/{MANIFEST} is damaged: {error}. Prepare it again") from error
+    if version != VERSION:
+        raise ConfigError(
+            f"data {path} has format {version}: this gpt3jax reads format {VERSION}. "
+            "Prepare it again into another folder"
+        )
+    return _parse(folder, record)
+
+
+def _parse(folder: Path, record: dict) -> Manifest:
+    try:
+        stored = record.pop("hash")
+        for name in ("train", "validation"):
+            shards = tuple(Shard(**shard) for shard in record[name].pop("shards"))
+            record[name] = Split(**record[name], shards=shards)
+        manifest = Manifest(folder=folder, **record)
+        if manifest.hash != stored:
+            raise ValueError("its hash does not agree")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{folder}/{MANIFEST} is damaged: {error}. Prepare it again") from error
+    return manifest
+
+
+def verify(path: str | os.PathLike[str]) -> Manifest:
+    """Compare every byte of a data folder with its manifest, which is returned.
+
+    Raises:
+      ConfigError: a shard or the tokenizer is missing or has changed.
+    """
+    manifest = load_manifest(path)
+    expected = {shard.name: shard.sha256 for shard in manifest.shards}
+    expected[TOKENIZER] = manifest.tokenizer
+    for name, digest in expected.items():
+        file = manifest.folder / name
+        if not file.is_file():
+            raise ConfigError(f"{file} is missing: the manifest names it. Restore or prepare again")
+        if not sha256(file).startswith(digest):
+            raise ConfigError(
+                f"{file} is damaged: its SHA-256 is not the manifest's. Restore or prepare again"
+            )
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

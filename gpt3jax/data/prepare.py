@@ -1,0 +1,249 @@
+"""Text to windows: `prepare` makes the folder that training reads.
+
+    corpus -> census (counts, sample, what to hold out) -> tokenizer -> shards -> manifest
+
+Documents, each followed by end-of-text, are joined into a stream and cut into
+windows of context+1 tokens. A window begins with the last token of the one
+before, so every token is predicted exactly once. Parts of the corpus are dealt
+to shards before any work begins and a shard is written from start to end by one
+process, so the bytes do not depend on how many processes there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gpt3jax.config import ConfigError, short_hash
+from gpt3jax.data.census import merge, take_census
+from gpt3jax.data.corpus import Corpus, Part, open_corpus
+from gpt3jax.data.documents import hash_key
+from gpt3jax.data.encode import Job, encode_group, window_dtype, write_validation
+from gpt3jax.data.manifest import MANIFEST, TOKENIZER, Manifest, Split, load_manifest, verify
+from gpt3jax.data.pool import processes
+from gpt3jax.data.tokenizer import SAMPLE_BYTES, Tokenizer, train_tokenizer
+
+SHARD_BYTES = 4 << 20
+"""Text in a shard, about, until there are `SHARDS` of them."""
+SHARDS = 256
+"""Shards at most: a reader keeps every one open."""
+
+Progress = Callable[[str, float], None]
+
+
+def prepare(
+    corpus_spec: str,
+    out: str,
+    *,
+    context: int,
+    vocabulary: int,
+    tokenizer: str | None = None,
+    field: str = "text",
+    validation_fraction: float = 0.01,
+    workers: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Make a data folder, or find that it is there already.
+
+    Args:
+      corpus_spec: see `corpus.open_corpus`.
+      out: the folder; it appears whole, when all is done.
+      context: tokens that a model sees at once; windows have one more.
+      vocabulary: of the tokenizer to train; not used when one is given.
+      tokenizer: a SentencePiece model file to use.
+      field: where JSONL, Parquet and Hugging Face rows keep the text.
+      validation_fraction: share of the text held out, by whole documents, drawn by
+        a hash of their keys: other seeds and settings hold out the same ones.
+      workers: processes; None for one per core.
+      seed: shuffles the parts of the corpus among the shards.
+      progress: called with the name of a stage and the share of it that is done.
+
+    Raises:
+      ConfigError: the request cannot work, or `out` holds something else.
+    """
+    workers = workers or os.cpu_count() or 1
+    _check(context, validation_fraction, workers)
+    given = Tokenizer.load(tokenizer) if tokenizer else None
+    corpus = open_corpus(corpus_spec, field)
+    settings = {
+        "corpus": corpus_spec,
+        "field": field,
+        "corpus_hash": short_hash([[part.key, part.bytes] for part in corpus.parts]),
+        "context": context,
+        "vocabulary": given.vocabulary if given else vocabulary,
+        "tokenizer_trained": given is None,
+        "validation_fraction": validation_fraction,
+        "seed": seed,
+    }
+    if os.path.lexists(out) and not (os.path.isdir(out) and not os.listdir(out)):
+        return _existing(out, settings | ({"tokenizer": given.hash} if given else {}))
+
+    folder = _partial(Path(out))
+    try:
+        _write(corpus, folder, settings, given, workers, progress or (lambda stage, share: None))
+        os.rename(folder, out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return load_manifest(out)
+
+
+def _check(context: int, validation_fraction: float, workers: int) -> None:
+    if context < 1:
+        raise ConfigError(f"--context is {context}: a window has at least 1 token. Raise it")
+    if not 0 <= validation_fraction < 1:
+        raise ConfigError(
+            f"--validation-fraction is {validation_fraction}: it is a share from 0 to below 1. "
+            "Change it"
+        )
+    if workers < 1:
+        raise ConfigError(f"--workers is {workers}: it takes at least 1. Raise it, or leave it out")
+
+
+def _existing(out: str, settings: dict[str, Any]) -> Manifest:
+    """The manifest of a finished folder with the same settings; anything else is refused."""
+    if not os.path.lexists(os.path.join(out, MANIFEST)):
+        raise ConfigError(
+            f"{out} exists and is not prepared data: nothing is overwritten. Choose another --out"
+        )
+    manifest = load_manifest(out)
+    for name, value in settings.items():
+        if (old := getattr(manifest, name)) != value:
+            why = (
+                "the corpus has changed" if name == "corpus_hash" else f"{name} {old}, now {value}"
+            )
+            raise ConfigError(
+                f"{out} holds data that was made differently: {why}. Choose another --out, or "
+                "delete that folder"
+            )
+    return verify(out)
+
+
+def _partial(out: Path) -> Path:
+    """A folder beside `out` to write in; those that dead processes of this host left go."""
+    prefix = f"{out.name}.partial-{socket.gethostname()}-"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for path in out.parent.iterdir():
+            pid = path.name.removeprefix(prefix)
+            if path.name.startswith(prefix) and pid.isdigit() and not _runs(int(pid)):
+                shutil.rmtree(path, ignore_errors=True)
+        folder = out.parent / f"{prefix}{os.getpid()}"
+        folder.mkdir()
+    except OSError as error:
+        raise ConfigError(
+            f"--out {out} cannot be written: {error.strerror}. Choose another folder"
+        ) from error
+    return folder
+
+
+def _runs(pid: int) -> bool:
+    """Whether another process has this id (in a container, ids return after a restart)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+def _write(
+    corpus: Corpus,
+    folder: Path,
+    settings: dict[str, Any],
+    given: Tokenizer | None,
+    workers: int,
+    progress: Progress,
+) -> None:
+    """Everything between an empty folder and its manifest."""
+    groups = _groups(corpus.parts, settings["seed"])
+    # Jobs carry their own parts; all of them with each job would be much to send.
+    reader = dataclasses.replace(corpus, parts=(), skipped=())
+
+    def tracked(stage: str, results: Iterable) -> Iterator:
+        for done, result in enumerate(results, 1):
+            progress(stage, done / len(groups))
+            yield result
+
+    with processes(max(1, min(workers, len(groups)))) as run:
+        rate = 0.0 if given else SAMPLE_BYTES / max(1, sum(part.bytes for part in corpus.parts))
+        reading = run(partial(take_census, reader, rate), groups)
+        census = merge(tracked("reading", reading), corpus)
+        tokenizer = given or _train(census.sample, settings["vocabulary"], progress)
+        tokenizer.save(folder / TOKENIZER)
+        held_out = census.held_out(settings["validation_fraction"])
+        job = Job(reader, folder, settings["context"], held_out)
+        encoding = run(partial(encode_group, job), enumerate(groups))
+        results = list(tracked("encoding", encoding))
+    train = _number("train", folder, [result.train for result in results])
+    validation = _number("validation", folder, [write_validation(job, tokenizer, results)])
+    _check_windows(train, validation, settings, census.documents)
+    Manifest(
+        folder=folder,
+        **settings,
+        tokenizer=tokenizer.hash,
+        end_of_text=tokenizer.end_of_text,
+        dtype=window_dtype(tokenizer).str,
+        skipped=dict(sorted(census.skipped.items())),
+        train=train,
+        validation=validation,
+    ).write()
+
+
+def _groups(parts: tuple[Part, ...], seed: int) -> list[tuple[Part, ...]]:
+    """Deal the parts, in an order drawn by the seed, to shards of about equal size."""
+    target = max(SHARD_BYTES, sum(part.bytes for part in parts) // SHARDS)
+    groups, group, size = [], [], 0
+    for part in sorted(parts, key=lambda part: (hash_key(f"{seed}:{part.key}"), part.key)):
+        group.append(part)
+        size += part.bytes
+        if size >= target:
+            groups.append(tuple(group))
+            group, size = [], 0
+    return groups + ([tuple(group)] if group else [])
+
+
+def _train(sample: list[str], vocabulary: int, progress: Progress) -> Tokenizer:
+    progress("training the tokenizer", 0.0)
+    tokenizer = Tokenizer(train_tokenizer(sample, vocabulary))
+    progress("training the tokenizer", 1.0)
+    return tokenizer
+
+
+def _number(name: str, folder: Path, pieces: list[Split]) -> Split:
+    """One split of many, its shards named `name-00000-of-00004.array_record` and so on."""
+    found = [shard for piece in pieces for shard in piece.shards]
+    shards = []
+    for i, shard in enumerate(found):
+        final = f"{name}-{i:05d}-of-{len(found):05d}.array_record"
+        os.rename(folder / shard.name, folder / final)
+        shards.append(dataclasses.replace(shard, name=final))
+    totals = {
+        field.name: sum(getattr(piece, field.name) for piece in pieces)
+        for field in dataclasses.fields(Split)
+        if field.name != "shards"
+    }
+    return Split(**totals, shards=tuple(shards))
+
+
+def _check_windows(train: Split, validation: Split, settings: dict, documents: int) -> None:
+    """Refuse data that no run could use."""
+    window = settings["context"] + 1
+    if train.windows == 0:
+        raise ConfigError(
+            f"the text gives no training window: {documents} documents leave {train.tokens} tokens "
+            f"to train on and a window takes {window}. Add text, or lower --context"
+        )
+    if settings["validation_fraction"] and validation.windows == 0:
+        raise ConfigError(
+            f"no validation window: the held-out text has {validation.tokens} tokens and a window "
+            f"takes {window}. Raise --validation-fraction, or set it to 0 for none"
+        )

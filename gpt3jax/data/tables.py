@@ -1,0 +1,111 @@
+"""Documents in columns: Parquet files and Hugging Face data sets.
+
+pyarrow and datasets are imported where they are used, so that others start fast.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from gpt3jax.config import ConfigError
+from gpt3jax.data.documents import (
+    PART_BYTES,
+    Document,
+    Part,
+    Skipped,
+    decode_document,
+    row_document,
+)
+
+
+def parquet_parts(path: str, key: str, field: str) -> list[Part]:
+    """One part per row group.
+
+    Raises:
+      ConfigError: the file has no such field of strings.
+      OSError: it is not Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+    except pa.ArrowInvalid as error:
+        raise OSError(f"not Parquet: {error}") from error
+    _check_field(path, field, schema.names)
+    kind = schema.field(field).type
+    if kind not in (pa.string(), pa.large_string()):
+        raise ConfigError(f"field {field!r} of {path} is {kind}: text is string. Pass --field")
+    groups = range(metadata.num_row_groups)
+    sizes = [metadata.row_group(group).total_byte_size for group in groups]
+    return [Part("parquet", path, f"{key}:{i}", i, i + 1, sizes[i]) for i in groups]
+
+
+def _check_field(where: str, field: str, names: Iterable[str]) -> None:
+    if field not in names:
+        raise ConfigError(
+            f"{where} has no field {field!r}: it has {', '.join(names)}. Pass --field with one"
+        )
+
+
+def read_parquet(part: Part, field: str) -> Iterator[Document | Skipped]:
+    """The documents of one row group."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = 0
+    try:
+        with pq.ParquetFile(part.path) as file:
+            for batch in file.iter_batches(256, row_groups=[part.start], columns=[field]):
+                # As binary, because Arrow does not check that strings are UTF-8.
+                for raw in batch.column(0).cast(pa.large_binary()).to_pylist():
+                    yield decode_document(f"{part.key}:{row}", raw or b"")
+                    row += 1
+    except (OSError, pa.ArrowException) as error:
+        yield Skipped(part.key, "unreadable", str(error))
+
+
+@functools.cache
+def _huggingface_rows(name: str) -> Any:
+    """The train split of `NAME` or `NAME:CONFIG`, memory-mapped by the library."""
+    try:
+        import datasets
+    except ImportError:
+        raise ConfigError(
+            f"corpus hf:{name} cannot be read: the datasets library is not installed. "
+            "pip install 'gpt3jax[hf]'"
+        ) from None
+    path, _, config = name.partition(":")
+    try:
+        return datasets.load_dataset(path, config or None, split="train")
+    except Exception as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:90]
+        raise ConfigError(f"corpus hf:{name} cannot be loaded: {why}. Check the name") from error
+
+
+def huggingface_parts(spec: str, field: str) -> list[Part]:
+    """Ranges of rows of `hf:NAME` or `hf:NAME:CONFIG`.
+
+    Raises:
+      ConfigError: the library, the data set or the field is not there.
+    """
+    name = spec.removeprefix("hf:")
+    rows = _huggingface_rows(name)
+    _check_field(spec, field, rows.column_names)
+    row_bytes = max(1, rows.data.nbytes // max(1, len(rows)))
+    step = max(1, PART_BYTES // row_bytes)
+    parts = []
+    for start in range(0, len(rows), step):
+        stop = min(start + step, len(rows))
+        parts.append(Part("hf", name, str(start), start, stop, (stop - start) * row_bytes))
+    return parts
+
+
+def read_huggingface(part: Part, field: str) -> Iterator[Document | Skipped]:
+    """The documents of one range of rows."""
+    rows = _huggingface_rows(part.path)
+    for i in range(part.start, part.stop):
+        yield row_document(str(i), rows[i], field)

@@ -1,0 +1,199 @@
+"""The report that compares runs: a table, PNG figures and one self-contained page.
+
+Everything comes from what the runs' folders hold; no device is touched.
+Units: loss in nats/token, throughput in tokens/s.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gpt3jax.config import ConfigError
+from gpt3jax.report_page import Curve, draw_figures, page
+from gpt3jax.run import Run, open_run
+
+SMOOTHED = 10
+"""Records whose mean is the final training loss."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a run came to. None: not measured (yet)."""
+
+    name: str
+    path: str
+    parameters: int
+    """Exact; padding of the vocabulary is not counted."""
+    tokens: int
+    steps: int
+    loss: float | None
+    """Training loss, nats/token: mean of the last 10 records."""
+    val_loss: float | None
+    """Validation loss, nats/token: the last one measured."""
+    val_bits_per_byte: float | None
+    tokens_per_s: float | None
+    """Median over the records; as for mfu."""
+    mfu: float | None
+    seconds: float
+    """In training, over all resumes; work that a crash undid is not counted."""
+    device: str
+    code: str
+    """Version and commit; several, if the run was resumed under another."""
+
+    def cells(self) -> dict[str, str]:
+        """The row as a person reads it, by label."""
+        return {
+            "parameters": f"{self.parameters:,}",
+            "tokens": f"{self.tokens:,}",
+            "steps": f"{self.steps:,}",
+            "training loss, nats/token": _number(self.loss, ".4f"),
+            "validation loss, nats/token": _number(self.val_loss, ".4f"),
+            "validation, bits/byte": _number(self.val_bits_per_byte, ".4f"),
+            "tokens/s, median": _number(self.tokens_per_s, ",.0f"),
+            "MFU, median": _number(self.mfu, ".1%"),
+            "hours": _number(self.seconds / 3600, ",.3f"),
+            "device": self.device,
+            "code": self.code,
+        }
+
+
+def write_report(runs: Sequence[Path], out: Path | None = None, *, as_json: bool = False) -> Path:
+    """Draw the figures and the page, and print the table.
+
+    Args:
+      runs: Folders of runs.
+      out: Folder to write; RUN/report of the first run if None.
+      as_json: Print the rows as a JSON list instead of a table.
+
+    Returns:
+      The page: index.html, beside the PNG figures.
+
+    Raises:
+      ConfigError: no runs, a run that is missing or has no metrics, or `out`
+        cannot be written.
+    """
+    if not runs:
+        raise ConfigError("no run is named: there is nothing to report. Name one or more folders")
+    opened = [open_run(path) for path in runs]
+    names = [run.path.resolve().name for run in opened]
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in opened]
+    rows, curves = zip(*map(_row_and_curve, opened, names), strict=True)
+    cells = [(row.name, row.cells()) for row in rows]
+    samples = [(name, _samples(run)) for name, run in zip(names, opened, strict=True)]
+    folder = out or opened[0].path / "report"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        figures = draw_figures(curves, folder)
+        file = folder / "index.html"
+        file.write_text(page(cells, figures, samples), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error}. Choose another --out") from error
+    if as_json:
+        written = {"figures": [str(figure) for figure in figures], "page": str(file)}
+        print(json.dumps([dataclasses.asdict(row) | written for row in rows], indent=2))
+    else:
+        _print_table(cells)
+        print(f"page: {file}")
+    return file
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    """Objects of a JSON-lines file. A line half-written by a crash is skipped; NaN is None."""
+    found = []
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
+        try:
+            found.append(json.loads(line, parse_constant=lambda _: None))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def _row_and_curve(run: Run, name: str) -> tuple[Row, Curve]:
+    records = _read(run.metrics_file)
+    if not records:
+        raise ConfigError(f"{run.path} has no metrics: no step was logged yet. Train it for longer")
+    # Imported here: it needs jax, which takes seconds.
+    from gpt3jax.model.params import count, flops_per_token
+
+    def values(metric: str) -> list[float]:
+        return [record[metric] for record in records if record.get(metric) is not None]
+
+    losses, rates, mfu = values("loss"), values("tokens_per_s"), values("mfu")
+    events = _read(run.ledger_file)
+    model = run.experiment().model
+    row = Row(
+        name=name,
+        path=str(run.path),
+        parameters=count(model),
+        tokens=records[-1]["tokens"],
+        steps=records[-1]["step"],
+        loss=statistics.fmean(losses[-SMOOTHED:]) if losses else None,
+        val_loss=(values("val_loss") or [None])[-1],
+        val_bits_per_byte=(values("val_bits_per_byte") or [None])[-1],
+        tokens_per_s=statistics.median(rates) if rates else None,
+        mfu=statistics.median(mfu) if mfu else None,
+        seconds=_seconds(records, events),
+        device=_begun(events, "{device}"),
+        code=_begun(events, "{gpt3jax} ({commit})"),
+    )
+    return row, Curve(name, records, flops_per_token(model))
+
+
+def _seconds(records: list[dict[str, Any]], events: list[dict[str, Any]]) -> float:
+    """Sum over the stretches between resumes, since `seconds` starts anew at each."""
+    resumes: list[int] = []
+    for event in events:
+        if event["event"] == "resume":
+            # One that goes back further than an earlier one undoes it.
+            resumes = [step for step in resumes if step < event["step"]] + [event["step"]]
+    last = {
+        bisect.bisect_left(resumes, record["step"]): record["seconds"]
+        for record in records
+        if "seconds" in record
+    }
+    return sum(last.values())
+
+
+def _begun(events: list[dict[str, Any]], words: str) -> str:
+    """What the starts and resumes say, each once, in their order."""
+    begun = [event for event in events if event["event"] in ("start", "resume")]
+    return ", ".join(dict.fromkeys(words.format_map(event) for event in begun)) or "–"
+
+
+def _samples(run: Run) -> list[tuple[int, str]]:
+    """Step and text of the first and the last sample, or of the only one."""
+    files = {int(f.stem): f for f in run.samples.glob("*.txt") if f.stem.isdecimal()}
+    ends = sorted(files)[:1] + sorted(files)[1:][-1:]
+    return [(step, files[step].read_text(encoding="utf-8", errors="replace")) for step in ends]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _print_table(cells: list[tuple[str, dict[str, str]]]) -> None:
+    """Figures down, runs across: as many at a time as fit, or all of them when piped."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 10_000
+    labels = list(cells[0][1])
+    widest = max(len(text) for name, row in cells for text in (name, *row.values()))
+    fit = max(1, (console.width - max(map(len, labels))) // (widest + 2))
+    for first in range(0, len(cells), fit):
+        table = Table("run", box=None, pad_edge=False)
+        for name, _ in cells[first : first + fit]:
+            table.add_column(name, justify="right", overflow="fold")
+        for label in labels:
+            table.add_row(label, *(row[label] for _, row in cells[first : first + fit]))
+        console.print(table)

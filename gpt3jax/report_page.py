@@ -1,0 +1,300 @@
+"""The figures of a report, and the page that holds them.
+
+The page needs nothing outside itself. Figures are drawn on white; in a dark
+theme the page inverts their lightness and keeps their hues.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+PF_DAY = 8.64e19
+"""FLOPs in a petaflop/s-day."""
+
+# Okabe and Ito's colours: told apart with any colour vision. Past them, other strokes.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STROKES = ("-", "--", ":", "-.")
+GREY = "#666666"
+
+# Small with large letters, so that a phone shows them legibly.
+STYLE = {
+    "figure.figsize": (5.0, 3.5), "figure.constrained_layout.use": True, "savefig.dpi": 200,
+    "font.size": 10.5, "legend.fontsize": 10, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
+    "axes.linewidth": 0.6, "axes.axisbelow": True, "axes.grid": True, "axes.labelcolor": "#333333",
+    "grid.color": "#e3e3e3", "grid.linewidth": 0.5, "lines.linewidth": 1.5,
+    "xtick.color": GREY, "ytick.color": GREY, "xtick.minor.size": 0, "ytick.minor.size": 0,
+    "xtick.labelcolor": "#333333", "ytick.labelcolor": "#333333",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The logged records of a run, to be drawn."""
+
+    name: str
+    records: Sequence[dict[str, Any]]
+    flops_per_token: int
+    """Training FLOPs: 6 per matrix element, plus causal attention."""
+
+    def series(self, metric: str, compute: bool = False) -> tuple[list[float], list[float]]:
+        """Tokens (or PF-days) and the values of a metric, of the records that have it."""
+        first = 1 if compute else 0  # No compute yet: not on a logarithmic axis.
+        found = [r for r in self.records if r.get(metric) is not None and r["tokens"] >= first]
+        scale = self.flops_per_token / PF_DAY if compute else 1
+        return [r["tokens"] * scale for r in found], [r[metric] for r in found]
+
+
+def frontier(pf_days: float) -> float:
+    """Loss (nats/token) of compute-optimal training: Brown et al. 2020, Figure 3.1.
+
+    >>> round(frontier(3640), 3)
+    1.734
+    """
+    return 2.57 * pf_days**-0.048
+
+
+def draw_figures(curves: Sequence[Curve], folder: Path) -> list[Path]:
+    """Draw every figure that has something to show, as PNG in a folder.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    logged = {name for curve in curves for record in curve.records for name in record}
+    batches = {r["batch_tokens"] for c in curves for r in c.records if "batch_tokens" in r}
+    rate = {"learning_rate": "learning rate"}
+    if len(batches) > 1:
+        rate["batch_tokens"] = "tokens in a batch"
+    norm = {"grad_norm": "gradient norm"}
+    speed = {"tokens_per_s": "tokens/s"} | ({"mfu": "MFU"} if "mfu" in logged else {})
+    with matplotlib.rc_context(STYLE):
+        figures = {"loss": _losses(curves)}
+        if "loss" in logged:
+            figures["loss_by_compute"] = _losses(curves, compute=True)
+            figures["learning_rate"] = _panels(curves, rate)
+            figures["gradient_norm"] = _panels(curves, norm, log=True)
+        if "tokens_per_s" in logged:
+            figures["throughput"] = _panels(curves, speed)
+        files = [folder / f"{name}.png" for name in figures]
+        for file, figure in zip(files, figures.values(), strict=True):
+            figure.savefig(file)
+    return files
+
+
+CAPTIONS = {
+    "loss": "Line: training loss, one batch each. Points: validation loss, on the same held-out "
+    "windows each time.",
+    "loss_by_compute": "One petaflop/s-day is 8.64e19 FLOPs; a token costs 6 per matrix element, "
+    "the output matrix included, plus causal attention. Dashed: L = 2.57 C^-0.048, the "
+    "compute-optimal frontier of Brown et al. 2020, Figure 3.1. There C leaves out embeddings, "
+    "and the loss is on the paper's data with its tokenizer: an orientation, not a target.",
+    "learning_rate": "As applied, and the tokens in a batch where they vary.",
+    "gradient_norm": "Of the whole gradient, before it is clipped.",
+    "throughput": "Mean since the record before, without evaluations and saves. MFU, where the "
+    "devices' bfloat16 peak is known: model FLOPs over that peak.",
+}
+NOTE = (
+    "Losses in nats/token compare if tokenizer and held-out text agree; bits/byte if the text does."
+)
+
+
+def _looks(curves: Sequence[Curve]) -> Iterable[tuple[Curve, dict[str, Any]]]:
+    """Each run with its colour, and past the last colour with another stroke."""
+    looks = itertools.cycle(itertools.product(STROKES, COLOURS))
+    for curve, (stroke, colour) in zip(curves, looks, strict=False):
+        yield curve, {"color": colour, "linestyle": stroke}
+
+
+def _losses(curves: Sequence[Curve], *, compute: bool = False) -> Figure:
+    """Training and validation loss against tokens, or against compute with the frontier."""
+    figure = Figure()
+    axes = figure.subplots()
+    for curve, look in _looks(curves):
+        axes.plot(*curve.series("loss", compute), **look | {"alpha": 0.5, "linewidth": 0.8})
+        x, y = curve.series("val_loss", compute)
+        size = 4 if len(x) <= 40 else 2
+        axes.plot(x, y, "o", color=look["color"], markersize=size, clip_on=False, zorder=3)
+    kinds = [
+        Line2D([], [], color=GREY, alpha=0.5, linewidth=0.8, label="training"),
+        Line2D([], [], color=GREY, linestyle="", marker="o", markersize=4, label="validation"),
+    ]
+    if compute:
+        axes.set_xscale("log")
+        ends = axes.get_xlim()
+        law = {"color": GREY, "linestyle": (0, (4, 2)), "linewidth": 1}
+        kinds += axes.plot(ends, [frontier(c) for c in ends], **law, label="Brown et al. 2020")
+        axes.set_xlim(ends)
+        axes.set_xlabel("training compute, petaflop/s-days")
+    else:
+        _token_axis(axes)
+    _plain_log(axes)
+    axes.set_ylabel("loss, nats/token")
+    axes.legend(handles=kinds)
+    _name_runs(figure, curves)
+    return figure
+
+
+def _panels(curves: Sequence[Curve], metrics: dict[str, str], *, log: bool = False) -> Figure:
+    """Metrics against tokens, one panel each, one above the other."""
+    figure = Figure()
+    rows = figure.subplots(len(metrics), sharex=True, squeeze=False)[:, 0]
+    for axes, (metric, label) in zip(rows, metrics.items(), strict=True):
+        for curve, look in _looks(curves):
+            axes.plot(*curve.series(metric), **look | {"linewidth": 1.2})
+        axes.set_ylabel(label)
+        if log:
+            _plain_log(axes)
+        else:
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    _token_axis(rows[-1])
+    figure.align_ylabels()
+    _name_runs(figure, curves)
+    return figure
+
+
+def _token_axis(axes: Axes) -> None:
+    axes.set_xlim(left=0)
+    axes.set_xlabel("tokens")
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+
+
+def _plain_log(axes: Axes) -> None:
+    """A logarithmic y axis that is labelled within its decades too."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    steps = (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _short(value: float, _: int | None = None) -> str:
+    """A number as an axis shows it.
+
+    >>> _short(1.5e6), _short(300e9), _short(6e-4), _short(0.25)
+    ('1.5M', '300B', '6e-4', '0.25')
+    """
+    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= scale:
+            return f"{value / scale:g}{letter}"
+    if 0 < abs(value) < 0.01:
+        power = math.floor(math.log10(abs(value)))
+        return f"{value / 10.0**power:.3g}e{power}"
+    return f"{value:g}"
+
+
+def _name_runs(figure: Figure, curves: Sequence[Curve]) -> None:
+    """Names above the axes; a run alone needs none."""
+    if len(curves) < 2:
+        return
+    columns = max(1, 56 // (max(len(curve.name) for curve in curves) + 7))
+    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(curves) / columns))
+    legend = figure.legend(
+        [Line2D([], [], **look) for _, look in _looks(curves)],
+        [" "] * len(curves),
+        loc="outside upper left",
+        ncols=min(len(curves), columns),
+        handlelength=1.6,
+    )
+    for text, curve in zip(legend.get_texts(), curves, strict=True):
+        # Set afterwards: a name may hold $, which is no formula, or begin with _.
+        text.set_parse_math(False)
+        text.set_text(curve.name)
+
+
+def page(
+    cells: Sequence[tuple[str, dict[str, str]]],
+    figures: Sequence[Path],
+    samples: Sequence[tuple[str, Sequence[tuple[int, str]]]],
+) -> str:
+    """The report as one HTML page that loads nothing.
+
+    Args:
+      cells: Name of each run, and its figures by label.
+      figures: What `draw_figures` drew; read and embedded.
+      samples: Name of each run, and (step, text) of what it wrote; any text is safe.
+    """
+    title = ", ".join(name for name, _ in cells) if len(cells) < 4 else f"{len(cells)} runs"
+    head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name, _ in cells)
+    rows = "".join(
+        f"<tr><th scope=row>{label}</th>"
+        + "".join(f"<td>{html.escape(row[label])}</td>" for _, row in cells)
+        + "</tr>\n"
+        for label in cells[0][1]
+    )
+    drawn = ""
+    for file in figures:
+        name, data = file.stem.replace("_", " "), base64.b64encode(file.read_bytes()).decode()
+        drawn += (
+            f"<figure><h2>{name.capitalize()}</h2><img alt='Curves: {name}' "
+            f"src='data:image/png;base64,{data}'>"
+            f"<figcaption>{CAPTIONS[file.stem]}</figcaption></figure>\n"
+        )
+    texts = "".join(
+        f"<h3>{html.escape(name)}</h3><div class=grid>"
+        + "".join(
+            f"<section><p>step {step:,}</p><pre>{html.escape(text)}</pre></section>"
+            for step, text in written
+        )
+        + "</div>\n"
+        for name, written in samples
+        if written
+    )
+    return TEMPLATE.format(
+        title=html.escape(title), style=CSS, head=head, rows=rows, figures=drawn,
+        note=f"<p>{NOTE}</p>" if len(cells) > 1 else "",
+        samples=f"<h2>Samples</h2>\n{texts}" if texts else "",
+    )  # fmt: skip
+
+
+CSS = """
+:root{color-scheme:light dark;--ink:#222;--soft:#666;--line:#ddd;--paper:#fff}
+@media(prefers-color-scheme:dark){
+:root{--ink:#ddd;--soft:#999;--line:#3a3a3a;--paper:#121212}
+img{filter:invert(.93) hue-rotate(180deg)}}
+*{box-sizing:border-box}
+body{margin:0 auto;padding:1.5rem 1rem 4rem;max-width:72rem;background:var(--paper);
+color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+h1{font-size:1.6rem;line-height:1.2;margin:.5rem 0 1.5rem;overflow-wrap:anywhere}
+h2{font-size:1.1rem;margin:2.5rem 0 .5rem}
+h3{font-size:.9rem;margin:1rem 0 0;overflow-wrap:anywhere}
+p,figcaption{color:var(--soft);font-size:.85rem;max-width:40rem}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
+th,td{padding:.3rem 0 .3rem 1.5rem;text-align:right;vertical-align:top;
+border-bottom:1px solid var(--line)}
+th:first-child{padding-left:0;text-align:left;font-weight:400;color:var(--soft);
+position:sticky;left:0;background:var(--paper)}
+@media(min-width:40rem){th:first-child{white-space:nowrap}}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));
+gap:0 2.5rem}
+figure{margin:0} img{display:block;width:100%;height:auto}
+pre{margin:0 0 1.5rem;padding:.8rem 1rem;border:1px solid var(--line);border-radius:4px;
+max-height:24rem;overflow:auto;white-space:pre-wrap;overflow-wrap:anywhere;
+font:.8rem/1.45 ui-monospace,monospace}
+"""
+
+TEMPLATE = """<!doctype html>
+<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
+<title>{title}: gpt3jax report</title><style>{style}</style>
+<h1>{title}</h1>
+<div class=wide><table><thead><tr><th></th>{head}</tr></thead>
+<tbody>
+{rows}</tbody></table></div>
+{note}<div class=grid>
+{figures}</div>
+{samples}"""

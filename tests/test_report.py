@@ -1,0 +1,162 @@
+"""The report says what the records say, in figures that need nothing else."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from gpt3jax.config import ConfigError, Data, Experiment, Model, Schedule, Source, Train
+from gpt3jax.model.params import count, flops_per_token
+from gpt3jax.report import write_report
+from gpt3jax.report_page import PF_DAY, Curve, frontier
+
+MODEL = Model(n_layers=2, d_model=8, n_heads=2, d_head=4, vocabulary=300, context=16)
+FIGURES = [
+    "loss.png",
+    "loss_by_compute.png",
+    "learning_rate.png",
+    "gradient_norm.png",
+    "throughput.png",
+]
+
+
+def step_record(step: int) -> dict:
+    loss = 5 / step**0.1
+    record = {
+        "step": step, "sequences": 2 * step, "tokens": 32 * step, "loss": loss,
+        "grad_norm": 1 / step,
+        "learning_rate": 1e-3 * step, "batch_tokens": 32, "tokens_per_s": 100.0 + step,
+        "mfu": 0.3, "seconds": 2.0 * step,
+    }  # fmt: skip
+    if step % 10 == 0:
+        record |= {"val_loss": loss + 0.1, "val_bits_per_byte": loss / 2}
+    return record
+
+
+RECORDS = [
+    {"step": 0, "sequences": 0, "tokens": 0, "val_loss": 5.7, "val_bits_per_byte": 2.8},
+    *map(step_record, range(1, 31)),
+]
+START = {"event": "start", "step": 0, "device": "cpu", "gpt3jax": "0.1.0", "commit": "abc"}
+
+
+def make_run(path: Path, records=RECORDS, events=(START,), tail: str = "") -> Path:
+    experiment = Experiment(
+        name="fake",
+        model=MODEL,
+        data=Data((Source("text", "data/text"),)),
+        schedule=Schedule(1e-3, warmup_tokens=10, decay_tokens=1000),
+        train=Train(batch_tokens=32, tokens=960),
+    )
+    (path / "samples").mkdir(parents=True)
+    (path / "experiment.json").write_text(experiment.to_json())
+    lines = [json.dumps(record) + "\n" for record in records]
+    (path / "metrics.jsonl").write_text("".join(lines) + tail)
+    (path / "ledger.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return path
+
+
+def rows(capsys: pytest.CaptureFixture, *runs: Path) -> list[dict]:
+    write_report(runs, None, as_json=True)
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_figure_is_a_png_and_the_page_holds_them_and_reaches_for_nothing(tmp_path, capsys):
+    runs = [make_run(tmp_path / name) for name in ("a", "b_$^$", "[c]")]
+    page = write_report(runs, tmp_path / "out")
+    text = page.read_text()
+    for name in FIGURES:
+        assert (page.parent / name).read_bytes().startswith(b"\x89PNG")
+    assert text.count("src='data:image/png;base64,iVBOR") == len(FIGURES)
+    for reference in ("http:", "https:", "url(", "@import", "<link", "<script"):
+        assert reference not in text
+    printed = capsys.readouterr().out
+    assert all(name in text and name in printed for name in ("a", "b_$^$", "[c]"))
+    assert f"{count(MODEL):,}" in text and f"{count(MODEL):,}" in printed
+
+
+def test_a_json_row_holds_what_the_records_give(tmp_path, capsys):
+    (row,) = rows(capsys, make_run(tmp_path / "a"))
+    out = tmp_path / "a/report"
+    assert row == {
+        "name": "a",
+        "path": str(tmp_path / "a"),
+        "parameters": count(MODEL),
+        "tokens": 960,
+        "steps": 30,
+        "loss": pytest.approx(statistics.mean(5 / step**0.1 for step in range(21, 31))),
+        "val_loss": RECORDS[-1]["val_loss"],
+        "val_bits_per_byte": RECORDS[-1]["val_bits_per_byte"],
+        "tokens_per_s": 115.5,
+        "mfu": 0.3,
+        "seconds": 60.0,
+        "device": "cpu",
+        "code": "0.1.0 (abc)",
+        "figures": [str(out / name) for name in FIGURES],
+        "page": str(out / "index.html"),
+    }
+
+
+def test_time_adds_up_over_resumes_and_every_code_version_is_named(tmp_path, capsys):
+    resume = START | {"event": "resume", "commit": "def"}
+    # The clock starts anew at each resume; the one at 20 was undone by the one at 10.
+    records = [r | {"seconds": r["seconds"] - (20 if r["step"] > 10 else 0)} for r in RECORDS[1:]]
+    events = [START, resume | {"step": 20}, {"event": "save", "step": 20}, resume | {"step": 10}]
+    (row,) = rows(capsys, make_run(tmp_path / "a", records, events))
+    assert row["seconds"] == 20 + 40
+    assert row["code"] == "0.1.0 (abc), 0.1.0 (def)"
+
+
+def test_what_a_model_wrote_cannot_become_markup(tmp_path):
+    run = make_run(tmp_path / "<b>run")
+    (run / "samples/0.txt").write_text("first")
+    (run / "samples/10.txt").write_text("<script>alert('x')</script>&amp;")
+    (run / "samples/9.txt").write_text("neither first nor last")
+    text = write_report([run]).read_text()
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&amp;amp;" in text
+    assert "<script" not in text and "<b>" not in text
+    assert "first" in text and "neither" not in text
+
+
+def test_a_half_written_last_line_is_ignored(tmp_path, capsys):
+    whole = make_run(tmp_path / "whole")
+    cut = make_run(tmp_path / "cut", tail='{"step": 31, "tok')
+    first, second = rows(capsys, whole, cut)
+    assert second | {"name": "whole", "path": first["path"]} == first
+
+
+def test_a_run_before_its_first_step_shows_its_validation_loss(tmp_path, capsys):
+    (row,) = rows(capsys, make_run(tmp_path / "a", RECORDS[:1]))
+    assert (row["loss"], row["val_loss"], row["tokens_per_s"]) == (None, 5.7, None)
+    assert [Path(figure).name for figure in row["figures"]] == ["loss.png"]
+
+
+def test_a_missing_run_an_empty_one_and_an_unwritable_folder_are_refused_in_words(tmp_path):
+    run, empty = make_run(tmp_path / "a"), make_run(tmp_path / "empty", [], tail='{"st')
+    (tmp_path / "file").touch()
+    for runs, out, words in (
+        ([], None, "nothing to report"),
+        ([tmp_path / "none"], None, "is not a run"),
+        ([run, empty], None, "no step was logged"),
+        ([run], tmp_path / "file", "Choose another --out"),
+    ):
+        with pytest.raises(ConfigError, match=words) as refusal:
+            write_report(runs, out)
+        assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 200 + len(str(tmp_path))
+
+
+def test_runs_of_the_same_folder_name_are_told_apart(tmp_path, capsys):
+    runs = [make_run(tmp_path / where / "tiny", RECORDS[:1]) for where in ("a", "b")]
+    assert [row["name"] for row in rows(capsys, *runs)] == [str(run) for run in runs]
+
+
+def test_the_frontier_and_compute_have_the_papers_units():
+    assert frontier(1) == pytest.approx(2.57)
+    assert frontier(3640) == pytest.approx(1.734, abs=5e-4)
+    # Table D.1: GPT-3 175B on 300B tokens takes 3,640 petaflop/s-days, attention not counted.
+    model = Model(96, 12288, 96, 128)
+    records = [{"tokens": 0, "loss": 9.0}, {"tokens": 300 * 10**9, "loss": 1.7}]
+    compute, _ = Curve("175B", records, flops_per_token(model)).series("loss", compute=True)
+    assert compute == [pytest.approx(3640, rel=0.03)]
+    assert pytest.approx(1e15 * 24 * 3600) == PF_DAY
