@@ -185,10 +185,13 @@ def bench(
 ) -> None:
     """Measure training, generation or the data pipeline at the shape of an experiment.
 
-    Weights and (for train and decode) tokens are random: nothing need be prepared.
+    Examples:
+      gpt3jax bench train experiments/tiny.py
+      gpt3jax bench decode experiments/tiny.py --model.n-layers 8 --json
 
     Args:
-      what: train: whole steps. decode: cached generation, batch 1. data: the loader alone.
+      what: train: whole steps on random tokens. decode: cached generation of one sample, random
+        weights. data: the loader alone, which needs the experiment's prepared data.
       experiment: The experiment.
       repeats: Timed repetitions; the median is reported.
       json: Print the figures as JSON.
@@ -275,14 +278,15 @@ def parse(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     call.__doc__ = function.__doc__
     call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
-    return tyro.cli(call, args=rest, prog=prog, config=(FlagConversionOff,) if fields else ())
+    return tyro.cli(call, args=rest, prog=prog)
 
 
 def _for_tyro(parameter: inspect.Parameter, fields: dict[str, Any]) -> inspect.Parameter:
     """A parameter as tyro should see it: the experiment's fields without a prefix, and filled."""
     kind = inspect.Parameter.KEYWORD_ONLY
     if parameter.name in fields:
-        annotation = Annotated[parameter.annotation, tyro.conf.arg(name="")]
+        # Booleans as `--model.scan-layers True`, which sweeps and resumed commands can set.
+        annotation = Annotated[parameter.annotation, tyro.conf.arg(name=""), FlagConversionOff]
         return parameter.replace(annotation=annotation, default=fields[parameter.name], kind=kind)
     return parameter.replace(kind=kind)
 

@@ -65,13 +65,16 @@ class Checkpoints:
             self._saving.result()
             self._saving = None
 
-    def positions(self) -> list[Position]:
-        """The complete checkpoints, oldest first."""
-        return [Position(**saved.custom_metadata) for saved in self._orbax.checkpoints]
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, ascending."""
+        return sorted(saved.step for saved in self._orbax.checkpoints)
 
     def latest(self) -> Position | None:
         """The newest complete checkpoint, if there is one."""
-        return max(self.positions(), key=lambda position: position.step, default=None)
+        if not self.steps():
+            return None
+        saved = self._orbax.checkpointables_metadata(self.steps()[-1])
+        return Position(**saved.custom_metadata)
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The state of a step, laid out as `abstract` says, whatever mesh it was saved on."""
@@ -97,7 +100,7 @@ def pick_step(checkpoints: Checkpoints, step: int | None, run: Path) -> int:
     Raises:
       ConfigError: there is no such checkpoint.
     """
-    steps = [position.step for position in checkpoints.positions()]
+    steps = checkpoints.steps()
     if not steps:
         raise ConfigError(f"{run} has no checkpoint yet: it was stopped too early. Train it first")
     if step is not None and step not in steps:

@@ -45,7 +45,7 @@ def train_step(
     optimizer = make_optimizer(experiment.optimizer)
     update, moments = optimizer.update(gradients, state.optimizer, state.params)
     params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, update)
-    metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients)}
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
     return TrainState(params, moments), metrics
 
 

@@ -1,0 +1,41 @@
+# Everything sets itself up: each target makes .venv from the lock first.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+DATA    = data/python-library
+RUN     = runs/tiny
+
+.PHONY: install demo test parity lint lock clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: requirements/cpu.txt setup.cfg
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "error: Python %d.%d is too old: jax needs 3.11. Use: make PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/cpu.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+demo: install  ## data, tokenizer, training, samples: the main job
+	$(BIN)/gpt3jax data prepare --corpus python-library --out $(DATA) --context 256 --vocabulary 2048
+	$(BIN)/gpt3jax train experiments/tiny.py --run $(RUN)
+
+test: install
+	$(BIN)/python -m pytest -n 2 -m "not parity"
+
+parity: install  ## against PyTorch and transformers, which it installs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
+	$(BIN)/python -m pytest -m parity
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lock:  ## for maintainers: exact versions of the ranges in setup.cfg, by uv
+	for lock in cpu:dev tpu:tpu cuda:cuda; do \
+	  uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate \
+	    --no-header setup.cfg --extra $${lock#*:} -o requirements/$${lock%:*}.txt; \
+	done
+
+clean:
+	rm -rf $(VENV) build *.egg-info

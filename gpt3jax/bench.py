@@ -1,0 +1,150 @@
+"""How fast this machine trains, writes and reads, at the shape of an experiment.
+
+MFU convention, printed with each figure: model FLOPs are 6 per matrix element
+and token (the tied head included, embedding lookups not) plus 12 per visible
+key and attention-width element (causal and banded masks count only what they
+leave). The peak is the chip's bfloat16 rate; on a CPU, which has no such
+figure, it is the rate of a 2048 x 2048 float32 product measured just before.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from gpt3jax.config import Experiment
+from gpt3jax.data import loader
+from gpt3jax.generate import Generator
+from gpt3jax.model import params as model_params
+from gpt3jax.model.decode import Sampling
+from gpt3jax.plan.chips import peak_flops
+from gpt3jax.sharding.mesh import check_fits, make_mesh
+from gpt3jax.train.state import sharded_state
+from gpt3jax.train.step import compile_train_step
+
+PRODUCT = 2048
+PROMPT, WRITTEN = 32, 128
+BATCHES = 50
+
+
+class RandomTokens:
+    """Stands in for a tokenizer: `bench decode` writes ids, not text."""
+
+    end_of_text = 0
+
+
+def bench(what: str, experiment: Experiment, repeats: int, *, as_json: bool) -> None:
+    """Measure and print; each figure is the median of `repeats`."""
+    measure = {"train": bench_train, "decode": bench_decode, "data": bench_data}[what]
+    figures = {
+        "what": what,
+        "parameters": model_params.count(experiment.model),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "repeats": repeats,
+        "jax": jax.__version__,
+        **measure(experiment, repeats),
+    }
+    if as_json:
+        print(json.dumps(figures))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+def bench_train(experiment: Experiment, repeats: int) -> dict[str, Any]:
+    """Whole training steps on random tokens: tokens/s, model FLOP/s, MFU."""
+    mesh = make_mesh(experiment.mesh)
+    check_fits(experiment, mesh)
+    count = experiment.batch_sequences // experiment.microbatch
+    shape = (count, experiment.microbatch, experiment.model.context + 1)
+    draw = np.random.default_rng(experiment.seed)
+    with jax.set_mesh(mesh):
+        step = compile_train_step(experiment, mesh)
+        state = sharded_state(experiment, mesh)
+
+        def once() -> None:
+            nonlocal state
+            windows = draw.integers(0, experiment.model.vocabulary, shape, dtype=np.int32)
+            state, metrics = step(state, windows, jnp.int32(count), jnp.float32(0.0))
+            metrics["loss"].block_until_ready()
+
+        seconds = _median_seconds(once, repeats)
+    tokens_per_s = experiment.train.batch_tokens / seconds
+    flops = tokens_per_s * model_params.flops_per_token(experiment.model)
+    peak, of = _peak()
+    return {
+        "step_s": seconds,
+        "tokens_per_s": tokens_per_s,
+        "model_flops_per_s": flops,
+        "mfu": flops / peak,
+        "mfu_convention": f"6 N + causal attention, over {of} of {peak:.3g} FLOP/s",
+    }
+
+
+def bench_decode(experiment: Experiment, repeats: int) -> dict[str, Any]:
+    """Cached greedy generation of one sample: tokens/s, seconds to the first token."""
+    model = experiment.model
+    params = jax.jit(model_params.init, static_argnums=1)(jax.random.key(0), model)
+    generator = Generator(params, model, RandomTokens())
+    prompt = list(range(1, min(PROMPT, model.context // 2) + 1))
+    written = min(WRITTEN, model.context - len(prompt))
+
+    def write(new_tokens: int) -> None:
+        for _ in generator.tokens(prompt, new_tokens=new_tokens, sampling=Sampling(0.0)):
+            pass
+
+    first = _median_seconds(lambda: write(1), repeats)
+    whole = _median_seconds(lambda: write(written), repeats)
+    rate = (written - 1) / (whole - first)
+    matrices = sum(leaf.nbytes for leaf in jax.tree.leaves(generator.params))
+    return {
+        "tokens_per_s": rate,
+        "first_token_s": first,
+        "prompt_tokens": len(prompt),
+        "new_tokens": written,
+        "weight_bytes_per_s": rate * matrices,
+    }
+
+
+def bench_data(experiment: Experiment, repeats: int) -> dict[str, Any]:
+    """The loader alone, on the experiment's prepared data: tokens/s handed over."""
+    context, size = experiment.model.context, experiment.microbatch
+    order = loader.windows(experiment.data, experiment.seed, context)
+    batches = loader.batches(order, start=0, microbatch=size, rows=range(size))
+    seconds = _median_seconds(lambda: [next(batches) for _ in range(BATCHES)], repeats)
+    batches.close()
+    return {"tokens_per_s": BATCHES * size * context / seconds, "batch_sequences": size}
+
+
+def _median_seconds(work: Callable[[], Any], repeats: int) -> float:
+    """Median duration of the work, after one unmeasured go."""
+    work()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def _peak() -> tuple[float, str]:
+    """FLOP/s of all devices together, and what that figure is."""
+    known = peak_flops(jax.devices()[0].device_kind)
+    if known:
+        return known * jax.device_count(), "the bfloat16 peak"
+    x = jnp.ones((PRODUCT, PRODUCT))
+    product = jax.jit(jnp.matmul)
+    seconds = _median_seconds(lambda: product(x, x).block_until_ready(), 5)
+    return 2 * PRODUCT**3 / seconds, f"a measured {PRODUCT} x {PRODUCT} float32 product"

@@ -1,0 +1,113 @@
+"""Eight fake CPU devices, a tiny model, and a small prepared data set."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests compile far more than they compute.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 "
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
+import dataclasses  # noqa: E402
+import random  # noqa: E402
+import zlib  # noqa: E402
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from flax import traverse_util  # noqa: E402
+
+from gpt3jax.config import (  # noqa: E402
+    Data,
+    Evaluate,
+    Experiment,
+    Mesh,
+    Model,
+    Schedule,
+    Source,
+    Train,
+)
+from gpt3jax.data.prepare import prepare  # noqa: E402
+from gpt3jax.model import params as model_params  # noqa: E402
+
+
+@pytest.fixture
+def model():
+    """Four layers, dense and banded in turn; the vocabulary needs padding."""
+    return Model(
+        n_layers=4, d_model=32, n_heads=4, d_head=8, vocabulary=300, context=48, band=12,
+        scan_layers=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def params(model):
+    return randomised(model)
+
+
+def randomised(model, seed=0):
+    """Parameters in which nothing is zero or one, so that no bias or gain can hide."""
+
+    def noisy(path, leaf):
+        key = jax.random.fold_in(jax.random.key(seed + 1), zlib.crc32("/".join(path).encode()))
+        return leaf + 0.1 * jax.random.normal(key, leaf.shape)
+
+    drawn = model_params.init(jax.random.key(seed), model)
+    return traverse_util.path_aware_map(noisy, drawn)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A folder of generated text files with learnable regularities."""
+    folder = tmp_path_factory.mktemp("corpus")
+    words = [
+        "the",
+        "cat",
+        "dog",
+        "sat",
+        "on",
+        "mat",
+        "and",
+        "ran",
+        "to",
+        "see",
+        "red",
+        "sky",
+        "sun",
+    ]
+    draw = random.Random(0)
+    for number in range(60):
+        lines = [" ".join(draw.choices(words, k=8)) + "." for _ in range(60)]
+        (folder / f"{number:02}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(corpus, tmp_path_factory):
+    """The corpus prepared for a context of 48 and a vocabulary of 300."""
+    out = tmp_path_factory.mktemp("prepared") / "data"
+    prepare(str(corpus), str(out), context=48, vocabulary=300, validation_fraction=0.1, workers=1)
+    return out
+
+
+@pytest.fixture
+def experiment(model, prepared):
+    """A run of 12 steps on one device."""
+    return Experiment(
+        name="test",
+        model=model,
+        data=Data(sources=(Source("words", str(prepared)),)),
+        schedule=Schedule(peak_learning_rate=1e-2, warmup_tokens=2000, decay_tokens=100_000),
+        train=Train(batch_tokens=8 * 48, steps=12, log_every=1, save_every=100),
+        mesh=Mesh(data=1),
+        evaluate=Evaluate(every=100, windows=16, sample_tokens=4),
+    )
+
+
+def changed(experiment, **groups):
+    """An experiment with fields of its groups replaced: changed(e, train={"steps": 3})."""
+    replaced = {
+        name: dataclasses.replace(getattr(experiment, name), **fields)
+        for name, fields in groups.items()
+    }
+    return dataclasses.replace(experiment, **replaced)
