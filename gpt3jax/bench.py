@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -36,10 +37,12 @@ PROMPT, WRITTEN = 32, 128
 BATCHES = 50
 
 
+@dataclass(frozen=True)
 class RandomTokens:
     """Stands in for a tokenizer: `bench decode` writes ids, not text."""
 
-    end_of_text = 0
+    vocabulary: int
+    end_of_text: int = 0
 
 
 def bench(what: str, experiment: Experiment, repeats: int, *, as_json: bool) -> None:
@@ -97,7 +100,7 @@ def bench_decode(experiment: Experiment, repeats: int) -> dict[str, Any]:
     """Cached greedy generation of one sample: tokens/s, seconds to the first token."""
     model = experiment.model
     params = jax.jit(model_params.init, static_argnums=1)(jax.random.key(0), model)
-    generator = Generator(params, model, RandomTokens())
+    generator = Generator(params, model, RandomTokens(model.vocabulary))
     prompt = list(range(1, min(PROMPT, model.context // 2) + 1))
     written = min(WRITTEN, model.context - len(prompt))
 

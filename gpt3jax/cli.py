@@ -212,10 +212,9 @@ def train(experiment: Experiment, run: Path | None = None) -> int:
       experiment: The experiment; each field can be overridden.
       run: Folder of the run; runs/NAME if not given.
     """
-    from gpt3jax.data import loader
+    from gpt3jax.train.folder import data_identity
 
-    # What the data forbids is said before jax is imported.
-    loader.identity(experiment.data, experiment.seed, experiment.model.context)
+    data_identity(experiment)  # What the data forbids is said before jax is imported.
     from gpt3jax.train.loop import train as run_training
     from gpt3jax.write import print_outcome
 

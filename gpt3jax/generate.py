@@ -8,7 +8,7 @@ newer half is read again from position 0 and writing goes on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -40,7 +40,10 @@ class Generator:
     """A model made ready to write: parameters laid out once, each step compiled once."""
 
     def __init__(self, params: Params, model: Model, tokenizer: Tokenizer):
-        self.model, self.tokenizer = model, tokenizer
+        self.tokenizer = tokenizer
+        # Rows past the tokenizer's vocabulary stand for no text: they are never written, like
+        # those that pad the table.
+        self.model = replace(model, vocabulary=min(model.vocabulary, tokenizer.vocabulary))
         self._lay_out = jax.jit(decode.for_decoding, static_argnames="model")
         self.load(params)
         # Without region analysis XLA's CPU backend copies the whole cache every token.

@@ -109,12 +109,23 @@ def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:
             f"validation: {figures['val_loss']:.3f} nats/token, "
             f"{figures['val_bits_per_byte']:.3f} bits/byte"
         )
-    for command in (
+    console.print("To go on:")
+    for command in _next_commands(path, experiment, step):
+        console.print(f"  {command}", markup=False, soft_wrap=True)
+
+
+def _next_commands(path: Path, experiment: Experiment, step: int) -> list[str]:
+    """What to type after training: write, look, and the next size up."""
+    commands = [
         f"gpt3jax generate {path} --prompt 'def main('",
         f"gpt3jax report {path}",
         f"gpt3jax data show {path} --batch {max(0, step - 1)}",
-    ):
-        console.print(f"  {command}", markup=False)
+    ]
+    file, model = Path("experiments") / f"{experiment.name}.py", experiment.model
+    if file.exists():
+        wider = f"--model.d-model {2 * model.d_model} --model.n-heads {2 * model.n_heads}"
+        commands.append(f"gpt3jax train {file} --run {path}-wide {wider}")
+    return commands
 
 
 def _sample(run: Run, step: int) -> Path:

@@ -86,8 +86,8 @@ def unembed(params: Params, x_BTD: jax.Array, model: Model) -> jax.Array:
     w_DV = params["token_embedding"].T
     logits = matmul(x_BTD.reshape(-1, model.d_model), w_DV)
     logits_BTV = logits.reshape(*x_BTD.shape[:-1], -1).astype(jnp.float32)
-    if model.padded_vocabulary > model.vocabulary:
-        is_real = jnp.arange(model.padded_vocabulary) < model.vocabulary
+    if len(params["token_embedding"]) > model.vocabulary:
+        is_real = jnp.arange(logits_BTV.shape[-1]) < model.vocabulary
         logits_BTV = jnp.where(is_real, logits_BTV, jnp.finfo(jnp.float32).min)
     return constrain(logits_BTV, "batch", None, "vocab")
 

@@ -13,8 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from gpt3jax.config import ConfigError, Experiment
-from gpt3jax.data.manifest import TOKENIZER
+from gpt3jax.data import loader
+from gpt3jax.data.manifest import TOKENIZER, load_manifest
 from gpt3jax.run import Run
+
+
+def data_identity(experiment: Experiment) -> dict[str, Any]:
+    """What decides the windows of the run; jax is not needed to tell.
+
+    Raises:
+      ConfigError: the data is not there, or was prepared for another model.
+    """
+    identity = loader.identity(experiment.data, experiment.seed, experiment.model.context)
+    path = experiment.data.sources[0].path
+    tokens, rows = load_manifest(path).vocabulary, experiment.model.vocabulary
+    if tokens > rows:
+        raise ConfigError(
+            f"--model.vocabulary is {rows}, but the tokenizer of {path} has {tokens} tokens: some "
+            f"would have no embedding. Use {tokens} or more"
+        )
+    return identity
 
 
 def create_or_check(run: Run, experiment: Experiment, identity: dict[str, Any]) -> None:

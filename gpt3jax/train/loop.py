@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from gpt3jax.config import Experiment
-from gpt3jax.data import loader
 from gpt3jax.data.manifest import verify
 from gpt3jax.run import Run
 from gpt3jax.sharding.mesh import check_fits, make_mesh
@@ -26,7 +25,7 @@ from gpt3jax.train.checkpoint import Checkpoints, Position
 from gpt3jax.train.display import Display
 from gpt3jax.train.evaluation import Evaluation
 from gpt3jax.train.feed import Feed
-from gpt3jax.train.folder import caught_signals, create_or_check, only_one
+from gpt3jax.train.folder import caught_signals, create_or_check, data_identity, only_one
 from gpt3jax.train.metrics import Meter, MetricsLog
 from gpt3jax.train.schedule import is_done, learning_rate, microbatches, total_tokens
 from gpt3jax.train.state import TrainState, abstract_state, sharded_state
@@ -54,9 +53,9 @@ def train(experiment: Experiment, path: Path) -> Outcome:
       ConfigError: experiment, data, devices and run do not go together.
       NotFiniteError: training diverged; the checkpoints are from before.
     """
+    data = data_identity(experiment)
     mesh = make_mesh(experiment.mesh)
     check_fits(experiment, mesh)
-    data = loader.identity(experiment.data, experiment.seed, experiment.model.context)
     for source in experiment.data.sources:
         verify(source.path)
     run = Run(path)

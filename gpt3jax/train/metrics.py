@@ -28,7 +28,8 @@ class MetricsLog:
 
     def __init__(self, file: Path, tensorboard: Path, resumed_at: int):
         """Open for appending; records past the resumed step are cut, they will come again."""
-        cut_after(file, resumed_at)
+        # A run that starts again from the seed logs its step 0 again, too.
+        cut_after(file, resumed_at or -1)
         self._file = file.open("a")
         # Imported here: it takes seconds, and only training needs it.
         from tensorboardX import SummaryWriter

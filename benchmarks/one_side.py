@@ -1,0 +1,230 @@
+"""The speed of one library, measured in this process: a line of JSON.
+
+    PYTHONPATH=. python benchmarks/one_side.py train|decode gpt3jax|pytorch [SHAPE]
+
+against_pytorch.py runs pairs of these and says what is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+WARM_UP_STEPS, STEPS = 3, 8
+REPETITIONS = 3
+PROMPT_TOKENS, NEW_TOKENS = 32, 200
+LEARNING_RATE, WEIGHT_DECAY, BETAS = 6e-4, 0.1, (0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model, all layers dense, and the windows in a batch."""
+
+    n_layers: int
+    n_heads: int
+    d_head: int
+    vocabulary: int
+    context: int
+    batch: int
+
+    @property
+    def d_model(self) -> int:
+        return self.n_heads * self.d_head
+
+
+SHAPES = {
+    "12M": Shape(n_layers=6, n_heads=6, d_head=64, vocabulary=4096, context=256, batch=16),
+    "1M": Shape(n_layers=2, n_heads=2, d_head=64, vocabulary=4096, context=256, batch=4),
+}
+
+
+def train_gpt3jax(shape: Shape) -> dict[str, Any]:
+    """A run's own compiled step, on windows from the host."""
+    keep_memory()
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import NamedSharding
+
+    from gpt3jax import config
+    from gpt3jax.sharding.mesh import make_mesh
+    from gpt3jax.sharding.rules import partition
+    from gpt3jax.train.state import sharded_state
+    from gpt3jax.train.step import compile_train_step
+
+    experiment = config.Experiment(
+        "benchmark",
+        jax_model(shape),
+        config.Data((config.Source("random tokens", "nowhere"),)),
+        config.Schedule(peak_learning_rate=LEARNING_RATE),
+        config.Train(batch_tokens=shape.batch * shape.context),
+        config.Optimizer(*BETAS, clip_norm=1.0, weight_decay=WEIGHT_DECAY),
+    )
+    mesh = make_mesh(experiment.mesh)
+    with jax.set_mesh(mesh):
+        state = sharded_state(experiment, mesh)
+        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        compiled = compile_train_step(experiment, mesh)
+        placed = NamedSharding(mesh, partition((None, "batch", None)))
+        rng = np.random.default_rng(0)
+
+        def step() -> None:
+            nonlocal state
+            size = (1, shape.batch, shape.context + 1)
+            windows = rng.integers(0, shape.vocabulary, size).astype(np.int32)
+            windows = jax.device_put(windows, placed)
+            state, metrics = compiled(state, windows, jnp.int32(1), jnp.float32(LEARNING_RATE))
+            jax.block_until_ready((state, metrics))
+
+        seconds = median_seconds(step, WARM_UP_STEPS, STEPS)
+    return jax_result(count, shape.batch * shape.context / seconds)
+
+
+def train_pytorch(shape: Shape) -> dict[str, Any]:
+    """The loop that everybody writes, with AdamW in its fused form: much the fastest on a CPU."""
+    import numpy as np
+    import torch
+
+    network = torch_model(shape).train()
+    split = [[], []]
+    for parameter in network.parameters():
+        split[parameter.ndim == 1].append(parameter)
+    groups = [{"params": split[0]}, {"params": split[1], "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(
+        groups, lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
+    )
+    rng = np.random.default_rng(0)
+
+    def step() -> None:
+        windows = rng.integers(0, shape.vocabulary, (shape.batch, shape.context + 1))
+        windows = torch.from_numpy(windows)
+        logits = network(input_ids=windows[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad()
+        loss.item()
+
+    seconds = median_seconds(step, WARM_UP_STEPS, STEPS)
+    return torch_result(network, shape.batch * shape.context / seconds)
+
+
+def decode_gpt3jax(shape: Shape) -> dict[str, Any]:
+    keep_memory()
+    import jax
+
+    from gpt3jax.generate import Generator
+    from gpt3jax.model import params
+    from gpt3jax.model.decode import Sampling
+
+    model = jax_model(shape)
+    weights = params.init(jax.random.key(0), model)
+    generator = Generator(weights, model, SimpleNamespace(end_of_text=0))
+    greedy = Sampling(temperature=0)
+
+    def write() -> None:
+        found = generator.tokens(range(PROMPT_TOKENS), new_tokens=NEW_TOKENS, sampling=greedy)
+        assert len(list(found)) == NEW_TOKENS
+
+    seconds = median_seconds(write, 1, REPETITIONS)
+    return jax_result(params.count(model), NEW_TOKENS / seconds)
+
+
+def decode_pytorch(shape: Shape) -> dict[str, Any]:
+    import torch
+
+    network = torch_model(shape).eval()
+    prompt = torch.arange(PROMPT_TOKENS)[None]
+
+    def write() -> None:
+        found = network.generate(
+            prompt, max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=True, pad_token_id=0
+        )
+        assert found.shape[1] == PROMPT_TOKENS + NEW_TOKENS
+
+    with torch.inference_mode():
+        seconds = median_seconds(write, 1, REPETITIONS)
+    return torch_result(network, NEW_TOKENS / seconds)
+
+
+MEASUREMENTS = {
+    ("train", "gpt3jax"): train_gpt3jax,
+    ("train", "pytorch"): train_pytorch,
+    ("decode", "gpt3jax"): decode_gpt3jax,
+    ("decode", "pytorch"): decode_pytorch,
+}
+
+
+def jax_model(shape: Shape) -> Any:
+    from gpt3jax.config import Model
+
+    return Model(
+        n_layers=shape.n_layers, d_model=shape.d_model, n_heads=shape.n_heads,
+        d_head=shape.d_head, vocabulary=shape.vocabulary, context=shape.context,
+        dense_every=1, scan_layers=False, dtype="float32",
+    )  # fmt: skip
+
+
+def torch_model(shape: Shape) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=shape.vocabulary, n_positions=shape.context, n_embd=shape.d_model,
+            n_layer=shape.n_layers, n_head=shape.n_heads, bos_token_id=None, eos_token_id=None,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )
+    )  # fmt: skip
+
+
+def keep_memory() -> None:
+    """As the command line does, before jax is imported."""
+    from gpt3jax.memory import keep_freed_memory
+
+    keep_freed_memory()
+
+
+def jax_result(parameters: int, tokens_per_s: float) -> dict[str, Any]:
+    import jax
+    import jaxlib
+
+    versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    return result(parameters, tokens_per_s, versions)
+
+
+def torch_result(network: Any, tokens_per_s: float) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return result(sum(p.numel() for p in network.parameters()), tokens_per_s, versions)
+
+
+def result(parameters: int, tokens_per_s: float, versions: dict[str, str]) -> dict[str, Any]:
+    versions = {"python": platform.python_version(), **versions}
+    return {"parameters": parameters, "tokens_per_s": tokens_per_s, "versions": versions}
+
+
+def median_seconds(call: Callable[[], None], warm_up: int, repetitions: int) -> float:
+    """Of one call, once it is compiled and its memory is there."""
+    for _ in range(warm_up):
+        call()
+    seconds = []
+    for _ in range(repetitions):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    what, side, *rest = sys.argv[1:]
+    print(json.dumps(MEASUREMENTS[what, side](SHAPES[rest[0] if rest else "12M"])))
