@@ -127,7 +127,9 @@ def decode_gpt3jax(shape: Shape) -> dict[str, Any]:
 
     model = jax_model(shape)
     weights = params.init(jax.random.key(0), model)
-    generator = Generator(weights, model, SimpleNamespace(end_of_text=0))
+    generator = Generator(
+        weights, model, SimpleNamespace(end_of_text=0, vocabulary=shape.vocabulary)
+    )
     greedy = Sampling(temperature=0)
 
     def write() -> None:

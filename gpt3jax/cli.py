@@ -149,14 +149,21 @@ def generate(
       step: The checkpoint; the newest if not given.
       json: One JSON object with the prompt and the texts.
     """
+    from gpt3jax.run import open_run
+
+    open_run(run)  # Said before jax is imported.
     from gpt3jax.write import write
 
     if prompt is not None and prompt_file is not None:
         raise ConfigError("--prompt and --prompt-file are both given: which is it? Drop one")
-    text = prompt_file.read_text(encoding="utf-8") if prompt_file else prompt or ""
+    if prompt_file:
+        try:
+            prompt = prompt_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--prompt-file cannot be read: {error}. Check it") from error
     write(
-        run, text, new_tokens=new_tokens, samples=samples, temperature=temperature, top_k=top_k,
-        top_p=top_p, stop=stop, seed=seed, beams=beams, step=step, as_json=json,
+        run, prompt or "", new_tokens=new_tokens, samples=samples, temperature=temperature,
+        top_k=top_k, top_p=top_p, stop=stop, seed=seed, beams=beams, step=step, as_json=json,
     )  # fmt: skip
 
 
@@ -323,6 +330,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(words: list[str]) -> int:
     from gpt3jax.memory import keep_freed_memory
 
+    if words[0] == "data" and words[1:2] in ([], ["--help"], ["-h"]):
+        print(usage())
+        return 0
     size = 2 if words[0] == "data" else 1
     name = " ".join(words[:size])
     if name not in COMMANDS:

@@ -40,7 +40,13 @@ def _check_numbers(config: Any, group: str, **minimum: float) -> None:
         value = getattr(config, name)
         flag = f"--{group}.{name.replace('_', '-')}"
         _check(math.isfinite(value), f"{flag} is {value}: it must be a finite number. Give one")
+        is_whole = isinstance(value, int) or config.__annotations__[name] != "int"
+        _check(is_whole, f"{flag} is {value}: it counts something. Give a whole number")
         _check(value >= least, f"{flag} is {value}: it must be at least {least}. Raise it")
+
+
+def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    _check(value in choices, f"{flag} is {value!r}: it is one of {', '.join(choices)}. Choose one")
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class Model:
             f"the model has about {self.parameters_estimate:.1e} parameters: no machine holds "
             "that. Lower --model.d-model or --model.n-layers",
         )
+        _check_choice("--model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        _check_choice("--model.remat", self.remat, ("none", "dots", "full"))
         width = self.n_heads * self.d_head
         _check(
             width == self.d_model or self.free_head_width,
@@ -278,7 +286,9 @@ class Experiment:
             f"--train.microbatch is {self.microbatch}, but the batch has {self.batch_sequences} "
             "windows: it must divide them. Use a divisor",
         )
-        _check(0 <= self.seed < 2**32, f"--seed is {self.seed}: it must fit 32 bits. Lower it")
+        _check(
+            0 <= self.seed < 2**32, f"--seed is {self.seed}: it is from 0 to 2^32 - 1. Change it"
+        )
 
     @property
     def batch_sequences(self) -> int:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt3jax.config import Model
+from gpt3jax.config import ConfigError, Model
 from gpt3jax.data.tokenizer import StreamDecoder, Tokenizer
 from gpt3jax.model import decode
 from gpt3jax.model.decode import Sampling
@@ -103,9 +103,8 @@ class Generator:
             if token == self.tokenizer.end_of_text:
                 break
             held += stream.push(int(token))
-            cut = min((held.find(s) for s in stop if s in held), default=-1)
-            if cut >= 0:
-                yield held[:cut]
+            if any(each in held for each in stop):
+                yield _before_stop(held, stop)
                 return
             keep = _length_of_begun_stop(held, stop)
             yield held[: len(held) - keep]
@@ -121,7 +120,7 @@ class Generator:
         """The text of tokens up to end-of-text, or to the first stop string."""
         end = self.tokenizer.end_of_text
         text = self.tokenizer.decode(tokens[: tokens.index(end)] if end in tokens else tokens)
-        return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+        return _before_stop(text, stop)
 
     def beam_search(
         self, prompt: Sequence[int], *, new_tokens: int, width: int = 4, alpha: float = 0.6
@@ -131,6 +130,11 @@ class Generator:
         A beam is finished at the end-of-text token, which its tokens leave out,
         or after `new_tokens`. The prompt and these must fit the context.
         """
+        if not 0 < new_tokens < self.model.context or not 0 < 2 * width <= self.model.vocabulary:
+            raise ConfigError(
+                f"beam search over {new_tokens} tokens with {width} beams: it needs from 1 to "
+                f"{self.model.context - 1} tokens, and at most half the vocabulary. Change them"
+            )
         prompt = self._or_start(prompt)[-(self.model.context - new_tokens) :]
         logits, cache, _ = self._read([np.array([t], np.int32) for t in prompt], len(prompt), 1)
         beams: list[list[int]] = [[]]
@@ -144,20 +148,22 @@ class Generator:
         for length in range(1, new_tokens + 1):
             best = map(np.asarray, self._beam_step(logits, scores, width))
             going = []
-            for total, origin, token in zip(*best, strict=True):
-                if token == self.tokenizer.end_of_text:
-                    finish(beams[origin], float(total), length)
-                elif len(going) < width:
+            for rank, (total, origin, token) in enumerate(zip(*best, strict=True)):
+                if token != self.tokenizer.end_of_text:
                     going.append((float(total), int(origin), int(token)))
+                elif rank < width:
+                    finish(beams[origin], float(total), length)
+            going = going[:width]
             beams = [[*beams[origin], token] for _, origin, token in going]
-            if len(finished) >= width or length == new_tokens:
+            if len(finished) >= width:
                 break
             scores = jnp.array([total for total, _, _ in going])
             cache = self._take_rows(cache, jnp.array([origin for _, origin, _ in going]))
             tokens = jnp.array([token for _, _, token in going], jnp.int32)
             logits, cache = self._decode(self.params, cache, tokens, self.model)
-        for beam, (total, _, _) in zip(beams, going, strict=True):
-            finish(beam, total, len(beam))
+        else:
+            for beam, (total, _, _) in zip(beams, going, strict=True):
+                finish(beam, total, new_tokens)
         return sorted(finished, key=lambda found: -found.score)[:width]
 
     def _or_start(self, prompt: Sequence[int]) -> list[int]:
@@ -181,6 +187,12 @@ class Generator:
             everyone = jnp.zeros(rows, jnp.int32)
             logits, cache = logits[everyone], self._take_rows(cache, everyone)
         return logits, cache, length
+
+
+def _before_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the stop string that is complete first, as when read as a stream."""
+    found = [(text.find(each) + len(each), text.find(each)) for each in stop if each in text]
+    return text[: min(found)[1]] if found else text
 
 
 def _length_of_begun_stop(text: str, stop: Sequence[str]) -> int:

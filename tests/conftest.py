@@ -9,13 +9,10 @@ os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
-import dataclasses  # noqa: E402
 import random  # noqa: E402
-import zlib  # noqa: E402
 
-import jax  # noqa: E402
 import pytest  # noqa: E402
-from flax import traverse_util  # noqa: E402
+from building import randomised  # noqa: E402
 
 from gpt3jax.config import (  # noqa: E402
     Data,
@@ -28,7 +25,6 @@ from gpt3jax.config import (  # noqa: E402
     Train,
 )
 from gpt3jax.data.prepare import prepare  # noqa: E402
-from gpt3jax.model import params as model_params  # noqa: E402
 
 
 @pytest.fixture
@@ -43,17 +39,6 @@ def model():
 @pytest.fixture
 def params(model):
     return randomised(model)
-
-
-def randomised(model, seed=0):
-    """Parameters in which nothing is zero or one, so that no bias or gain can hide."""
-
-    def noisy(path, leaf):
-        key = jax.random.fold_in(jax.random.key(seed + 1), zlib.crc32("/".join(path).encode()))
-        return leaf + 0.1 * jax.random.normal(key, leaf.shape)
-
-    drawn = model_params.init(jax.random.key(seed), model)
-    return traverse_util.path_aware_map(noisy, drawn)
 
 
 @pytest.fixture(scope="session")
@@ -102,12 +87,3 @@ def experiment(model, prepared):
         mesh=Mesh(data=1),
         evaluate=Evaluate(every=100, windows=16, sample_tokens=4),
     )
-
-
-def changed(experiment, **groups):
-    """An experiment with fields of its groups replaced: changed(e, train={"steps": 3})."""
-    replaced = {
-        name: dataclasses.replace(getattr(experiment, name), **fields)
-        for name, fields in groups.items()
-    }
-    return dataclasses.replace(experiment, **replaced)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import changed, randomised
+from building import changed, randomised
 from jax.sharding import NamedSharding
 
 from gpt3jax.config import Mesh

@@ -44,7 +44,7 @@ def is_done(step: int, tokens: int, experiment: Experiment) -> bool:
 
 
 def total_tokens(experiment: Experiment) -> int:
-    """Tokens the run will have seen when it is done."""
+    """Tokens to train on, for the progress bar; the last batch may go past them."""
     tokens = step = 0
     train, context = experiment.train, experiment.model.context
     if train.steps is None:

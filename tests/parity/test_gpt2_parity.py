@@ -224,7 +224,9 @@ def torch_steps(
 def test_greedy_cached_generation_gives_the_same_tokens(make_pair, prompt_length):
     pair = make_pair(scan_layers=False)
     prompt = random_tokens(prompt_length)
-    generator = Generator(pair.params, pair.model, SimpleNamespace(end_of_text=0))
+    generator = Generator(
+        pair.params, pair.model, SimpleNamespace(end_of_text=0, vocabulary=VOCABULARY)
+    )
     rows = generator.tokens(prompt, new_tokens=32, sampling=Sampling(temperature=0))
     ours = [int(token) for (token,) in rows]
     with torch.no_grad():

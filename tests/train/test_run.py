@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import changed
+from building import changed
 
 from gpt3jax.config import ConfigError, Data, Mesh, Source
 from gpt3jax.data import loader

@@ -1,0 +1,112 @@
+"""The tree is the architecture: what may import what, and how large a part may grow."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "gpt3jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+LAYERS = [
+    {"config"},
+    {"run", "experiments", "memory", "progress", "sharding", "data"},
+    {"model"},
+    {"generate", "plan"},
+    {"train", "evals", "inspect", "interchange", "report_page"},
+    {"write", "report", "bench", "sweep", "serve", "doctor"},
+    {"cli"},
+    {"__main__"},
+]
+"""Lowest first. A part imports from layers below its own, and from itself."""
+
+ONLY = {
+    "config": set(),
+    "sharding": {"config", "sharding"},
+    "model": {"config", "sharding", "model"},
+    "data": {"config", "data"},
+}
+"""What these may import, where that is less than all below them."""
+
+
+def part_of(file: Path) -> str:
+    """`model` for gpt3jax/model/gpt3.py, `cli` for gpt3jax/cli.py."""
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Dotted names of all that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: a relative import hides its layer"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def parts_imported(file: Path) -> set[str]:
+    names = {name.split(".")[1] for name in imported(file) if name.startswith("gpt3jax.")}
+    return {
+        name for name in names if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()
+    }
+
+
+def definitions(file: Path, *kinds: type) -> Iterator[ast.AST]:
+    return (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, kinds))
+
+
+CODE = [file for file in FILES if file != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("file", CODE, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_point_one_way(file):
+    rank = {part: number for number, layer in enumerate(LAYERS) for part in layer}
+    part = part_of(file)
+    assert part in rank, f"{part} is new: give it a place in LAYERS"
+    for other in parts_imported(file):
+        assert other == part or rank[other] < rank[part], f"{part} imports {other}"
+    if part in ONLY:
+        assert parts_imported(file) <= ONLY[part]
+
+
+def test_the_test_sees_imports_of_every_form(tmp_path):
+    forms = (
+        "import gpt3jax.cli\nfrom gpt3jax import write\ndef f():\n  from gpt3jax.run import Run\n"
+    )
+    (tmp_path / "x.py").write_text(forms)
+    assert parts_imported(tmp_path / "x.py") == {"cli", "write", "run"}
+
+
+def test_only_the_entry_point_imports_the_command_line():
+    assert {file.name for file in CODE if "cli" in parts_imported(file)} == {"__main__.py"}
+
+
+def test_files_stay_below_400_lines_and_functions_below_70():
+    for file in [*FILES, *ROOT.glob("experiments/*.py"), *ROOT.glob("tests/**/*.py")]:
+        assert len(file.read_text().splitlines()) <= 400, file
+    for file in FILES:
+        for function in definitions(file, ast.FunctionDef, ast.AsyncFunctionDef):
+            lines = function.end_lineno - function.lineno + 1
+            assert lines <= 70, f"{file}:{function.lineno} {function.name} has {lines} lines"
+
+
+def test_there_is_no_drawer_for_odds_and_ends():
+    assert not {file.stem for file in FILES} & {"utils", "util", "helpers", "common", "misc"}
+
+
+def test_nothing_is_unpickled():
+    """A file that somebody else made must not be able to run code."""
+    banned = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+    for file in FILES:
+        assert not {name.split(".")[0] for name in imported(file)} & banned, file
+
+
+def test_every_public_module_class_and_function_says_what_it_is_for():
+    for file in FILES:
+        tree = ast.parse(file.read_text())
+        assert file.stem.startswith("__") or ast.get_docstring(tree), file
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{file}:{node.lineno} {node.name}"

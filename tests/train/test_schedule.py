@@ -1,0 +1,154 @@
+"""Learning rate and batch as functions of tokens, at the values the paper's rules give."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from gpt3jax.config import Mesh, Schedule
+from gpt3jax.experiments import load_experiment
+from gpt3jax.train.schedule import (
+    batch_range,
+    is_done,
+    learning_rate,
+    microbatches,
+    total_tokens,
+)
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+B = 1_000_000_000
+
+
+@pytest.fixture(scope="module")
+def small():
+    """GPT-3 125M: 524,288 tokens a batch, ramped from 32,768 over 4B; microbatch 16."""
+    return load_experiment(EXPERIMENTS / "gpt3_125m.py")
+
+
+def with_train(experiment, **fields):
+    return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, **fields))
+
+
+def walk(experiment, most=None):
+    """(tokens before, sequences) of every batch, in order, one step after another."""
+    tokens = step = 0
+    while not is_done(step, tokens, experiment) and step != most:
+        sequences = microbatches(tokens, experiment) * experiment.microbatch
+        yield tokens, sequences
+        tokens += sequences * experiment.model.context
+        step += 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "fraction"),
+    [
+        (0, 0.0),
+        (187_500_000, 0.5),
+        (375_000_000, 1.0),
+        (65 * B, 0.869279),
+        (130_187_500_000, 0.55),
+        (195 * B, 0.232163),
+        (260 * B, 0.1),
+        (300 * B, 0.1),
+    ],
+)
+def test_the_learning_rate_follows_the_paper(tokens, fraction):
+    for peak in (1.0, 6.0e-4):
+        found = learning_rate(tokens, Schedule(peak_learning_rate=peak))
+        assert found == pytest.approx(peak * fraction, rel=1e-6, abs=1e-12)
+
+
+def test_the_learning_rate_has_no_jump_where_its_pieces_meet():
+    schedule = Schedule(peak_learning_rate=1.0)
+    for joint in (schedule.warmup_tokens, schedule.decay_tokens):
+        before, after = learning_rate(joint - 1, schedule), learning_rate(joint, schedule)
+        assert before == pytest.approx(after, abs=1e-8)
+
+
+def test_a_schedule_without_warm_up_starts_at_the_peak():
+    assert learning_rate(0, Schedule(peak_learning_rate=3.0, warmup_tokens=0)) == 3.0
+
+
+def test_the_batch_grows_from_32768_tokens_to_full_in_whole_microbatches(small):
+    in_ramp = [sequences for tokens, sequences in walk(small, 25_000) if tokens < 4 * B]
+    assert in_ramp[0] * small.model.context == 32_768
+    assert in_ramp == sorted(in_ramp)
+    assert set(in_ramp) == set(range(16, 257, 16)), "every multiple of the microbatch, no other"
+    for tokens in (4 * B, 4 * B + 1, 300 * B):
+        assert microbatches(tokens, small) * 16 == 256
+
+
+def test_the_ramp_is_linear_in_tokens(small):
+    halfway = microbatches(2 * B, small) * small.microbatch * small.model.context
+    assert halfway == pytest.approx((32_768 + 524_288) / 2, abs=16 * 2048 / 2)
+
+
+@pytest.mark.parametrize(("microbatch", "within"), [(1, 0.01), (16, 0.03)])
+def test_the_ramp_takes_the_steps_that_its_integral_gives(small, microbatch, within):
+    """dt / B(t) over the ramp; rounding to larger microbatches adds small batches."""
+    ramp, low, full = 4 * B, 32_768, 524_288
+    assert ramp / (full - low) * math.log(full / low) == pytest.approx(22_563, abs=1)
+    experiment = with_train(small, microbatch=microbatch)
+    steps = sum(1 for tokens, _ in walk(experiment, 30_000) if tokens < ramp)
+    assert steps == pytest.approx(22_563, rel=within)
+
+
+def test_no_ramp_means_a_full_batch_from_the_start(small):
+    plain = with_train(small, ramp_tokens=0)
+    assert [sequences for _, sequences in walk(plain, 3)] == [256, 256, 256]
+    assert batch_range(3, plain) == range(768, 1024)
+
+
+def test_the_batch_depends_on_tokens_and_on_nothing_that_a_resume_may_change(small):
+    other = dataclasses.replace(
+        with_train(small, steps=7, tokens=5 * B, log_every=1, save_every=2, keep=1),
+        mesh=Mesh(data=2, fsdp=2), seed=5, name="other",
+    )  # fmt: skip
+    tokens = [3 * B, 0, 17, 300 * B, 2 * B, 3 * B]
+    found = [microbatches(t, small) for t in tokens]
+    assert found == [microbatches(t, other) for t in tokens]
+    assert found[0] == found[-1], "and not on what was asked before"
+
+
+def test_a_batch_read_by_number_is_the_one_the_walk_reaches(small):
+    starts = [tokens // 2048 for tokens, _ in walk(small, 24_000)]
+    sizes = [sequences for _, sequences in walk(small, 24_000)]
+    for batch in (0, 1, 2, 999, 5_000, 22_000, 23_999):
+        assert batch_range(batch, small) == range(starts[batch], starts[batch] + sizes[batch])
+
+
+def test_batches_leave_no_gap_and_no_overlap(small):
+    short = with_train(small, ramp_tokens=20 * 32_768)
+    ranges = [batch_range(batch, short) for batch in range(30)]
+    assert ranges[0].start == 0 and len(ranges[-1]) == 256
+    for one, following in zip(ranges, ranges[1:], strict=False):
+        assert one.stop == following.start
+
+
+@pytest.mark.parametrize("steps", [1, 100, 22_000, 30_000])
+def test_the_total_of_a_run_that_counts_steps_is_what_the_walk_sums_to(small, steps):
+    limited = with_train(small, steps=steps)
+    walked = sum(sequences for _, sequences in walk(limited)) * 2048
+    assert total_tokens(limited) == walked
+
+
+def test_a_run_ends_at_the_first_of_its_tokens_and_its_steps(small):
+    assert not is_done(10**9, 300 * B - 1, small)
+    assert is_done(0, 300 * B, small)
+    limited = with_train(small, steps=3)
+    assert not is_done(2, 0, limited)
+    assert is_done(3, 0, limited)
+    assert total_tokens(small) == 300 * B
+    assert total_tokens(with_train(small, steps=10**9)) == 300 * B
+
+
+def test_tokens_beyond_32_bits_stay_exact_integers(small):
+    plain = with_train(small, ramp_tokens=0, steps=5_000_001, tokens=10**13)
+    assert total_tokens(plain) == 5_000_001 * 524_288
+    last = batch_range(5_000_000, plain)
+    assert last == range(5_000_000 * 256, 5_000_001 * 256)
+    assert type(total_tokens(plain)) is type(last.start) is int
+    assert type(microbatches(2**40, plain)) is int
+    schedule = Schedule(peak_learning_rate=1.0, warmup_tokens=2**40, decay_tokens=2**41)
+    assert learning_rate(2**40 - 1, schedule) == (2**40 - 1) / 2**40 < 1.0
