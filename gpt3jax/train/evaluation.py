@@ -13,10 +13,14 @@ from gpt3jax.data import loader
 from gpt3jax.data.manifest import load_manifest
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.generate import Generator
+from gpt3jax.model.decode import Sampling
 from gpt3jax.model.params import Params
 from gpt3jax.sharding.rules import batch_sharding
 from gpt3jax.train.metrics import bits_per_byte
 from gpt3jax.train.step import compile_loss
+
+SAMPLING = Sampling(temperature=0.5, top_p=0.9)
+"""Of the samples shown while training: bold enough for a small model to be readable."""
 
 
 class Evaluation:
@@ -61,7 +65,10 @@ class Evaluation:
             self._generator = Generator(params, self._experiment.model, tokenizer)
         self._generator.load(params)
         pieces = self._generator.text(
-            evaluate.prompt, new_tokens=evaluate.sample_tokens, seed=self._experiment.seed
+            evaluate.prompt,
+            new_tokens=evaluate.sample_tokens,
+            sampling=SAMPLING,
+            seed=self._experiment.seed,
         )
         return evaluate.prompt + "".join(pieces)
 
