@@ -149,9 +149,6 @@ def generate(
       step: The checkpoint; the newest if not given.
       json: One JSON object with the prompt and the texts.
     """
-    from gpt3jax.run import open_run
-
-    open_run(run)  # Said before jax is imported.
     from gpt3jax.write import write
 
     if prompt is not None and prompt_file is not None:

@@ -94,7 +94,7 @@ def test_overrides_reach_the_experiment(tmp_path):
     values = cli.parse("train", words)
     made = values["experiment"]
     assert (made.model.n_layers, made.train.steps, made.seed) == (2, 7, 3)
-    assert made.model.d_model == 192, "what is not named stays"
+    assert made.model.d_model == 128, "what is not named stays"
     assert values["run"] == Path("there")
 
 
