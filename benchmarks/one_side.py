@@ -118,7 +118,6 @@ def train_pytorch(shape: Shape) -> dict[str, Any]:
 
 
 def decode_gpt3jax(shape: Shape) -> dict[str, Any]:
-    keep_memory()
     import jax
 
     from gpt3jax.generate import Generator
@@ -188,7 +187,7 @@ def torch_model(shape: Shape) -> Any:
 
 
 def keep_memory() -> None:
-    """As the command line does, before jax is imported."""
+    """As `gpt3jax train` does, before jax is imported."""
     from gpt3jax.memory import keep_freed_memory
 
     keep_freed_memory()

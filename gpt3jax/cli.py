@@ -200,6 +200,10 @@ def bench(
       repeats: Timed repetitions; the median is reported.
       json: Print the figures as JSON.
     """
+    if what == "train":
+        from gpt3jax.memory import keep_freed_memory
+
+        keep_freed_memory()
     from gpt3jax.bench import bench as run_bench
 
     run_bench(what, experiment, repeats, as_json=json)
@@ -219,6 +223,9 @@ def train(experiment: Experiment, run: Path | None = None) -> int:
     from gpt3jax.train.folder import data_identity
 
     data_identity(experiment)  # What the data forbids is said before jax is imported.
+    from gpt3jax.memory import keep_freed_memory
+
+    keep_freed_memory()
     from gpt3jax.train.loop import train as run_training
     from gpt3jax.write import print_outcome
 
@@ -325,8 +332,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    from gpt3jax.memory import keep_freed_memory
-
     if words[0] == "data" and words[1:2] in ([], ["--help"], ["-h"]):
         print(usage())
         return 0
@@ -338,7 +343,6 @@ def _dispatch(words: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, 1, cutoff=0)
         raise ConfigError(f"there is no command {name!r}. Did you mean `gpt3jax {near[0]}`?")
     values = parse(name, words[size:])
-    keep_freed_memory()
     return COMMANDS[name](**values) or 0
 
 
