@@ -185,7 +185,7 @@ def test_counts_of_what_was_left_out_are_in_the_manifest(tmp_path):
         prepare(str(tmp_path / "a.jsonl"), str(tmp_path / "none"), **SMALL)
 
 
-def test_text_that_gives_no_windows_is_refused(tmp_path):
+def test_text_that_gives_no_windows_is_refused(data, tmp_path):
     (tmp_path / "a.txt").write_text("many small words here\n" * 600)
     for change, message in (
         ({}, "no training window: 1 documents"),
@@ -195,8 +195,9 @@ def test_text_that_gives_no_windows_is_refused(tmp_path):
             prepare(str(tmp_path / "a.txt"), str(tmp_path / "out"), **SMALL | change)
     for i in range(100):
         (tmp_path / f"{i}.txt").write_text("a short text\n")
+    given = {"context": 128, "tokenizer": str(data.folder / "tokenizer.model")}
     with pytest.raises(ConfigError, match="Raise --validation-fraction"):
-        prepare(str(tmp_path / "*.txt"), str(tmp_path / "out"), **SMALL | {"context": 128})
+        prepare(str(tmp_path / "[0-9]*.txt"), str(tmp_path / "out"), **SMALL | given)
 
 
 def test_arguments_out_of_range_are_refused(folder, tmp_path):
