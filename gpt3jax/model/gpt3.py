@@ -137,9 +137,9 @@ def _block_of(model: Model, index: int, want: Collection[str]):
 
     if model.remat == "none":
         return run
-    return jax.checkpoint(
-        run, policy=REMAT_POLICIES[model.remat], prevent_cse=not model.scan_layers
-    )
+    # Outside a loop, XLA would merge what is recomputed with what was computed before.
+    is_unrolled = _period(model) == model.n_layers
+    return jax.checkpoint(run, policy=REMAT_POLICIES[model.remat], prevent_cse=is_unrolled)
 
 
 def _period(model: Model) -> int:

@@ -63,7 +63,8 @@ class Evaluation:
         if self._generator is None:
             tokenizer = Tokenizer.load(self._tokenizer_file)
             self._generator = Generator(params, self._experiment.model, tokenizer)
-        self._generator.load(params)
+        else:
+            self._generator.load(params)
         pieces = self._generator.text(
             evaluate.prompt,
             new_tokens=evaluate.sample_tokens,

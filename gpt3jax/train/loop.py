@@ -119,6 +119,8 @@ class _Loop:
             if self._evaluation_is_due() or self._save_is_due():
                 self._finish(unread, state)
                 unread = None
+        if unread:  # A signal came after the question whether to save, before the loop's own.
+            self._finish(unread, state)
         self.checkpoints.wait()
         return self.position
 

@@ -1,5 +1,6 @@
 """A run: what its folder holds, how it stops, resumes, and what it refuses."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -132,6 +133,33 @@ def test_a_signal_saves_and_stops_and_the_same_call_goes_on(experiment, tmp_path
     checkpoints.close()
     more = train(changed(experiment, train={"steps": outcome.position.step + 1}), tmp_path)
     assert more.steps_taken == 1
+
+
+class CaughtAtQuestion(list):
+    """A list of caught signals that is empty until it has been asked so many times."""
+
+    def __init__(self, question):
+        super().__init__([signal.SIGTERM])
+        self.left = question
+
+    def __bool__(self):
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("question", [2, 3, 4])
+def test_a_signal_between_any_two_lines_of_the_loop_loses_no_step(
+    experiment, tmp_path, monkeypatch, question
+):
+    caught = contextlib.nullcontext(CaughtAtQuestion(question))
+    monkeypatch.setattr("gpt3jax.train.loop.caught_signals", lambda: caught)
+    outcome = train(experiment, tmp_path)
+    assert 0 < outcome.position.step < 12
+    checkpoints = Checkpoints(Run(tmp_path).checkpoints)
+    assert checkpoints.latest() == outcome.position
+    checkpoints.close()
+    assert Run(tmp_path).metrics()[-1]["step"] == outcome.position.step
 
 
 @pytest.mark.usefixtures("one_device")
