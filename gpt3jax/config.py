@@ -76,8 +76,8 @@ class Model:
     """Of activations; auto is float32 on CPU, bfloat16 on accelerators. Parameters stay float32."""
     scan_layers: bool = True
     """Compile one layer and loop (large models), or unroll (faster on CPU). Same numbers."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes: nothing, all but matrix products, whole layers."""
+    remat: Literal["none", "dots", "mlp", "full"] = "none"
+    """What the backward pass recomputes: nothing; all but matrix products; the MLP's too; all."""
 
     def __post_init__(self) -> None:
         _check_numbers(
@@ -90,7 +90,7 @@ class Model:
             "that. Lower --model.d-model or --model.n-layers",
         )
         _check_choice("--model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
-        _check_choice("--model.remat", self.remat, ("none", "dots", "full"))
+        _check_choice("--model.remat", self.remat, ("none", "dots", "mlp", "full"))
         width = self.n_heads * self.d_head
         _check(
             width == self.d_model or self.free_head_width,

@@ -11,14 +11,21 @@ from building import changed, randomised
 from jax.sharding import NamedSharding
 
 from gpt3jax.config import Mesh
-from gpt3jax.model import decode
+from gpt3jax.model import attention, decode
 from gpt3jax.model.gpt3 import block, forward
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.sharding.rules import partition
-from gpt3jax.train.loss import token_losses, window_loss
+from gpt3jax.train.loss import window_loss
 from gpt3jax.train.optimizer import make_optimizer
 from gpt3jax.train.state import TrainState, abstract_state, sharded_state
 from gpt3jax.train.step import compile_train_step
+
+
+def plain_loss(params, windows, model):
+    """The loss as one would write it down: all logits, softmax, the target's."""
+    logits = forward(params, windows[:, :-1], model).logits[..., : model.vocabulary]
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.take_along_axis(log_p, windows[:, 1:, None], axis=-1).mean()
 
 
 def tokens_of(model, rows=2, seed=3):
@@ -47,7 +54,8 @@ def test_no_position_sees_the_future(model, params):
 def test_a_banded_layer_sees_its_band_and_nothing_else(model, params):
     layer = jax.tree.map(lambda leaf: leaf[1], params["layers"])
     x_BTD = jax.random.normal(jax.random.key(0), (1, model.context, model.d_model))
-    last = jax.jit(jax.grad(lambda x: block(layer, x, None, 5)[0][0, 30].sum()))
+    five = partial(attention.causal, band=5)
+    last = jax.jit(jax.grad(lambda x: block(layer, x, five)[0][0, 30].sum()))
     size = np.abs(np.asarray(last(x_BTD)))[0].sum(-1)
     assert np.flatnonzero(size).tolist() == [26, 27, 28, 29, 30]
 
@@ -72,10 +80,27 @@ def test_cached_decoding_equals_the_full_forward(model, params):
         np.testing.assert_allclose(logits, whole[:, position], atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [2048, 16, 1])
+def test_the_loss_taken_some_rows_at_a_time_is_the_plain_loss(model, params, rows, monkeypatch):
+    monkeypatch.setattr("gpt3jax.train.loss.ROWS", rows)
+    windows = jax.random.randint(jax.random.key(0), (2, model.context + 1), 0, model.vocabulary)
+    expected, plain = jax.jit(jax.value_and_grad(plain_loss), static_argnums=2)(
+        params, windows, model
+    )
+    loss, gradients = jax.jit(jax.value_and_grad(window_loss), static_argnums=2)(
+        params, windows, model
+    )
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    assert float(window_loss(params, windows, model)) == pytest.approx(float(expected), rel=1e-6)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(gradients), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5 * float(jnp.abs(a).max()))
+
+
 @pytest.mark.parametrize(
     "how",
     [
         {"scan_layers": True},
+        {"remat": "mlp"},
         {"remat": "dots"},
         {"remat": "full"},
         {"scan_layers": True, "remat": "full"},
@@ -94,7 +119,7 @@ def test_scanned_and_rematerialised_layers_give_the_same_loss_and_gradients(mode
 
 
 def steps_on(experiment, mesh_sizes, windows_MBT1, steps=3):
-    """Losses of a few training steps on a mesh, from randomised parameters."""
+    """Loss and gradient norm of a few training steps on a mesh, from randomised parameters."""
     mesh = make_mesh(Mesh(*mesh_sizes), jax.devices()[: int(np.prod(mesh_sizes))])
     with jax.set_mesh(mesh):
         shardings = jax.tree.map(lambda x: x.sharding, abstract_state(experiment, mesh))
@@ -106,7 +131,8 @@ def steps_on(experiment, mesh_sizes, windows_MBT1, steps=3):
         step, losses = compile_train_step(experiment, mesh), []
         for _ in range(steps):
             state, metrics = step(state, batch, jnp.int32(len(batch)), jnp.float32(1e-3))
-            losses.append(float(metrics["loss"]))
+            # The norm too: Adam's update would hide a gradient that is off by a factor.
+            losses += [float(metrics["loss"]), float(metrics["grad_norm"])]
     return losses, state
 
 
@@ -133,7 +159,9 @@ def random_windows():
 def test_every_mesh_gives_the_loss_of_one_device(experiment, mesh, scan):
     experiment = changed(experiment, model={"scan_layers": scan})
     losses, state = steps_on(experiment, mesh, random_windows()[None])
-    assert losses == pytest.approx(losses_alone(experiment), rel=1e-6)
+    alone = losses_alone(experiment)
+    assert losses[::2] == pytest.approx(alone[::2], rel=1e-6)
+    assert losses[1::2] == pytest.approx(alone[1::2], rel=1e-5)
     qkv = state.params["layers"]["qkv"]["kernel"]
     assert qkv.addressable_shards[0].data.size == qkv.size // (mesh[1] * mesh[2])
 
@@ -166,9 +194,8 @@ def test_padding_rows_of_the_vocabulary_have_no_probability_and_no_gradient(mode
     tokens = tokens_of(model)
     logits = jax.jit(partial(forward, model=model))(params, tokens).logits
     assert logits.shape[-1] == model.padded_vocabulary == 384
-    loss = token_losses(logits, tokens)
-    real = token_losses(logits[..., : model.vocabulary], tokens)
-    np.testing.assert_allclose(loss, real, rtol=1e-6)
+    probability = jax.nn.softmax(logits, axis=-1)
+    assert (probability[..., model.vocabulary :] == 0).all()
     windows = jnp.concatenate([tokens, tokens[:, :1]], axis=1)
     gradients = jax.jit(jax.grad(window_loss), static_argnums=2)(params, windows, model)
     assert (gradients["token_embedding"][model.vocabulary :] == 0).all()

@@ -11,18 +11,81 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from gpt3jax.sharding.collectives import is_per_device, platform
 
 HIDDEN = jnp.finfo(jnp.float32).min
 MIN_BLOCK = 128
 MAX_BLOCKS = 8
 
+SPLASH_LANES = 128
+"""Windows must be a multiple of this for the TPU kernel."""
+
 
 def causal(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None) -> jax.Array:
     """Attention within a window; `band` None is dense. Returns [B, T, H, K].
 
+    The platform of the mesh chooses: a kernel where there is one for these
+    shapes and arrays are one device's own (kernels cannot be partitioned),
+    blocks of plain products elsewhere.
+    """
+    T, dtype = q_BTHK.shape[1], q_BTHK.dtype
+    if is_per_device() and platform() == "tpu" and T % SPLASH_LANES == 0:
+        return splash(q_BTHK, k_BTHK, v_BTHK, band)
+    if is_per_device() and platform() == "gpu" and dtype in (jnp.bfloat16, jnp.float16):
+        return cudnn(q_BTHK, k_BTHK, v_BTHK, band)
+    return blocked(q_BTHK, k_BTHK, v_BTHK, band)
+
+
+def splash(
+    q_BTHK: jax.Array,
+    k_BTHK: jax.Array,
+    v_BTHK: jax.Array,
+    band: int | None,
+    interpret: bool = False,
+) -> jax.Array:
+    """JAX's Pallas kernel for TPU; blocks that the mask hides are neither read nor computed."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as kernels
+
+    _, T, H, K = q_BTHK.shape
+    shape = (T, T)
+    mask = kernels.CausalMask(shape) if band is None else kernels.LocalMask(shape, (band - 1, 0), 0)
+    block = _splash_block(T)
+    kernel = kernels.make_splash_mha(
+        kernels.MultiHeadMask([mask] * H),
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=kernels.BlockSizes(
+            block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block,
+            block_kv_dkv=block, block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
+        ),
+        residual_checkpoint_name="context",
+        interpret=interpret,
+    )  # fmt: skip
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BTHK, k_BTHK, v_BTHK))
+    return jax.vmap(kernel)(q * K**-0.5, k, v).transpose(0, 2, 1, 3)
+
+
+def _splash_block(T: int) -> int:
+    """The largest of the block sizes that divide the window."""
+    return next(block for block in (512, 256, SPLASH_LANES) if T % block == 0)
+
+
+def cudnn(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None) -> jax.Array:
+    """cuDNN's flash attention, with its sliding window for a band."""
+    out_BTHK = jax.nn.dot_product_attention(
+        q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation="cudnn",
+        local_window_size=None if band is None else (band - 1, 0),
+    )  # fmt: skip
+    return checkpoint_name(out_BTHK, "context")
+
+
+def blocked(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None) -> jax.Array:
+    """Plain matrix products and softmax, for any platform.
+
     Queries go in blocks, each against only the keys that some query of the
-    block sees: what the mask hides is mostly not computed. Plain matrix
-    products and softmax, for any platform.
+    block sees: what the mask hides is mostly not computed.
     """
     T = q_BTHK.shape[1]
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BTHK, k_BTHK, v_BTHK))
@@ -33,23 +96,24 @@ def causal(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | 
         first = 0 if band is None else max(0, start - band + 1)
         mask = visible(jnp.arange(start, stop), jnp.arange(first, stop), band)
         outputs.append(_attend(q[:, :, start:stop], k[:, :, first:stop], v[:, :, first:stop], mask))
-    return jnp.concatenate(outputs, axis=2).transpose(0, 2, 1, 3)
+    out_BTHK = jnp.concatenate(outputs, axis=2).transpose(0, 2, 1, 3)
+    return checkpoint_name(out_BTHK, "context")
 
 
 def cached(
     q_BTHK: jax.Array,
     k_BTHK: jax.Array,
     v_BTHK: jax.Array,
-    cache_k_BHSK: jax.Array,
-    cache_v_BHSK: jax.Array,
-    length: jax.Array,
     band: int | None,
+    past: tuple[jax.Array, jax.Array, jax.Array],
 ) -> jax.Array:
-    """Attention of new tokens to `length` cached ones and to themselves.
+    """Attention of new tokens to cached ones and to themselves.
 
+    `past` is the cached keys and values [B, H, S, K] and how many there are.
     The cache is only read: the caller writes all layers' new keys and values
     at the end of the step, which XLA can then do in place.
     """
+    cache_k_BHSK, cache_v_BHSK, length = past
     T, S = q_BTHK.shape[1], cache_k_BHSK.shape[2]
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BTHK, k_BTHK, v_BTHK))
     queries, slots = length + jnp.arange(T), jnp.arange(S)

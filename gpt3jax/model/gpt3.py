@@ -8,23 +8,30 @@ Legend: B batch, T tokens, D model width, H heads, K head width, V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 from gpt3jax.config import Model
 from gpt3jax.model import attention
-from gpt3jax.model.layers import embed, layer_norm, linear, mlp, unembed, unstack
-from gpt3jax.model.params import Params
-from gpt3jax.sharding.rules import constrain
+from gpt3jax.model.layers import embed, layer_norm, linear, linear_sum, mlp, unembed, unstack
+from gpt3jax.model.params import Params, table
+from gpt3jax.sharding.collectives import GATHERED, gather_weights, platform, size
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
+    "dots": jax.checkpoint_policies.save_only_these_names("qkv", "context", "middle", "hidden"),
+    "mlp": jax.checkpoint_policies.save_only_these_names("qkv", "context", "middle"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+"""What the forward pass keeps of a layer, beside its input, from most to least."""
 
 
 @struct.dataclass
@@ -67,7 +74,7 @@ def forward(
     """
     x_BTD, cache, activations = trunk(params, tokens_BT, model, cache=cache, want=want)
     with jax.named_scope("unembed"):
-        logits_BTV = unembed(_cast_head(params, x_BTD.dtype), x_BTD, model)
+        logits_BTV = unembed(head(params, model), x_BTD, model)
     return Output(logits_BTV, cache, activations)
 
 
@@ -82,88 +89,97 @@ def trunk(
     """All of `forward` but the head: the residual stream [B, T, D] after the last layer."""
     params = jax.tree.map(lambda leaf: leaf.astype(compute_dtype(model)), params)
     with jax.named_scope("embed"):
-        x_BTD = embed(params, tokens_BT, 0 if cache is None else cache.length)
+        tables = {name: params[name] for name in ("token_embedding", "position_embedding")}
+        tables = gather_weights(tables, table(model))
+        x_BTD = embed(tables, tokens_BT, 0 if cache is None else cache.length)
     layers = params["layers"]
-    if cache is None and isinstance(layers, dict) and _period(model) < model.n_layers:
+    if cache is None and isinstance(layers, dict) and model.scan_layers:
         x_BTD, activations = _scan(layers, x_BTD, model, want)
         return x_BTD, None, activations
 
     per_layer = unstack(layers, model.n_layers) if isinstance(layers, dict) else layers
     names = {*want, "keys", "values"} if cache is not None else want
-    found = []
+    run, found = _rematerialised(model, names), []
     for index, layer in enumerate(per_layer):
         past = cache and (cache.keys[index], cache.values[index], cache.length)
-        x_BTD, recorded = _block_of(model, index, names)(layer, x_BTD, past)
+        x_BTD, recorded = run(layer, x_BTD, past, model.is_dense(index))
         found.append(recorded)
     activations = {name: [recorded[name] for recorded in found] for name in names}
     cache = cache and _append(cache, activations["keys"], activations["values"])
     return x_BTD, cache, {name: activations[name] for name in want}
 
 
-def block(
-    params: Params, x_BTD: jax.Array, past: tuple | None, band: int | None
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """One layer: attention and MLP, each on a norm of the stream and added to it."""
+def block(params: Params, x_BTD: jax.Array, attend: Attend) -> tuple[jax.Array, dict[str, Any]]:
+    """One layer: attention and MLP, each on a norm of the stream and added to it.
+
+    `attend` takes queries, keys and values [B, T, H, K] and returns the same shape.
+    """
     with jax.named_scope("attention"):
-        qkv_BTHZK = linear(params["qkv"], layer_norm(params["norm_1"], x_BTD))
-        qkv_BTHZK = constrain(qkv_BTHZK, "batch", None, "heads", None, None)
+        h_BTD = layer_norm(params["norm_1"], x_BTD)
+        qkv_BTHZK = checkpoint_name(linear(params["qkv"], h_BTD), "qkv")
         q, k, v = (qkv_BTHZK[..., z, :] for z in range(3))
-        if past is None:
-            a_BTHK = attention.causal(q, k, v, band)
-        else:
-            a_BTHK = attention.cached(q, k, v, *past, band)
-        x_BTD = constrain(x_BTD + linear(params["out"], a_BTHK, n_in=2), "batch", None, None)
+        x_BTD = x_BTD + linear_sum(params["out"], attend(q, k, v), n_in=2)
+        x_BTD = checkpoint_name(x_BTD, "middle")
     with jax.named_scope("mlp"):
         x_BTD = x_BTD + mlp(params, layer_norm(params["norm_2"], x_BTD))
-        x_BTD = constrain(x_BTD, "batch", None, None)
     return x_BTD, {"residual": x_BTD, "keys": k, "values": v}
+
+
+def head(params: Params, model: Model) -> Params:
+    """What turns the last residual stream into logits, in the dtype of activations."""
+    names = ("token_embedding", "final_norm")
+    cast = {
+        name: jax.tree.map(lambda leaf: leaf.astype(compute_dtype(model)), params[name])
+        for name in names
+    }
+    return gather_weights(cast, table(model))
 
 
 def compute_dtype(model: Model) -> jnp.dtype:
     """The dtype of activations: as named, or by platform."""
     if model.dtype == "auto":
-        return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        return jnp.dtype("float32" if platform() == "cpu" else "bfloat16")
     return jnp.dtype(model.dtype)
 
 
-def _block_of(model: Model, index: int, want: Collection[str]):
-    """Layer `index` as a function (params, x, past) -> (x, wanted), rematerialised as asked."""
-    band = None if model.is_dense(index) else model.band
+def _rematerialised(model: Model, want: Collection[str]) -> Callable[..., tuple]:
+    """A layer as (params, x, past, is_dense) -> (x, wanted) that keeps what `remat` says."""
+    specs = table(model)["layers"]
 
-    def run(params, x_BTD, past):
-        with jax.named_scope("dense_layer" if band is None else "banded_layer"):
-            x_BTD, recorded = block(params, x_BTD, past, band)
+    def run(params, x_BTD, past, is_dense):
+        attend = _attention_of(model, past, is_dense)
+        x_BTD, recorded = block(gather_weights(params, specs), x_BTD, attend)
         return x_BTD, {name: recorded[name] for name in want}
 
-    if model.remat == "none":
+    if model.remat == "none" and size("fsdp", "tensor") == 1:
         return run
-    # Outside a loop, XLA would merge what is recomputed with what was computed before.
-    is_unrolled = _period(model) == model.n_layers
-    return jax.checkpoint(run, policy=REMAT_POLICIES[model.remat], prevent_cse=is_unrolled)
+    return jax.checkpoint(
+        run,
+        policy=REMAT_POLICIES[model.remat],
+        # Outside a loop, XLA would merge what is recomputed with what was computed before.
+        prevent_cse=not model.scan_layers,
+        static_argnums=() if model.scan_layers else (3,),
+    )
 
 
-def _period(model: Model) -> int:
-    """Layers compiled together: one cycle of dense and banded, or all when unrolled."""
-    cycle = 1 if model.band >= model.context else model.dense_every
-    return cycle if model.scan_layers and model.n_layers % cycle == 0 else model.n_layers
+def _attention_of(model: Model, past: tuple | None, is_dense: bool | jax.Array) -> Attend:
+    """Dense or banded, over a cache if there is one; in a loop over layers, chosen as it runs."""
+    kind = attention.causal if past is None else partial(attention.cached, past=past)
+    dense, banded = partial(kind, band=None), partial(kind, band=model.band)
+    if isinstance(is_dense, bool):
+        return dense if is_dense else banded
+    if all(map(model.is_dense, range(model.n_layers))):
+        return dense
+    return lambda q, k, v: jax.lax.cond(is_dense, dense, banded, q, k, v)
 
 
 def _scan(layers: Params, x_BTD: jax.Array, model: Model, want: Collection[str]):
-    """Loop over cycles of layers; each cycle is unrolled, so that its kinds are static."""
-    period = _period(model)
-    blocks = [_block_of(model, index, want) for index in range(period)]
-
-    def cycle(x_BTD, params):
-        found = []
-        for index in range(period):
-            layer = jax.tree.map(lambda leaf, i=index: leaf[i], params)
-            x_BTD, recorded = blocks[index](layer, x_BTD, None)
-            found.append(recorded)
-        return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
-
-    grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, period, *leaf.shape[1:]), layers)
-    x_BTD, activations = jax.lax.scan(cycle, x_BTD, grouped)
-    return x_BTD, {name: value.reshape(-1, *value.shape[2:]) for name, value in activations.items()}
+    """Loop over the layers: one is compiled, for both kinds of attention."""
+    run = _rematerialised(model, want)
+    is_dense_N = jnp.array([model.is_dense(index) for index in range(model.n_layers)])
+    return jax.lax.scan(
+        lambda x_BTD, layer: run(layer[0], x_BTD, None, layer[1]), x_BTD, (layers, is_dense_N)
+    )
 
 
 def _append(cache: Cache, keys: list[jax.Array], values: list[jax.Array]) -> Cache:
@@ -178,8 +194,3 @@ def _append(cache: Cache, keys: list[jax.Array], values: list[jax.Array]) -> Cac
         values=tuple(map(write, cache.values, values)),
         length=cache.length + keys[0].shape[1],
     )
-
-
-def _cast_head(params: Params, dtype: jnp.dtype) -> Params:
-    names = ("token_embedding", "final_norm")
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), {name: params[name] for name in names})

@@ -1,5 +1,9 @@
 """The parts of a layer as functions: layer norm, linear, MLP, embeddings.
 
+Where training is spread over devices, sizes are those of one device's part, and
+tokens are in one of two states: split over `tensor` (between layers, in the
+norms), or gathered (in attention and MLP, whose heads and units are split).
+
 Legend: B batch, T tokens, D model width, F MLP width, V vocabulary (padded),
 M rows of a flattened matrix, I in, O out.
 """
@@ -11,10 +15,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gpt3jax.config import Model
 from gpt3jax.model.params import Params
-from gpt3jax.sharding.rules import constrain
+from gpt3jax.sharding.collectives import index, scatter_sum, size
+from gpt3jax.sharding.ring import gather_matmul, matmul_scatter
 
 NORM_EPSILON = 1e-5
 
@@ -50,30 +56,53 @@ def _matmul_backward(residuals, dy_MO):
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def linear(params: Params, x: jax.Array, n_in: int = 1) -> jax.Array:
-    """Contract the last `n_in` axes of x with the first `n_in` of the kernel; add the bias."""
+def linear(params: Params, x_BTD: jax.Array) -> jax.Array:
+    """Contract the width of x with the first axis of the kernel; add the bias.
+
+    Tokens go in split, and come out whole with this device's heads or units.
+    """
     kernel = params["kernel"]
-    lead, out_shape = x.shape[: x.ndim - n_in], kernel.shape[n_in:]
+    product = _matmul_rows if size("tensor") == 1 else gather_matmul
+    y_BTO = product(x_BTD, kernel.reshape(len(kernel), -1))
+    return y_BTO.reshape(*y_BTO.shape[:2], *kernel.shape[1:]) + params["bias"]
+
+
+def linear_sum(params: Params, x: jax.Array, n_in: int = 1) -> jax.Array:
+    """Contract the last `n_in` axes of x with the first of the kernel; add the bias.
+
+    Tokens go in whole with this device's heads or units, and come out split and
+    summed over the devices.
+    """
+    kernel = params["kernel"]
     width = math.prod(kernel.shape[:n_in])
-    y = matmul(x.reshape(-1, width), kernel.reshape(width, -1))
-    return y.reshape(*lead, *out_shape) + params["bias"]
+    product = _matmul_rows if size("tensor") == 1 else matmul_scatter
+    return product(x.reshape(*x.shape[:2], width), kernel.reshape(width, -1)) + params["bias"]
+
+
+def _matmul_rows(x_BTI, w_IO):
+    return matmul(x_BTI.reshape(-1, len(w_IO)), w_IO).reshape(*x_BTI.shape[:2], -1)
 
 
 def mlp(params: Params, x_BTD: jax.Array) -> jax.Array:
     """Up to 4D, GELU in its tanh form (GPT-2's), down to D."""
-    h_BTF = jax.nn.gelu(linear(params["up"], x_BTD), approximate=True)
-    return linear(params["down"], constrain(h_BTF, "batch", None, "mlp"))
+    h_BTF = checkpoint_name(linear(params["up"], x_BTD), "hidden")
+    return linear_sum(params["down"], jax.nn.gelu(h_BTF, approximate=True))
 
 
 def embed(params: Params, tokens_BT: jax.Array, start: jax.Array | int) -> jax.Array:
-    """Token embedding plus the learned position, counted from `start`."""
-    positions_TD = jax.lax.dynamic_slice_in_dim(
-        params["position_embedding"], start, tokens_BT.shape[1]
+    """Token embedding plus the learned position, counted from `start`; tokens come out split."""
+    rows_VD = params["token_embedding"]
+    if size("tensor") == 1:
+        x_BTD = jnp.take(rows_VD, tokens_BT, axis=0)
+    else:
+        place_BT = tokens_BT - index("tensor") * len(rows_VD)
+        is_here = (place_BT >= 0) & (place_BT < len(rows_VD))
+        found_BTD = jnp.take(rows_VD, place_BT, axis=0, mode="clip")
+        x_BTD = scatter_sum(jnp.where(is_here[..., None], found_BTD, 0), "tensor", 1)
+    length = x_BTD.shape[1]
+    return x_BTD + jax.lax.dynamic_slice_in_dim(
+        params["position_embedding"], start + index("tensor") * length, length
     )
-    # Gathered over fsdp first: a lookup in rows split by width would be replicated.
-    rows_VD = constrain(params["token_embedding"], "vocab", None)
-    x_BTD = jnp.take(rows_VD, tokens_BT, axis=0) + positions_TD
-    return constrain(x_BTD, "batch", None, None)
 
 
 def unembed(params: Params, x_BTD: jax.Array, model: Model) -> jax.Array:
@@ -83,13 +112,18 @@ def unembed(params: Params, x_BTD: jax.Array, model: Model) -> jax.Array:
     probability and no gradient.
     """
     x_BTD = layer_norm(params["final_norm"], x_BTD)
-    w_DV = params["token_embedding"].T
-    logits = matmul(x_BTD.reshape(-1, model.d_model), w_DV)
+    logits = matmul(x_BTD.reshape(-1, model.d_model), params["token_embedding"].T)
     logits_BTV = logits.reshape(*x_BTD.shape[:-1], -1).astype(jnp.float32)
-    if len(params["token_embedding"]) > model.vocabulary:
-        is_real = jnp.arange(logits_BTV.shape[-1]) < model.vocabulary
-        logits_BTV = jnp.where(is_real, logits_BTV, jnp.finfo(jnp.float32).min)
-    return constrain(logits_BTV, "batch", None, "vocab")
+    return hide_padding(logits_BTV, model.vocabulary)
+
+
+def hide_padding(logits: jax.Array, vocabulary: int) -> jax.Array:
+    """Logits, of all rows or of this device's, with those past the vocabulary out of reach."""
+    rows = logits.shape[-1]
+    if rows * size("tensor") == vocabulary:
+        return logits
+    is_real = index("tensor") * rows + jnp.arange(rows) < vocabulary
+    return jnp.where(is_real, logits, jnp.finfo(jnp.float32).min)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

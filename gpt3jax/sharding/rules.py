@@ -1,17 +1,18 @@
 """From the logical axes of an array to the axes of the device mesh.
 
-One table for parameters and activations. Parameters split over `fsdp` by
-width and over `tensor` by head, MLP unit or vocabulary row; activations split
-by batch over `data` and `fsdp`.
+Parameters split over `fsdp` by width and over `tensor` by head, MLP unit or
+vocabulary row. Windows split over `data` and `fsdp`; between layers, the
+tokens of a window also split over `tensor`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import jax
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
 
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
     None: None,
@@ -29,11 +30,9 @@ def partition(axes: tuple[str | None, ...]) -> PartitionSpec:
     return PartitionSpec(*(RULES[axis] for axis in axes))
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pin an activation to the mesh in use; outside a mesh, do nothing."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, partition(axes))
+def partitions(table: dict[str, Any]) -> dict[str, Any]:
+    """A PartitionSpec for each ParamSpec of a table."""
+    return traverse_util.path_aware_map(lambda _, spec: partition(spec.axes), table)
 
 
 def param_shardings(table: dict[str, Any], mesh: Mesh) -> dict[str, Any]:

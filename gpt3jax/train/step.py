@@ -1,5 +1,9 @@
 """One training step and one evaluation step, as pure functions, compiled once.
 
+Loss and gradients are computed by each device on its part of the batch and the
+parameters (sharding/collectives.py); the update is elementwise, wherever a
+parameter lies.
+
 Legend: M microbatches, B windows in one, T context.
 """
 
@@ -11,9 +15,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from gpt3jax.config import Experiment, Model
+from gpt3jax.model.params import table
+from gpt3jax.sharding.collectives import each_device, total, total_of_copies
+from gpt3jax.sharding.rules import AXES, partition, partitions
 from gpt3jax.train.loss import window_loss
 from gpt3jax.train.optimizer import make_optimizer
 from gpt3jax.train.state import TrainState, abstract_state
@@ -41,7 +48,13 @@ def train_step(
     Returns:
       The next state, and `loss` (nats/token) and `grad_norm` (before clipping).
     """
-    loss, gradients = _mean_gradients(state.params, windows_MBT1, microbatches, experiment.model)
+    parts = partitions(table(experiment.model))
+    mean_gradients = each_device(
+        partial(_mean_gradients, model=experiment.model),
+        in_specs=(parts, partition((None, "batch", None)), PartitionSpec()),
+        out_specs=(PartitionSpec(), parts),
+    )
+    loss, gradients = mean_gradients(state.params, windows_MBT1, microbatches)
     optimizer = make_optimizer(experiment.optimizer)
     update, moments = optimizer.update(gradients, state.optimizer, state.params)
     params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, update)
@@ -50,17 +63,19 @@ def train_step(
 
 
 def _mean_gradients(params, windows_MBT1, microbatches, model: Model):
-    """Loss and gradients, averaged over the microbatches that count."""
+    """Loss and gradients, averaged over the microbatches that count and over the devices."""
     loss_and_gradients = jax.value_and_grad(partial(window_loss, model=model))
     if windows_MBT1.shape[0] == 1:
-        return loss_and_gradients(params, windows_MBT1[0])
+        loss, gradients = loss_and_gradients(params, windows_MBT1[0])
+    else:
 
-    def add(index, total):
-        return jax.tree.map(jnp.add, total, loss_and_gradients(params, windows_MBT1[index]))
+        def add(index, sums):
+            return jax.tree.map(jnp.add, sums, loss_and_gradients(params, windows_MBT1[index]))
 
-    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    total = jax.lax.fori_loop(0, microbatches, add, zero)
-    return jax.tree.map(lambda value: value / microbatches, total)
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        sums = jax.lax.fori_loop(0, microbatches, add, zero)
+        loss, gradients = jax.tree.map(lambda value: value / microbatches, sums)
+    return total(loss, *AXES), total_of_copies(gradients, partitions(table(model)))
 
 
 def compile_train_step(experiment: Experiment, mesh: Mesh) -> Callable[..., tuple]:
@@ -75,4 +90,12 @@ def compile_train_step(experiment: Experiment, mesh: Mesh) -> Callable[..., tupl
 
 def compile_loss(model: Model) -> Callable[..., jax.Array]:
     """The jitted mean loss of windows [B, context + 1], in nats per token."""
-    return jax.jit(partial(window_loss, model=model))
+
+    def mean_loss(params, windows_BT1):
+        return total(window_loss(params, windows_BT1, model), *AXES)
+
+    def run(params, windows_BT1):
+        specs = (partitions(table(model)), partition(("batch", None)))
+        return each_device(mean_loss, specs, PartitionSpec())(params, windows_BT1)
+
+    return jax.jit(run)

@@ -1,0 +1,119 @@
+"""What devices send each other, written out: every collective of a step is a call in here.
+
+Training and evaluation run under `jax.shard_map` (`each_device`): a function
+sees one device's part of each array, and nothing moves unless it says so. The
+bytes on the wire are therefore known before anything is compiled
+(plan/roofline.py counts them). Outside of `each_device`, as in generation, and
+along an axis of one device, each function returns its argument.
+
+Differentiate the sum over all devices of what each computes: then a gather
+and a summed scatter are each other's transpose, and the gradient of a
+parameter that several devices hold is the total of theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import traverse_util
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+
+from gpt3jax.sharding.rules import AXES, partition
+
+GATHERED = "gathered"
+"""Name of gathered arrays for rematerialisation: fetched again rather than kept."""
+
+
+def each_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`function` over each device's part of its arguments; without a mesh in use, itself."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    # Pallas kernels do not say along which axes their results vary, so JAX cannot check it;
+    # tests compare every kind of mesh with one device instead.
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def platform() -> str:
+    """`cpu`, `gpu` or `tpu`: of the mesh in use, which may be described rather than present."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return device.platform if device else jax.default_backend()
+
+
+def is_per_device() -> bool:
+    """Whether arrays are one device's own parts here."""
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def size(*axes: str) -> int:
+    """Devices along these mesh axes, together."""
+    mesh = jax.sharding.get_abstract_mesh()
+    count = 1
+    for axis in axes:
+        count *= mesh.shape[axis] if axis in mesh.manual_axes else 1
+    return count
+
+
+def index(axis: str) -> jax.Array | int:
+    """This device's place along a mesh axis."""
+    return jax.lax.axis_index(axis) if size(axis) > 1 else 0
+
+
+def gather(x: jax.Array, axis: str, dim: int) -> jax.Array:
+    """Join the parts that the devices along `axis` hold of dimension `dim`."""
+    if size(axis) == 1:
+        return x
+    return checkpoint_name(jax.lax.all_gather(x, axis, axis=dim, tiled=True), GATHERED)
+
+
+def scatter_sum(x: jax.Array, axis: str, dim: int) -> jax.Array:
+    """Sum over the devices along `axis`; each keeps its part of dimension `dim`."""
+    if size(axis) == 1:
+        return x
+    return jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
+
+
+def total(x: jax.Array, *axes: str) -> jax.Array:
+    """Sum over the devices along the axes; all of them get it."""
+    spread = tuple(axis for axis in axes if size(axis) > 1)
+    return jax.lax.psum(x, spread) if spread else x
+
+
+def largest(x: jax.Array, axis: str) -> jax.Array:
+    """Elementwise maximum over the devices along an axis."""
+    return jax.lax.pmax(x, axis) if size(axis) > 1 else x
+
+
+def gather_weights(params: Any, specs: Any) -> Any:
+    """Parameters as a layer uses them: whole along `fsdp`, this device's part along `tensor`.
+
+    Args:
+      params: arrays, or a slice of stacked ones.
+      specs: their entries in the table of parameters.
+    """
+
+    def whole(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
+        parts = partition(by_path[path].axes[-leaf.ndim :])
+        for dim in range(leaf.ndim):
+            if parts[dim] == "fsdp":
+                leaf = gather(leaf, "fsdp", dim)
+        return leaf
+
+    by_path = traverse_util.flatten_dict(specs)
+    return traverse_util.path_aware_map(whole, params)
+
+
+def total_of_copies(gradients: Any, parts: Any) -> Any:
+    """Add up the gradients of parameters over the devices that hold the same part of them.
+
+    Args:
+      gradients: each device's own.
+      parts: the PartitionSpec of each.
+    """
+
+    def summed(gradient: jax.Array, part: PartitionSpec) -> jax.Array:
+        return total(gradient, *(axis for axis in AXES if axis not in part))
+
+    return jax.tree.map(summed, gradients, parts)
