@@ -19,6 +19,7 @@ from tyro.conf import FlagConversionOff, Positional
 
 from gpt3jax import __version__
 from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.sharding.cluster import Hosts
 
 DEFAULT_CORPUS = "python-library"
 
@@ -209,30 +210,37 @@ def bench(
     run_bench(what, experiment, repeats, as_json=json)
 
 
-def train(experiment: Experiment, run: Path | None = None) -> int:
-    """Start a run, or resume the one that is there.
+def train(
+    experiment: Experiment,
+    run: Path | None = None,
+    hosts: Hosts = Hosts(),  # noqa: B008 (frozen)
+    stuck_after: float = 600.0,
+) -> int:
+    """Start a run, or resume the one that is there. Alone, or the same command on every host.
 
     Examples:
       gpt3jax train experiments/tiny.py
       gpt3jax train experiments/tiny.py --run runs/wide --model.d-model 384 --model.n-heads 12
+      gpt3jax train experiments/tiny.py --coordinator 10.0.0.1:9911 --processes 2 --process 0
 
     Args:
       experiment: The experiment; each field can be overridden.
-      run: Folder of the run; runs/NAME if not given.
+      run: Folder of the run, seen by all hosts; runs/NAME if not given.
+      hosts: How to find the other processes; a cluster is detected.
+      stuck_after: Seconds without progress after which a process says where, and ends; 0: never.
     """
+    from gpt3jax.sharding.cluster import is_likely, join
     from gpt3jax.train.folder import data_identity
 
-    data_identity(experiment)  # What the data forbids is said before jax is imported.
+    if not is_likely(hosts):
+        data_identity(experiment)  # What the data forbids is said before jax is imported.
     from gpt3jax.memory import keep_freed_memory
 
     keep_freed_memory()
-    from gpt3jax.train.loop import train as run_training
-    from gpt3jax.write import print_outcome
+    join(hosts)
+    from gpt3jax.write import train_and_tell
 
-    path = run or Path("runs") / experiment.name
-    outcome = run_training(experiment, path)
-    print_outcome(path, experiment, outcome)
-    return 128 + outcome.signal if outcome.signal else 0
+    return train_and_tell(experiment, run or Path("runs") / experiment.name, stuck_after)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -294,6 +302,9 @@ def parse(name: str, arguments: Sequence[str]) -> dict[str, Any]:
 def _for_tyro(parameter: inspect.Parameter, fields: dict[str, Any]) -> inspect.Parameter:
     """A parameter as tyro should see it: the experiment's fields without a prefix, and filled."""
     kind = inspect.Parameter.KEYWORD_ONLY
+    if parameter.name == "hosts":
+        annotation = Annotated[parameter.annotation, tyro.conf.arg(name="")]
+        return parameter.replace(annotation=annotation, kind=kind)
     if parameter.name in fields:
         # Booleans as `--model.scan-layers True`, which sweeps and resumed commands can set.
         annotation = Annotated[parameter.annotation, tyro.conf.arg(name=""), FlagConversionOff]

@@ -52,6 +52,10 @@ class Run:
     def samples(self) -> Path:
         return self.path / "samples"
 
+    def stuck_file(self, process: int) -> Path:
+        """Where a process that got stuck leaves the stacks of its threads."""
+        return self.path / f"stuck-{process}.txt"
+
     def exists(self) -> bool:
         return self.experiment_file.exists()
 

@@ -19,9 +19,10 @@ from gpt3jax.generate import Generator
 from gpt3jax.model import params as model_params
 from gpt3jax.model.decode import Sampling
 from gpt3jax.run import Run, open_run
+from gpt3jax.sharding import hosts
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.checkpoint import Checkpoints, pick_step
-from gpt3jax.train.loop import Outcome
+from gpt3jax.train.loop import Outcome, train
 from gpt3jax.train.state import abstract_state
 
 
@@ -83,6 +84,18 @@ def write(
         return
     for number, text in enumerate(texts, 1):
         print(f"--- {number}\n{prompt}{text}")
+
+
+def train_and_tell(experiment: Experiment, path: Path, stuck_after: float) -> int:
+    """Train, and print how it ended; returns the exit code."""
+    try:
+        outcome = train(experiment, path, stuck_after)
+    except Exception as error:
+        hosts.end_together(error)
+        raise
+    if hosts.is_first():
+        print_outcome(path, experiment, outcome)
+    return 128 + outcome.signal if outcome.signal else 0
 
 
 def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:

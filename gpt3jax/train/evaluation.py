@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,6 +14,7 @@ from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.generate import Generator
 from gpt3jax.model.decode import Sampling
 from gpt3jax.model.params import Params
+from gpt3jax.sharding import hosts
 from gpt3jax.sharding.rules import batch_sharding
 from gpt3jax.train.metrics import bits_per_byte
 from gpt3jax.train.step import compile_loss
@@ -45,7 +45,7 @@ class Evaluation:
                 "row needs one. Prepare more text, or raise --evaluate.windows"
             )
         whole = windows[: len(windows) // size * size].reshape(-1, size, windows.shape[1])
-        self._batches = [jax.device_put(batch, batch_sharding(mesh)) for batch in whole]
+        self._batches = [hosts.spread(batch, batch_sharding(mesh)) for batch in whole]
         self._loss = compile_loss(experiment.model)
         self._bytes_per_token = validation_bytes_per_token(experiment)
         self._generator: Generator | None = None

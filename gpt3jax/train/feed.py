@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 
 import jax
 import numpy as np
@@ -11,6 +12,15 @@ from jax.sharding import Mesh, NamedSharding
 from gpt3jax.config import Experiment
 from gpt3jax.data import loader
 from gpt3jax.sharding.rules import partition
+
+
+def rows_on(
+    devices: Collection[jax.Device], sharding: NamedSharding, shape: tuple[int, int, int]
+) -> list[int]:
+    """Rows of a microbatch that these devices hold, wherever in it they lie."""
+    places = sharding.devices_indices_map(shape)
+    spans = {places[device][1].indices(shape[1])[:2] for device in devices}
+    return sorted({row for span in spans for row in range(*span)})
 
 
 class Feed:
@@ -22,13 +32,10 @@ class Feed:
         most = experiment.batch_sequences // experiment.microbatch
         self._shape = (most, experiment.microbatch, context + 1)
         self._sharding = NamedSharding(mesh, partition((None, "batch", None)))
-        places = self._sharding.addressable_devices_indices_map(self._shape).values()
-        bounds = [rows.indices(experiment.microbatch) for _, rows, _ in places]
-        rows = range(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
-        self._rows = len(rows)
+        self._rows = rows_on(self._sharding.addressable_devices, self._sharding, self._shape)
         order = loader.windows(experiment.data, experiment.seed, context)
         self._microbatches = loader.batches(
-            order, start=sequences, microbatch=experiment.microbatch, rows=rows
+            order, start=sequences, microbatch=experiment.microbatch, rows=self._rows
         )
 
     def take(self, count: int) -> tuple[jax.Array, float]:
@@ -39,11 +46,16 @@ class Feed:
         """
         began = time.perf_counter()
         most, _, width = self._shape
-        local = np.zeros((most, self._rows, width), np.int32)
+        local = np.zeros((most, len(self._rows), width), np.int32)
         for index in range(count):
             local[index] = next(self._microbatches)
         waited = time.perf_counter() - began
-        return jax.make_array_from_process_local_data(self._sharding, local, self._shape), waited
+
+        def part(place: tuple[slice, ...]) -> np.ndarray:
+            rows = range(*place[1].indices(self._shape[1]))
+            return local[:, [self._rows.index(row) for row in rows]]
+
+        return jax.make_array_from_callback(self._shape, self._sharding, part), waited
 
     def close(self) -> None:
         self._microbatches.close()

@@ -56,6 +56,21 @@ def create_or_check(run: Run, experiment: Experiment, identity: dict[str, Any]) 
     write_whole(run.experiment_file, experiment.to_json())
 
 
+def check_is_shared(run: Run) -> str:
+    """The experiment that this host finds in the run's folder, for all hosts to compare.
+
+    Raises:
+      ConfigError: the first host wrote it, but here it is not.
+    """
+    try:
+        return run.experiment_file.read_text()
+    except OSError as error:
+        raise ConfigError(
+            f"{run.path} is not there, though the first host made it: a run lies where all hosts "
+            "see it. Use --run on a shared file system"
+        ) from error
+
+
 def differences(before: Any, after: Any, name: str = "") -> list[str]:
     """`field: old, now new` for each leaf of two nested JSON values that differs."""
     if isinstance(before, dict) and isinstance(after, dict):

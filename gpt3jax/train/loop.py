@@ -8,28 +8,39 @@ the step before. Only an evaluation or a save makes it wait.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from gpt3jax.config import Experiment
 from gpt3jax.data.manifest import verify
 from gpt3jax.run import Run
+from gpt3jax.sharding import hosts
 from gpt3jax.sharding.mesh import check_fits, make_mesh
 from gpt3jax.train import ledger
 from gpt3jax.train.checkpoint import Checkpoints, Position
 from gpt3jax.train.display import Display
 from gpt3jax.train.evaluation import Evaluation
 from gpt3jax.train.feed import Feed
-from gpt3jax.train.folder import caught_signals, create_or_check, data_identity, only_one
+from gpt3jax.train.folder import (
+    caught_signals,
+    check_is_shared,
+    create_or_check,
+    data_identity,
+    only_one,
+)
 from gpt3jax.train.metrics import Meter, MetricsLog
 from gpt3jax.train.schedule import is_done, learning_rate, microbatches, total_tokens
 from gpt3jax.train.state import TrainState, abstract_state, sharded_state
 from gpt3jax.train.step import compile_train_step
+from gpt3jax.train.watchdog import Watchdog
 
 
 class NotFiniteError(RuntimeError):
@@ -46,37 +57,71 @@ class Outcome:
     """The signal that stopped it early, if one did."""
 
 
-def train(experiment: Experiment, path: Path) -> Outcome:
+def train(experiment: Experiment, path: Path, stuck_after: float = 0.0) -> Outcome:
     """Start the run at `path`, or resume the one that is there.
 
+    Every process of a job calls this; the first alone writes what is shared.
+
+    Args:
+      experiment: what to train.
+      path: the run's folder, which all hosts see.
+      stuck_after: seconds without progress after which a process ends itself; 0: never.
+
     Raises:
-      ConfigError: experiment, data, devices and run do not go together.
+      ConfigError: experiment, data, devices, hosts and run do not go together.
       NotFiniteError: training diverged; the checkpoints are from before.
     """
-    data = data_identity(experiment)
-    mesh = make_mesh(experiment.mesh)
-    check_fits(experiment, mesh)
-    for source in experiment.data.sources:
-        verify(source.path)
+    mesh, data = _agreed(experiment)
     run = Run(path)
-    with only_one(run), jax.set_mesh(mesh), caught_signals() as caught:
-        create_or_check(run, experiment, {**experiment.identity(), "data": data})
+    with ExitStack() as held:
+        hosts.on_first(lambda: held.enter_context(only_one(run)))
+        caught = held.enter_context(caught_signals())
+        held.enter_context(jax.set_mesh(mesh))
+        identity = {**experiment.identity(), "data": data}
+        hosts.on_first(lambda: create_or_check(run, experiment, identity))
+        hosts.agree(lambda: {"run": check_is_shared(run)})
+        watchdog = Watchdog(stuck_after, run.stuck_file(jax.process_index()))
+        held.callback(watchdog.close)
         checkpoints = Checkpoints(run.checkpoints, experiment.train.keep)
         start = checkpoints.latest() or Position()
         if is_done(start.step, start.sequences * experiment.model.context, experiment):
             return Outcome(start, 0, None)
-        ledger.record(
-            run.ledger_file, "resume" if start.step else "start", step=start.step,
-            mesh=dict(mesh.shape), device=jax.devices()[0].device_kind, **ledger.code_version(),
+        _record(
+            run, "resume" if start.step else "start", step=start.step, mesh=dict(mesh.shape),
+            device=jax.devices()[0].device_kind, hosts=jax.process_count(),
+            **ledger.code_version(),
         )  # fmt: skip
-        loop = _Loop(experiment, run, mesh, checkpoints, start, caught)
+        loop = _Loop(experiment, run, mesh, checkpoints, start, caught, watchdog)
         try:
             end = loop.go()
         finally:
             loop.close()
-        signal = caught[0] if caught else None
-        ledger.record(run.ledger_file, "stop", step=end.step, signal=signal)
+        signal = (caught or [SIGTERM])[0] if loop.is_stopping else None
+        _record(run, "stop", step=end.step, signal=signal)
         return Outcome(end, end.step - start.step, signal)
+
+
+def _agreed(experiment: Experiment) -> tuple[jax.sharding.Mesh, dict[str, Any]]:
+    """The mesh and the data's identity, when all hosts have the same code, data and experiment."""
+    mesh = make_mesh(experiment.mesh)
+
+    def facts() -> dict[str, Any]:
+        data = data_identity(experiment)
+        check_fits(experiment, mesh)
+        for source in experiment.data.sources:
+            verify(source.path)
+        return {
+            "code": ledger.code_version(),
+            "experiment": dataclasses.asdict(experiment),
+            "data": data,
+        }
+
+    return mesh, hosts.agree(facts)["data"]
+
+
+def _record(run: Run, event: str, **facts: Any) -> None:
+    if hosts.is_first():
+        ledger.record(run.ledger_file, event, **facts)
 
 
 class _Loop:
@@ -90,16 +135,19 @@ class _Loop:
         checkpoints: Checkpoints,
         start: Position,
         caught: list[int],
+        watchdog: Watchdog,
     ):
         self.experiment, self.run, self.mesh = experiment, run, mesh
         self.checkpoints, self.position, self.caught = checkpoints, start, caught
+        self.watchdog = watchdog
+        self.is_stopping = False
+        """Whether a host has caught a signal; all see it at the same step."""
         self.evaluation = Evaluation(experiment, mesh, run.tokenizer_file)
         self.feed = Feed(experiment, mesh, start.sequences)
-        self.step = compile_train_step(experiment, mesh)
+        self.step, self.is_compiled = compile_train_step(experiment, mesh), False
         self.log = MetricsLog(run.metrics_file, run.tensorboard, start.step)
         self.meter = Meter(experiment.model)
-        silent = jax.process_index() != 0
-        self.display = Display(total_tokens(experiment), self.tokens, silent=silent)
+        self.display = Display(total_tokens(experiment), self.tokens, silent=not hosts.is_first())
 
     @property
     def tokens(self) -> int:
@@ -119,7 +167,7 @@ class _Loop:
             if self._evaluation_is_due() or self._save_is_due():
                 self._finish(unread, state)
                 unread = None
-        if unread:  # A signal came after the question whether to save, before the loop's own.
+        if unread:  # Another host's signal came with the numbers just read.
             self._finish(unread, state)
         self.checkpoints.wait()
         return self.position
@@ -131,6 +179,7 @@ class _Loop:
 
     def _first_state(self) -> TrainState:
         if self.position.step:
+            self.watchdog.enter("save", self.position.step)
             abstract = abstract_state(self.experiment, self.mesh)
             return self.checkpoints.restore(self.position.step, abstract)
         state = sharded_state(self.experiment, self.mesh)
@@ -142,8 +191,11 @@ class _Loop:
         experiment = self.experiment
         rate = learning_rate(self.tokens, experiment.schedule)
         count = microbatches(self.tokens, experiment)
+        self.watchdog.enter("data", self.position.step + 1)
         windows, waited = self.feed.take(count)
-        state, metrics = self.step(state, windows, jnp.int32(count), jnp.float32(rate))
+        self.watchdog.enter("step" if self.is_compiled else "compile")
+        state, metrics = self.step(state, windows, np.int32(count), np.float32(rate))
+        self.is_compiled = True
         sequences = count * experiment.microbatch
         self.position = Position(self.position.step + 1, self.position.sequences + sequences)
         return state, {
@@ -151,6 +203,7 @@ class _Loop:
             "sequences": self.position.sequences,
             "tokens": self.tokens,
             **metrics,
+            "stop": hosts.any_host(bool(self.caught), self.mesh),
             "learning_rate": rate,
             "batch_tokens": sequences * experiment.model.context,
             "data_wait_s": waited,
@@ -158,9 +211,11 @@ class _Loop:
 
     def _finish(self, numbers: dict[str, Any], state: TrainState | None = None) -> None:
         """Wait for a step's numbers and log them; given its state, evaluate and save as due."""
+        self.watchdog.enter("step")
         record = {**numbers, "loss": float(numbers["loss"])}
         record["grad_norm"] = float(numbers["grad_norm"])
         self._check_finite(record)
+        self.is_stopping |= bool(record.pop("stop"))
         self.meter.add(record["batch_tokens"], record["data_wait_s"])
         if state is None and record["step"] % self.experiment.train.log_every:
             return
@@ -169,13 +224,14 @@ class _Loop:
             record |= self._evaluate(state)
         self._write(record)
         if state is not None and self._save_is_due():
+            self.watchdog.enter("save")
             self.checkpoints.save(state, self.position)
-            ledger.record(self.run.ledger_file, "save", step=record["step"])
+            _record(self.run, "save", step=record["step"])
         self.meter.restart()
 
     def _check_finite(self, record: dict[str, Any]) -> None:
         if not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])):
-            ledger.record(self.run.ledger_file, "not finite", step=record["step"])
+            _record(self.run, "not finite", step=record["step"])
             raise NotFiniteError(
                 f"step {record['step']}: loss is {record['loss']}, gradient norm "
                 f"{record['grad_norm']}: training diverged. Lower "
@@ -184,12 +240,13 @@ class _Loop:
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         step = self.position.step
+        self.watchdog.enter("evaluate")
         text = self.evaluation.sample(state.params)
-        if text:
+        if text and hosts.is_first():
             self.run.samples.mkdir(exist_ok=True)
             (self.run.samples / f"{step}.txt").write_text(text, encoding="utf-8")
             self.log.text("sample", text, step)
-        ledger.record(self.run.ledger_file, "evaluate", step=step)
+        _record(self.run, "evaluate", step=step)
         return self.evaluation.measure(state.params)
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -197,7 +254,7 @@ class _Loop:
         self.display.show(record)
 
     def _is_last(self) -> bool:
-        return bool(self.caught) or is_done(self.position.step, self.tokens, self.experiment)
+        return self.is_stopping or is_done(self.position.step, self.tokens, self.experiment)
 
     def _evaluation_is_due(self) -> bool:
         done = is_done(self.position.step, self.tokens, self.experiment)

@@ -21,13 +21,17 @@ import jax
 from gpt3jax.config import Model
 from gpt3jax.model.params import flops_per_token
 from gpt3jax.plan.chips import peak_flops
+from gpt3jax.sharding import hosts
 
 
 class MetricsLog:
-    """metrics.jsonl and tensorboard/ of a run, each step once."""
+    """metrics.jsonl and tensorboard/ of a run, each step once; the first process keeps it."""
 
     def __init__(self, file: Path, tensorboard: Path, resumed_at: int):
         """Open for appending; records past the resumed step are cut, they will come again."""
+        self._is_kept = hosts.is_first()
+        if not self._is_kept:
+            return
         # A run that starts again from the seed logs its step 0 again, too.
         cut_after(file, resumed_at or -1)
         self._file = file.open("a")
@@ -38,6 +42,8 @@ class MetricsLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Log a record; a full disk must not stop training."""
+        if not self._is_kept:
+            return
         try:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
@@ -50,11 +56,13 @@ class MetricsLog:
             )
 
     def text(self, name: str, text: str, step: int) -> None:
-        self._board.add_text(name, text, step)
+        if self._is_kept:
+            self._board.add_text(name, text, step)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        if self._is_kept:
+            self._file.close()
+            self._board.close()
 
 
 def cut_after(file: Path, step: int) -> None:

@@ -1,0 +1,40 @@
+"""The batch that reaches the devices, whichever processes they belong to."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from gpt3jax.config import Data, Mesh, Source
+from gpt3jax.data import loader
+from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.sharding.rules import partition
+from gpt3jax.train.feed import rows_on
+
+MICROBATCH, COUNT = 16, 625
+
+
+@pytest.fixture(scope="module")
+def mixture(prepared):
+    """Two sources in shares of 0.7 and 0.3, and the first ten thousand windows of their order."""
+    data = Data((Source("a", str(prepared), 0.7), Source("b", str(prepared), 0.3)))
+    order = loader.windows(data, seed=1, context=48)
+    return order, np.stack([order[i] for i in range(MICROBATCH * COUNT)])
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_each_process_reads_its_rows_and_all_together_the_same_batch(mixture, sizes, processes):
+    order, expected = mixture
+    mesh = make_mesh(Mesh(*sizes), jax.devices()[:8])
+    sharding = NamedSharding(mesh, partition((None, "batch", None)))
+    found = np.zeros_like(expected).reshape(COUNT, MICROBATCH, -1)
+    for devices in np.split(mesh.devices.reshape(-1), processes):
+        rows = rows_on(devices, sharding, (1, MICROBATCH, 49))
+        groups = sizes[0] * sizes[1]
+        assert len(rows) == MICROBATCH // min(processes, groups), "no more than its own"
+        read = loader.batches(order, start=0, microbatch=MICROBATCH, rows=rows)
+        for step in range(COUNT):
+            found[step, rows] = next(read)
+        read.close()
+    np.testing.assert_array_equal(found.reshape(expected.shape), expected)
