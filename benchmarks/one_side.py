@@ -121,7 +121,7 @@ def decode_gpt3jax(shape: Shape) -> dict[str, Any]:
     import jax
 
     from gpt3jax.generate import Generator
-    from gpt3jax.model import params
+    from gpt3jax.model import params, table
     from gpt3jax.model.decode import Sampling
 
     model = jax_model(shape)
@@ -136,7 +136,7 @@ def decode_gpt3jax(shape: Shape) -> dict[str, Any]:
         assert len(list(found)) == NEW_TOKENS
 
     seconds = median_seconds(write, 1, REPETITIONS)
-    return jax_result(params.count(model), NEW_TOKENS / seconds)
+    return jax_result(table.count(model), NEW_TOKENS / seconds)
 
 
 def decode_pytorch(shape: Shape) -> dict[str, Any]:

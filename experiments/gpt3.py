@@ -11,7 +11,9 @@ ones that round to Table D.1's 1,320M and 12,850M; the printed ones run too:
 What the paper leaves open, and what we took: the band of the banded layers
 (256) and that odd layers are banded (GPT-Neo's choice); over how many tokens
 the batch ramps up (4, 6 or 12 billion, by batch size); the true 175B batch
-(1,568 windows, the nearest to 3.2M that 32 divides).
+(1,536 windows, 3.15M tokens, which meshes of 512 rows still divide; MLPerf's
+175B has the same). Meshes are chosen when training starts; `gpt3jax plan` shows
+which, and what they take.
 """
 
 from dataclasses import dataclass
@@ -43,7 +45,7 @@ ROWS = {
     "2b7": Row(32, 2560, 32, 80, 512, 1.6e-4, 6_000_000_000, 2_651_553_280),
     "6b7": Row(32, 4096, 32, 128, 1024, 1.2e-4, 12_000_000_000, 6_658_404_352),
     "13b": Row(40, 5120, 40, 128, 1024, 1.0e-4, 12_000_000_000, 12_853_386_240),
-    "175b": Row(96, 12288, 96, 128, 1568, 0.6e-4, 12_000_000_000, 174_604_259_328),
+    "175b": Row(96, 12288, 96, 128, 1536, 0.6e-4, 12_000_000_000, 174_604_259_328),
 }
 
 MIXTURE = Data(
@@ -58,7 +60,7 @@ MIXTURE = Data(
 )
 
 
-def gpt3(size: str, *, microbatch: int, mesh: Mesh, remat: str = "none") -> Experiment:
+def gpt3(size: str, *, microbatch: int, remat: str) -> Experiment:
     """A row of the table as the paper trained it: 300B tokens, everything else in Appendix B."""
     row = ROWS[size]
     return Experiment(
@@ -71,6 +73,6 @@ def gpt3(size: str, *, microbatch: int, mesh: Mesh, remat: str = "none") -> Expe
             ramp_tokens=row.ramp_tokens,
             microbatch=microbatch,
         ),
-        mesh=mesh,
+        mesh=Mesh("auto", "auto", "auto"),
         evaluate=Evaluate(every=1000, windows=1024),
     )

@@ -8,10 +8,10 @@ Never run to its end by us. The mesh and microbatch are a start, not a
 measurement; the batch ramp begins at one microbatch.
 """
 
-from gpt3jax.config import Experiment, Mesh
+from gpt3jax.config import Experiment
 
 from gpt3 import gpt3
 
 
 def experiment() -> Experiment:
-    return gpt3("2b7", microbatch=32, mesh=Mesh(data=1, fsdp=-1), remat="dots")
+    return gpt3("2b7", microbatch=64, remat="dots")

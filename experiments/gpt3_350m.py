@@ -8,10 +8,10 @@ Never run to its end by us. The mesh and microbatch are a start, not a
 measurement; the batch ramp begins at one microbatch.
 """
 
-from gpt3jax.config import Experiment, Mesh
+from gpt3jax.config import Experiment
 
 from gpt3 import gpt3
 
 
 def experiment() -> Experiment:
-    return gpt3("350m", microbatch=16, mesh=Mesh())
+    return gpt3("350m", microbatch=16, remat="none")

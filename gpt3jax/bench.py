@@ -26,9 +26,10 @@ from gpt3jax.config import Experiment
 from gpt3jax.data import loader
 from gpt3jax.generate import Generator
 from gpt3jax.model import params as model_params
+from gpt3jax.model import table as model_table
 from gpt3jax.model.decode import Sampling
 from gpt3jax.plan.chips import peak_flops
-from gpt3jax.sharding.mesh import check_fits, make_mesh
+from gpt3jax.plan.choose import mesh_for
 from gpt3jax.train.state import sharded_state
 from gpt3jax.train.step import compile_train_step
 
@@ -50,7 +51,7 @@ def bench(what: str, experiment: Experiment, repeats: int, *, as_json: bool) -> 
     measure = {"train": bench_train, "decode": bench_decode, "data": bench_data}[what]
     figures = {
         "what": what,
-        "parameters": model_params.count(experiment.model),
+        "parameters": model_table.count(experiment.model),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "repeats": repeats,
@@ -68,8 +69,7 @@ def bench(what: str, experiment: Experiment, repeats: int, *, as_json: bool) -> 
 
 def bench_train(experiment: Experiment, repeats: int) -> dict[str, Any]:
     """Whole training steps on random tokens: tokens/s, model FLOP/s, MFU."""
-    mesh = make_mesh(experiment.mesh)
-    check_fits(experiment, mesh)
+    mesh, _ = mesh_for(experiment)
     count = experiment.batch_sequences // experiment.microbatch
     shape = (count, experiment.microbatch, experiment.model.context + 1)
     draw = np.random.default_rng(experiment.seed)
@@ -85,7 +85,7 @@ def bench_train(experiment: Experiment, repeats: int) -> dict[str, Any]:
 
         seconds = _median_seconds(once, repeats)
     tokens_per_s = experiment.train.batch_tokens / seconds
-    flops = tokens_per_s * model_params.flops_per_token(experiment.model)
+    flops = tokens_per_s * model_table.flops_per_token(experiment.model)
     peak, of = _peak()
     return {
         "step_s": seconds,

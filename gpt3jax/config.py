@@ -111,7 +111,7 @@ class Model:
 
     @property
     def parameters_estimate(self) -> float:
-        """Parameters, without biases and gains; the exact count is model.params.count."""
+        """Parameters, without biases and gains; the exact count is model.table.count."""
         attention = 4 * self.d_model * self.n_heads * self.d_head
         layers = self.n_layers * (attention + 2 * self.d_model * self.d_ff)
         return layers + float(self.vocabulary + self.context) * self.d_model
@@ -226,21 +226,26 @@ class Train:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices along each axis; at most one axis may be -1, for all that remain."""
+    """Devices along each axis: a number; -1 for all that remain; auto, to be chosen by `plan`."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int | Literal["auto"] = -1
+    """Copies of the parameters, each of which reads its own windows."""
+    fsdp: int | Literal["auto"] = 1
+    """Parts of the parameters, fetched layer by layer; each reads its own windows."""
+    tensor: int | Literal["auto"] = 1
+    """Parts of each head, MLP and window."""
 
     def __post_init__(self) -> None:
         sizes = dataclasses.asdict(self)
+        found = list(sizes.values())
         _check(
-            all(size >= 1 or size == -1 for size in sizes.values()),
-            f"mesh {sizes}: an axis has 1 or more devices, or -1 for the rest. Change it",
+            all(size == "auto" or size == -1 or (size != 0 and size > 0) for size in found),
+            f"mesh {sizes}: an axis has 1 or more devices, -1 for the rest, or auto. Change it",
         )
         _check(
-            list(sizes.values()).count(-1) <= 1,
-            f"mesh {sizes}: only one axis can take the rest. Give the others a number",
+            found.count(-1) <= 1 and not (-1 in found and "auto" in found),
+            f"mesh {sizes}: only one axis can take the rest, and none beside auto. "
+            "Give the others a number",
         )
 
 

@@ -124,7 +124,7 @@ def _row_and_curve(run: Run, name: str) -> tuple[Row, Curve]:
     if not records:
         raise ConfigError(f"{run.path} has no metrics: no step was logged yet. Train it for longer")
     # Imported here: it needs jax, which takes seconds.
-    from gpt3jax.model.params import count, flops_per_token
+    from gpt3jax.model.table import count, flops_per_token
 
     def values(metric: str) -> list[float]:
         return [record[metric] for record in records if record.get(metric) is not None]

@@ -16,7 +16,7 @@ from rich.text import Text
 from gpt3jax.config import ConfigError, Experiment, Mesh
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.generate import Generator
-from gpt3jax.model import params as model_params
+from gpt3jax.model import table as model_table
 from gpt3jax.model.decode import Sampling
 from gpt3jax.run import Run, open_run
 from gpt3jax.sharding import hosts
@@ -115,7 +115,7 @@ def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:
         side_by_side.add_row(_panel(run, 0), _panel(run, step))
         console.print(side_by_side)
     figures = next((r for r in reversed(run.metrics()) if "val_loss" in r), {})
-    size = model_params.count(experiment.model)
+    size = model_table.count(experiment.model)
     console.print(f"{path}: {size:,} parameters, {figures.get('tokens', 0):,} tokens", markup=False)
     if "val_loss" in figures:
         console.print(

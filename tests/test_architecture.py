@@ -17,6 +17,7 @@ LAYERS = [
     {"generate", "plan"},
     {"train", "evals", "inspect", "interchange", "report_page"},
     {"write", "report", "bench", "sweep", "serve", "doctor"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

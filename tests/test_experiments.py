@@ -22,7 +22,7 @@ from gpt3jax.config import (
     Train,
 )
 from gpt3jax.experiments import load_experiment, load_module
-from gpt3jax.model.params import count
+from gpt3jax.model.table import count
 from gpt3jax.train.state import new_state
 from gpt3jax.train.step import train_step
 

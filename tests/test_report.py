@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt3jax.config import ConfigError, Data, Experiment, Model, Schedule, Source, Train
-from gpt3jax.model.params import count, flops_per_token
+from gpt3jax.model.table import count, flops_per_token
 from gpt3jax.report import write_report
 from gpt3jax.report_page import PF_DAY, Curve, frontier
 

@@ -20,18 +20,23 @@ from jax.ad_checkpoint import checkpoint_name
 from gpt3jax.config import Model
 from gpt3jax.model import attention
 from gpt3jax.model.layers import embed, layer_norm, linear, linear_sum, mlp, unembed, unstack
-from gpt3jax.model.params import Params, table
-from gpt3jax.sharding.collectives import GATHERED, gather_weights, platform, size
+from gpt3jax.model.params import Params
+from gpt3jax.model.table import table
+from gpt3jax.sharding.collectives import gather_weights, platform, size
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 REMAT_POLICIES = {
-    "none": jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
-    "dots": jax.checkpoint_policies.save_only_these_names("qkv", "context", "middle", "hidden"),
-    "mlp": jax.checkpoint_policies.save_only_these_names("qkv", "context", "middle"),
-    "full": jax.checkpoint_policies.nothing_saveable,
+    name: jax.checkpoint_policies.save_only_these_names(*kept)
+    for name, kept in {
+        "none": ("qkv", "context", "middle", "hidden", "activated", "normed"),
+        "dots": ("qkv", "context", "middle", "hidden"),
+        "mlp": ("qkv", "context", "middle"),
+        "full": (),
+    }.items()
 }
-"""What the forward pass keeps of a layer, beside its input, from most to least."""
+"""What the forward pass keeps of a layer, beside its input. On one device `none` keeps all;
+over several, never what was gathered."""
 
 
 @struct.dataclass
@@ -66,7 +71,7 @@ def forward(
     """Predict the next token at each position.
 
     Args:
-      params: as `params.table` describes; `layers` stacked, or a list (see `unstack`).
+      params: as `table` describes; `layers` stacked, or a list (see `unstack`).
       tokens_BT: int32 token ids, at most `model.context` with those in the cache.
       cache: earlier tokens; the result then holds the cache with the new ones.
       want: names of activations to return: `residual` (the stream after each
@@ -115,13 +120,14 @@ def block(params: Params, x_BTD: jax.Array, attend: Attend) -> tuple[jax.Array, 
     `attend` takes queries, keys and values [B, T, H, K] and returns the same shape.
     """
     with jax.named_scope("attention"):
-        h_BTD = layer_norm(params["norm_1"], x_BTD)
+        h_BTD = checkpoint_name(layer_norm(params["norm_1"], x_BTD), "normed")
         qkv_BTHZK = checkpoint_name(linear(params["qkv"], h_BTD), "qkv")
         q, k, v = (qkv_BTHZK[..., z, :] for z in range(3))
         x_BTD = x_BTD + linear_sum(params["out"], attend(q, k, v), n_in=2)
         x_BTD = checkpoint_name(x_BTD, "middle")
     with jax.named_scope("mlp"):
-        x_BTD = x_BTD + mlp(params, layer_norm(params["norm_2"], x_BTD))
+        h_BTD = checkpoint_name(layer_norm(params["norm_2"], x_BTD), "normed")
+        x_BTD = x_BTD + mlp(params, h_BTD)
     return x_BTD, {"residual": x_BTD, "keys": k, "values": v}
 
 

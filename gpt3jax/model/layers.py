@@ -86,7 +86,8 @@ def _matmul_rows(x_BTI, w_IO):
 def mlp(params: Params, x_BTD: jax.Array) -> jax.Array:
     """Up to 4D, GELU in its tanh form (GPT-2's), down to D."""
     h_BTF = checkpoint_name(linear(params["up"], x_BTD), "hidden")
-    return linear_sum(params["down"], jax.nn.gelu(h_BTF, approximate=True))
+    h_BTF = checkpoint_name(jax.nn.gelu(h_BTF, approximate=True), "activated")
+    return linear_sum(params["down"], h_BTF)
 
 
 def embed(params: Params, tokens_BT: jax.Array, start: jax.Array | int) -> jax.Array:

@@ -17,14 +17,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import traverse_util
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from gpt3jax.sharding.rules import AXES, partition
-
-GATHERED = "gathered"
-"""Name of gathered arrays for rematerialisation: fetched again rather than kept."""
+from gpt3jax.sharding.axes import AXES
+from gpt3jax.sharding.rules import partition
 
 
 def each_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
@@ -65,7 +63,7 @@ def gather(x: jax.Array, axis: str, dim: int) -> jax.Array:
     """Join the parts that the devices along `axis` hold of dimension `dim`."""
     if size(axis) == 1:
         return x
-    return checkpoint_name(jax.lax.all_gather(x, axis, axis=dim, tiled=True), GATHERED)
+    return jax.lax.all_gather(x, axis, axis=dim, tiled=True)
 
 
 def scatter_sum(x: jax.Array, axis: str, dim: int) -> jax.Array:
@@ -96,13 +94,31 @@ def gather_weights(params: Any, specs: Any) -> Any:
 
     def whole(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
         parts = partition(by_path[path].axes[-leaf.ndim :])
-        for dim in range(leaf.ndim):
-            if parts[dim] == "fsdp":
-                leaf = gather(leaf, "fsdp", dim)
-        return leaf
+        if "fsdp" not in parts or size("fsdp") == 1:
+            return leaf
+        dim = tuple(parts).index("fsdp")
+        front = jnp.moveaxis(leaf, dim, 0)
+        rows = _gather_rows(front.reshape(len(front), -1))
+        return jnp.moveaxis(rows.reshape(-1, *front.shape[1:]), 0, dim)
 
     by_path = traverse_util.flatten_dict(specs)
     return traverse_util.path_aware_map(whole, params)
+
+
+@jax.custom_vjp
+def _gather_rows(x: jax.Array) -> jax.Array:
+    """Join the rows that the devices along `fsdp` hold; the gradient is summed and scattered."""
+    return jax.lax.all_gather(x, "fsdp", axis=0, tiled=True)
+
+
+def _scatter_rows(_, dx: jax.Array) -> tuple[jax.Array]:
+    # The barrier keeps the rows outermost in memory: where XLA moves a transpose past it, its
+    # TPU compiler makes an all-reduce of the scatter, which sends twice as much.
+    dx = jax.lax.optimization_barrier(dx)
+    return (jax.lax.psum_scatter(dx, "fsdp", scatter_dimension=0, tiled=True),)
+
+
+_gather_rows.defvjp(lambda x: (_gather_rows(x), None), _scatter_rows)
 
 
 def total_of_copies(gradients: Any, parts: Any) -> Any:

@@ -8,25 +8,35 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
-from gpt3jax.config import ConfigError, Experiment, Mesh
+from gpt3jax.config import ConfigError, Mesh
 
 
 def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """Arrange the devices; an axis of -1 takes all that the others leave.
 
+    Neighbours on a TPU's torus become neighbours along an axis, `tensor` first;
+    slices lie along `data`, whose traffic can cross the slower network.
+
     Raises:
-      ConfigError: the axes do not multiply to the number of devices.
+      ConfigError: the axes do not multiply to the number of devices, or `data`
+        is not a multiple of the slices.
     """
     devices = list(devices or jax.devices())
     sizes = resolve(config, len(devices))
-    # jax.make_mesh would default to explicit axes; we let the partitioner infer.
+    # jax.make_mesh would default to explicit axes; ours are auto or manual.
     return jax.sharding.Mesh(
-        np.asarray(devices).reshape(tuple(sizes.values())),
+        _arranged(devices, tuple(sizes.values())),
         tuple(sizes),
         axis_types=(AxisType.Auto,) * len(sizes),
     )
+
+
+def slices_of(devices: Sequence[jax.Device]) -> int:
+    """Slices that the devices lie in; 1 where there is no such thing."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def resolve(config: Mesh, devices: int) -> dict[str, int]:
@@ -38,27 +48,23 @@ def resolve(config: Mesh, devices: int) -> dict[str, int]:
     if math.prod(sizes.values()) != devices:
         raise ConfigError(
             f"mesh {sizes} has {named} named devices, but there are {devices}: the axes must "
-            f"multiply to that. Use a divisor of {devices}, or --mesh.data -1 for the rest"
+            f"multiply to that. Use a divisor of {devices}, --mesh.data -1 for the rest, or auto"
         )
     return sizes
 
 
-def check_fits(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
-    """Refuse a mesh that cannot split this model or batch evenly, naming what would work."""
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
-    model = experiment.model
-    _divides("--train.microbatch", experiment.microbatch, rows, "data x fsdp")
-    _divides("--model.n-heads", model.n_heads, tensor, "--mesh.tensor")
-    _divides("--model.d-model", model.d_model, fsdp, "--mesh.fsdp")
-    _divides("the padded vocabulary", model.padded_vocabulary, tensor, "--mesh.tensor")
-
-
-def _divides(what: str, size: int, parts: int, axis: str) -> None:
-    if size % parts:
-        legal = [n for n in range(1, size + 1) if size % n == 0]
-        near = sorted(legal, key=lambda n: abs(n - parts))[:2]
+def _arranged(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
+    slices = slices_of(devices)
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(shape)
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    data, fsdp, tensor = shape
+    if data % slices:
         raise ConfigError(
-            f"{what} is {size}, which {axis} = {parts} does not divide: each part must be equal. "
-            f"Nearest {axis} that work: {' or '.join(map(str, near))}"
+            f"--mesh.data is {data}, but there are {slices} slices: each holds a whole number of "
+            f"copies. Use a multiple of {slices}"
         )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tensor), (slices, 1, 1), devices, allow_split_physical_axes=True
+    )

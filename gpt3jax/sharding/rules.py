@@ -1,9 +1,4 @@
-"""From the logical axes of an array to the axes of the device mesh.
-
-Parameters split over `fsdp` by width and over `tensor` by head, MLP unit or
-vocabulary row. Windows split over `data` and `fsdp`; between layers, the
-tokens of a window also split over `tensor`.
-"""
+"""From the logical axes of an array to its place on the device mesh."""
 
 from __future__ import annotations
 
@@ -12,17 +7,7 @@ from typing import Any
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "tensor")
-
-RULES: dict[str | None, str | tuple[str, ...] | None] = {
-    None: None,
-    "batch": ("data", "fsdp"),
-    "layers": None,
-    "embed": "fsdp",
-    "heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
-}
+from gpt3jax.sharding.axes import RULES
 
 
 def partition(axes: tuple[str | None, ...]) -> PartitionSpec:

@@ -21,9 +21,9 @@ import numpy as np
 
 from gpt3jax.config import Experiment
 from gpt3jax.data.manifest import verify
+from gpt3jax.plan.choose import mesh_for
 from gpt3jax.run import Run
 from gpt3jax.sharding import hosts
-from gpt3jax.sharding.mesh import check_fits, make_mesh
 from gpt3jax.train import ledger
 from gpt3jax.train.checkpoint import Checkpoints, Position
 from gpt3jax.train.display import Display
@@ -71,7 +71,7 @@ def train(experiment: Experiment, path: Path, stuck_after: float = 0.0) -> Outco
       ConfigError: experiment, data, devices, hosts and run do not go together.
       NotFiniteError: training diverged; the checkpoints are from before.
     """
-    mesh, data = _agreed(experiment)
+    mesh, why, data = _agreed(experiment)
     run = Run(path)
     with ExitStack() as held:
         hosts.on_first(lambda: held.enter_context(only_one(run)))
@@ -88,10 +88,12 @@ def train(experiment: Experiment, path: Path, stuck_after: float = 0.0) -> Outco
             return Outcome(start, 0, None)
         _record(
             run, "resume" if start.step else "start", step=start.step, mesh=dict(mesh.shape),
-            device=jax.devices()[0].device_kind, hosts=jax.process_count(),
+            why=why, device=jax.devices()[0].device_kind, hosts=jax.process_count(),
             **ledger.code_version(),
         )  # fmt: skip
         loop = _Loop(experiment, run, mesh, checkpoints, start, caught, watchdog)
+        if "auto" in dataclasses.asdict(experiment.mesh).values():
+            loop.display.note(why)
         try:
             end = loop.go()
         finally:
@@ -101,13 +103,12 @@ def train(experiment: Experiment, path: Path, stuck_after: float = 0.0) -> Outco
         return Outcome(end, end.step - start.step, signal)
 
 
-def _agreed(experiment: Experiment) -> tuple[jax.sharding.Mesh, dict[str, Any]]:
-    """The mesh and the data's identity, when all hosts have the same code, data and experiment."""
-    mesh = make_mesh(experiment.mesh)
+def _agreed(experiment: Experiment) -> tuple[jax.sharding.Mesh, str, dict[str, Any]]:
+    """Mesh, why it, and the data's identity, when all hosts have the same code and experiment."""
+    mesh, why = mesh_for(experiment)
 
     def facts() -> dict[str, Any]:
         data = data_identity(experiment)
-        check_fits(experiment, mesh)
         for source in experiment.data.sources:
             verify(source.path)
         return {
@@ -116,7 +117,7 @@ def _agreed(experiment: Experiment) -> tuple[jax.sharding.Mesh, dict[str, Any]]:
             "data": data,
         }
 
-    return mesh, hosts.agree(facts)["data"]
+    return mesh, why, hosts.agree(facts)["data"]
 
 
 def _record(run: Run, event: str, **facts: Any) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from gpt3jax.config import Model
-from gpt3jax.model.params import flops_per_token
+from gpt3jax.model.table import flops_per_token
 from gpt3jax.plan.chips import peak_flops
 from gpt3jax.sharding import hosts
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt3jax.config import Experiment
 from gpt3jax.model import params as model_params
+from gpt3jax.model import table as model_table
 from gpt3jax.sharding.rules import param_shardings
 from gpt3jax.train.optimizer import make_optimizer
 
@@ -33,7 +34,7 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
 
     Moments lie as their parameters do; counters are everywhere.
     """
-    by_param = param_shardings(model_params.table(experiment.model), mesh)
+    by_param = param_shardings(model_table.table(experiment.model), mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(lambda: new_state(experiment))
     of_params = jax.tree.structure(by_param)

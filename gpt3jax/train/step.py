@@ -18,9 +18,10 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from gpt3jax.config import Experiment, Model
-from gpt3jax.model.params import table
+from gpt3jax.model.table import table
+from gpt3jax.sharding.axes import AXES
 from gpt3jax.sharding.collectives import each_device, total, total_of_copies
-from gpt3jax.sharding.rules import AXES, partition, partitions
+from gpt3jax.sharding.rules import partition, partitions
 from gpt3jax.train.loss import window_loss
 from gpt3jax.train.optimizer import make_optimizer
 from gpt3jax.train.state import TrainState, abstract_state

@@ -9,6 +9,7 @@ from flax import traverse_util
 
 from gpt3jax.config import Model
 from gpt3jax.model import params as model_params
+from gpt3jax.model import table as model_table
 
 
 @pytest.mark.parametrize(
@@ -31,24 +32,24 @@ from gpt3jax.model import params as model_params
     ],
 )
 def test_counts_are_exact(shape, count):
-    assert model_params.count(Model(**shape)) == count
+    assert model_table.count(Model(**shape)) == count
 
 
 def test_arrays_have_the_shapes_that_are_counted(model):
     arrays = jax.tree.leaves(model_params.init(jax.random.key(0), model))
     padding = (model.padded_vocabulary - model.vocabulary) * model.d_model
-    assert sum(a.size for a in arrays) - padding == model_params.count(model)
+    assert sum(a.size for a in arrays) - padding == model_table.count(model)
 
 
 def test_flops_of_gpt3_small_are_those_of_the_paper_plus_visible_attention():
     small = Model(n_layers=12, d_model=768, n_heads=12, d_head=64)
     # 0.7412G for the matrices and the tied head, 0.0699G for alternating causal attention.
-    assert model_params.flops_per_token(small) / 1e9 == pytest.approx(0.7412 + 0.0699, abs=1e-4)
+    assert model_table.flops_per_token(small) / 1e9 == pytest.approx(0.7412 + 0.0699, abs=1e-4)
 
 
 @pytest.mark.parametrize(("band", "pairs"), [(None, 2_098_176), (256, 491_648), (128, 254_016)])
 def test_visible_pairs_of_a_window(band, pairs):
-    assert model_params.visible_pairs(2048, band) == pairs
+    assert model_table.visible_pairs(2048, band) == pairs
 
 
 def test_initial_values_have_the_published_spread():
@@ -81,7 +82,7 @@ def test_the_seed_decides_every_value_and_padding_rows_are_zero(model):
 
 
 def test_only_matrices_and_embeddings_decay(model):
-    flags = traverse_util.flatten_dict(model_params.decayed(model_params.table(model)), sep="/")
+    flags = traverse_util.flatten_dict(model_params.decayed(model_table.table(model)), sep="/")
     assert {name for name, decays in flags.items() if decays} == {
         "token_embedding", "position_embedding", "layers/qkv/kernel", "layers/out/kernel",
         "layers/up/kernel", "layers/down/kernel",

@@ -23,7 +23,8 @@ from gpt3jax.config import Experiment, Model
 from gpt3jax.generate import Generator
 from gpt3jax.model.decode import Sampling
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.model.params import Params, table
+from gpt3jax.model.params import Params
+from gpt3jax.model.table import table
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.loss import window_loss
 from gpt3jax.train.optimizer import make_optimizer

@@ -1,0 +1,119 @@
+"""The one table of parameters: shape, logical axes and initialiser of each.
+
+Initialisation, sharding, counting, planning, restore and export all derive
+from `table`. Layers are stacked on a leading axis, so the tree has the same
+few leaves for 12 layers or 96. Importing this file does not import jax.
+
+Legend: N layers, V vocabulary (padded), P positions, D model width, H heads,
+K head width, F MLP width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gpt3jax.config import Model
+
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """One array of the model, before it exists."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    """A logical axis per dimension; sharding/rules.py maps them to the mesh."""
+    init: Literal["normal", "zeros", "ones"]
+    std: float = 0.0
+
+
+def table(model: Model) -> Table:
+    """Every parameter of the model as a nested dict of `ParamSpec`.
+
+    Standard deviations follow GPT-2, which section 2.1 takes over: 0.02 for
+    matrices and token embeddings, half of it for positions, and the residual
+    projections divided by the square root of the number of residual branches.
+    """
+    n, d, f = model.n_layers, model.d_model, model.d_ff
+    h, k = model.n_heads, model.d_head
+    std = model.init_std
+    residual_std = std / math.sqrt(2 * n)
+
+    def norm(*lead: int) -> Table:
+        axes = (*("layers" for _ in lead), "embed")
+        return {
+            "gain": ParamSpec((*lead, d), axes, "ones"),
+            "bias": ParamSpec((*lead, d), axes, "zeros"),
+        }
+
+    def linear(shape: tuple, axes: tuple, bias: tuple, bias_axes: tuple, std: float) -> Table:
+        return {
+            "kernel": ParamSpec((n, *shape), ("layers", *axes), "normal", std),
+            "bias": ParamSpec((n, *bias), ("layers", *bias_axes), "zeros"),
+        }
+
+    return {
+        "token_embedding": ParamSpec(
+            (model.padded_vocabulary, d), ("vocab", "embed"), "normal", std
+        ),
+        "position_embedding": ParamSpec((model.context, d), (None, "embed"), "normal", std / 2),
+        "layers": {
+            "norm_1": norm(n),
+            # Heads lead the packed q, k, v, so that a mesh can split them by head.
+            "qkv": linear(
+                (d, h, 3, k), ("embed", "heads", None, None), (h, 3, k), ("heads", None, None), std
+            ),
+            "out": linear((h, k, d), ("heads", None, "embed"), (d,), ("embed",), residual_std),
+            "norm_2": norm(n),
+            "up": linear((d, f), ("embed", "mlp"), (f,), ("mlp",), std),
+            "down": linear((f, d), ("mlp", "embed"), (d,), ("embed",), residual_std),
+        },
+        "final_norm": norm(),
+    }
+
+
+def leaves(tree: Table) -> Iterator[ParamSpec]:
+    """The entries of a table."""
+    for value in tree.values():
+        if isinstance(value, ParamSpec):
+            yield value
+        else:
+            yield from leaves(value)
+
+
+def count(model: Model) -> int:
+    """Exact number of parameters; padding of the vocabulary is not counted.
+
+    >>> count(Model(n_layers=1, d_model=4, n_heads=2, d_head=2, vocabulary=10, context=8))
+    324
+    """
+    padding = (model.padded_vocabulary - model.vocabulary) * model.d_model
+    return sum(math.prod(spec.shape) for spec in leaves(table(model))) - padding
+
+
+def flops_per_token(model: Model) -> int:
+    """Training FLOPs per token: 6 per matrix element, plus the attention that the masks leave.
+
+    The convention of PaLM's MFU with causal (not full) attention: 12 FLOPs per
+    visible key and head-width element, forward and backward.
+    """
+    attention_width = model.n_heads * model.d_head
+    matrices = model.n_layers * (
+        4 * model.d_model * attention_width + 2 * model.d_model * model.d_ff
+    )
+    visible = sum(
+        visible_pairs(model.context, None if model.is_dense(i) else model.band)
+        for i in range(model.n_layers)
+    )
+    head = model.vocabulary * model.d_model
+    return 6 * (matrices + head) + 12 * attention_width * visible // model.context
+
+
+def visible_pairs(context: int, band: int | None) -> int:
+    """(query, key) pairs that a causal mask, or a band of it, leaves in one window."""
+    width = min(band or context, context)
+    return context * width - width * (width - 1) // 2

@@ -1,0 +1,61 @@
+"""The mesh of a run: as the experiment says, or the best by estimate for the devices there are."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gpt3jax.config import ConfigError, Experiment, Mesh
+from gpt3jax.plan.chips import Chip, chip_of
+from gpt3jax.plan.layouts import check_fits
+from gpt3jax.plan.planner import plan, too_big
+from gpt3jax.plan.slices import Slice
+
+UNKNOWN = Chip(
+    "device", "", 1e11, 1.0, 1e15, 2e10, 5e9, 0, 0, 2**30, 1e9, 0.0, "nobody",
+)  # fmt: skip
+"""Stands for a CPU: slow, with slow links and memory enough."""
+AXES = ("data", "fsdp", "tensor")
+
+
+def mesh_for(experiment: Experiment):
+    """The jax.sharding.Mesh for all devices, and a sentence that says why it is this one.
+
+    Raises:
+      ConfigError: there is none, or the one asked for does not fit the model and batch.
+    """
+    import jax
+
+    from gpt3jax.sharding.mesh import make_mesh, slices_of
+
+    devices = jax.devices()
+    config, why = choose(experiment, len(devices), devices[0].device_kind, slices_of(devices))
+    mesh = make_mesh(config, devices)
+    check_fits(experiment, **mesh.shape)
+    return mesh, why
+
+
+def choose(experiment: Experiment, devices: int, kind: str, slices: int = 1) -> tuple[Mesh, str]:
+    """The experiment's mesh with every `auto` axis chosen, and why."""
+    asked = dataclasses.asdict(experiment.mesh)
+    given = tuple(axis for axis in AXES if asked[axis] != "auto")
+    if len(given) == len(AXES):
+        return experiment.mesh, "mesh as given"
+    chip = chip_of(kind) or UNKNOWN
+    slice = Slice(chip, (devices // slices // chip.devices,), slices)
+    found = plan(experiment, slice, (*given, "remat", "microbatch"))
+    if not found.fitting:
+        raise ConfigError(too_big(found.others[0]))
+    best, *others = found.fitting
+    mesh = Mesh(best.layout.data, best.layout.fsdp, best.layout.tensor)
+    why = (
+        f"mesh of {devices} x {kind}: data {mesh.data}, fsdp {mesh.fsdp}, tensor {mesh.tensor}, "
+        f"the fastest by estimate of {len(found.fitting)} that fit "
+        f"({best.peak_bytes / 2**30:.2f} GiB a device"
+    )
+    if others:
+        next_best, slower = others[0].layout, others[0].step_s / best.step_s - 1
+        why += (
+            f"; next is data {next_best.data}, fsdp {next_best.fsdp}, tensor {next_best.tensor}, "
+            f"{slower:.1%} slower"
+        )
+    return mesh, why + ")"

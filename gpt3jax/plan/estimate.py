@@ -1,0 +1,227 @@
+"""What one training step takes on a slice, by arithmetic: bytes, FLOPs, traffic, seconds.
+
+Every collective is written by hand (sharding/collectives.py, sharding/ring.py),
+so their bytes are counted, not guessed. Seconds are a roofline:
+
+    step = max(work, wire) + a tenth of the other + gradients between replicas + update
+    work = compute + elementwise              wire = weights + tokens
+
+Fetching the weights (`fsdp`) and passing tokens round the ring (`tensor`)
+overlap with the products, but for a tenth; adding up the gradients of replicas
+(`data`) and the update do not. FLOP, byte and time figures are per device and step.
+
+Legend of single letters: L layers, D width, A heads x head width, F MLP width,
+V padded vocabulary, T context, f t d the mesh axes, w windows at once on a row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from gpt3jax.config import Experiment
+from gpt3jax.model.table import flops_per_token, leaves, table, visible_pairs
+from gpt3jax.plan.layouts import Layout
+from gpt3jax.plan.slices import Slice
+from gpt3jax.sharding.axes import RULES
+
+USABLE = 0.92
+"""Share of a chip's memory to plan with: programs that just compile may not start."""
+ATTENTION = 0.5
+"""Share of the products' rate that attention kernels reach."""
+HEAD_ROWS = 2048
+"""Rows of logits at a time (train/loss.py)."""
+EXPOSED = 0.1
+"""Share of the traffic that does not overlap with work."""
+RING_SHARE = 0.9
+"""Share of a link's rate that large transfers reach."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One step of an experiment in one layout on one slice."""
+
+    experiment: Experiment
+    layout: Layout
+    slice: Slice
+
+    @cached_property
+    def memory(self) -> dict[str, float]:
+        """Bytes per device at the peak, by what they are for."""
+        m, at, w = self.experiment.model, self.layout, self.layout.windows
+        tokens, t = w * m.context, at.tensor
+        D, F, A = m.d_model, m.d_ff, m.n_heads * m.d_head
+        state = self._local_elements
+        accumulates = self.experiment.batch_sequences > at.microbatch
+        kept = {"none": 3 * D + 4 * A + 2 * F, "dots": D + 4 * A + F, "mlp": D + 4 * A, "full": 0}
+        weights = (4 * D * A + 2 * D * F) / t
+        working = tokens * ((3 * F + 7 * A + 4 * D) / t + (D if t > 1 else 0)) + 2 * weights
+        head = m.padded_vocabulary * (2 * D + 2 * HEAD_ROWS + 2 * D) / t
+        return {
+            "parameters": 4.0 * state,
+            "optimizer": 8.0 * state,
+            "bfloat16 copy": 2.0 * state,
+            "gradients": (6.0 if accumulates else 2.0) * state,
+            "layer inputs": 2.0 * m.n_layers * tokens * D / t,
+            "kept for the backward pass": 2.0 * m.n_layers * tokens * kept[at.remat] / t,
+            "one layer, or the logits": 2.0 * max(working, head),
+        }
+
+    @property
+    def peak_bytes(self) -> float:
+        """Bytes per device."""
+        return sum(self.memory.values())
+
+    @property
+    def budget_bytes(self) -> float:
+        """Bytes per device that a plan may use."""
+        return USABLE * self.slice.chip.hbm / self.slice.chip.devices
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_bytes <= self.budget_bytes
+
+    @cached_property
+    def flops(self) -> dict[str, float]:
+        """Model FLOPs, and what is executed beside them."""
+        m, at = self.experiment.model, self.layout
+        tokens = self.experiment.train.batch_tokens / self.slice.devices
+        D, F, A = m.d_model, m.d_ff, m.n_heads * m.d_head
+        again = {"none": 0, "dots": 0, "mlp": D * F, "full": 4 * D * A + D * F}[at.remat]
+        attention = 4 * A * self._visible_per_token
+        model = flops_per_token(m) * tokens
+        return {
+            "model": model,
+            "recomputed": (2 * m.n_layers * again + (attention if at.remat == "full" else 0))
+            * tokens,
+            "attention": 3 * attention * tokens,
+        }
+
+    @cached_property
+    def wire(self) -> dict[str, float]:
+        """Bytes that a device sends: weights, tokens of the ring, gradients between replicas."""
+        m, at = self.experiment.model, self.layout
+        microbatches = self.experiment.batch_sequences / at.microbatch
+        D, F, A, t, f, d = m.d_model, m.d_ff, m.n_heads * m.d_head, at.tensor, at.fsdp, at.data
+        layer = 2.0 * (4 * D * A + 2 * D * F) / t
+        embedding = 2.0 * m.padded_vocabulary * D / t
+        # Fetched forward and backward, and the gradients summed back.
+        weights = 3 * (m.n_layers * layer + embedding) * (f - 1) / f
+        stream = 2.0 * at.windows * m.context * D * (t - 1) / t
+        # Into and out of attention and MLP; and their gradients, with the inputs fetched again.
+        passes = {"none": 10, "dots": 10, "mlp": 11, "full": 13}[at.remat]
+        return {
+            "weights": weights * microbatches,
+            "tokens": (passes * m.n_layers + 4) * stream * microbatches,
+            "replicas": 2 * 4.0 * self._local_elements * (d - 1) / d,
+        }
+
+    @cached_property
+    def hbm_bytes(self) -> float:
+        """Bytes that elementwise work and weights move through memory."""
+        m, at = self.experiment.model, self.layout
+        tokens = self.experiment.train.batch_tokens / self.slice.devices
+        D, F, A = m.d_model, m.d_ff, m.n_heads * m.d_head
+        once = 2.0 * (20 * D + 16 * A + 6 * F)
+        passes = {"none": 3, "dots": 3.3, "mlp": 3.6, "full": 4}[at.remat]
+        microbatches = self.experiment.batch_sequences / at.microbatch
+        weights = 3 * 2 * 2.0 * (4 * D * A + 2 * D * F) / at.tensor * microbatches
+        return m.n_layers * (passes * once * tokens + weights)
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """Where a step's time would go, if each part had it alone."""
+        chip, n = self.slice.chip, self.slice.chip.devices
+        rate = chip.peak * chip.matmul / n
+        f = self.flops
+        links = link_rates(self.slice, self.layout)
+        return {
+            "compute": (f["model"] + f["recomputed"] - f["attention"]) / rate
+            + f["attention"] / (rate * ATTENTION),
+            "elementwise": self.hbm_bytes / (chip.hbm_rate / n),
+            "weights": self.wire["weights"] / links["fsdp"],
+            "tokens": self.wire["tokens"] / links["tensor"],
+            "replicas": self.wire["replicas"] / links["data"],
+            "update": 28.0 * self._local_elements / (chip.hbm_rate / n),
+        }
+
+    @property
+    def step_s(self) -> float:
+        """Seconds per step of a full batch."""
+        s = self.seconds
+        work, wire = s["compute"] + s["elementwise"], s["weights"] + s["tokens"]
+        inner = max(work, wire) + EXPOSED * min(work, wire)
+        return inner + s["replicas"] + s["update"]
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs over the peak of all devices."""
+        return self.flops["model"] / (self.step_s * self.slice.chip.peak / self.slice.chip.devices)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.experiment.train.batch_tokens / self.step_s
+
+    @property
+    def days(self) -> float:
+        """To the experiment's last token; the batch ramp is not counted."""
+        return self.experiment.train.tokens / self.tokens_per_s / 86400
+
+    @property
+    def chip_hours(self) -> float:
+        return self.days * 24 * self.slice.chips
+
+    @property
+    def limit(self) -> str:
+        """What the step would be faster without."""
+        s = self.seconds
+        if s["compute"] + s["elementwise"] < s["weights"] + s["tokens"]:
+            return "interconnect (weights)" if s["weights"] > s["tokens"] else "interconnect (ring)"
+        if s["replicas"] > 0.5 * s["compute"]:
+            return "gradients between replicas"
+        return "memory bandwidth" if s["elementwise"] > s["compute"] else "matrix products"
+
+    @cached_property
+    def _local_elements(self) -> float:
+        """Parameters that a device stores."""
+        sizes = {"fsdp": self.layout.fsdp, "tensor": self.layout.tensor}
+        return sum(
+            math.prod(spec.shape) / math.prod(sizes.get(RULES[axis], 1) for axis in spec.axes)
+            for spec in leaves(table(self.experiment.model))
+        )
+
+    @property
+    def _visible_per_token(self) -> float:
+        """Keys that a token sees, over all layers."""
+        m = self.experiment.model
+        bands = [None if m.is_dense(layer) else m.band for layer in range(m.n_layers)]
+        return sum(visible_pairs(m.context, band) for band in bands) / m.context
+
+
+def link_rates(slice: Slice, layout: Layout) -> dict[str, float]:
+    """Bytes/s that a device sends along each mesh axis."""
+    chip = slice.chip
+    if not chip.torus:
+        inside = chip.link * RING_SHARE
+        node = max(1, chip.domain // layout.tensor)
+        # Of a ring through nodes, each node's cards carry one part of what all its chips get.
+        between = chip.outer * min(node, layout.fsdp) * RING_SHARE
+        return {
+            "tensor": inside if layout.tensor <= chip.domain else chip.outer * RING_SHARE,
+            "fsdp": inside if layout.fsdp * layout.tensor <= chip.domain else min(inside, between),
+            "data": inside if slice.chips <= chip.domain else chip.outer * RING_SHARE,
+        }
+    ways = {size: 2 if size % chip.wraps == 0 else 1 for size in slice.shape}
+    rate = chip.link * RING_SHARE / chip.devices
+    # The ring takes one axis if its length is one, and half of one otherwise; weights the others.
+    tensor = ways.get(layout.tensor, 1)
+    others = list(slice.shape)
+    if layout.tensor in others:
+        others.remove(layout.tensor)
+    fsdp = sum(ways[size] for size in others if size > 1) or 1
+    return {
+        "tensor": rate * tensor,
+        "fsdp": rate * (fsdp if layout.fsdp > 1 else 1),
+        "data": chip.outer * RING_SHARE / chip.devices if slice.slices > 1 else rate,
+    }

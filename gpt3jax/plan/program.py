@@ -1,0 +1,165 @@
+"""What a compiled program sends: its collectives, read from the compiler's text.
+
+Bytes are what one device sends if the collective runs as a ring of n: a gather
+or a scatter (n-1)/n of the whole, an all-reduce twice that, a permute what it
+passes on. Loops count as often as they run.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+BYTES = {
+    "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2,
+    "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
+}  # fmt: skip
+COLLECTIVES = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Collective:
+    """All collectives of a kind over groups of a size, in one step."""
+
+    kind: str
+    group: int
+    """Devices that take part in one."""
+    count: int
+    bytes_sent: float
+    """By each device, in all."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one step; bytes are per device."""
+
+    peak_bytes: int
+    seconds: float
+    """To compile."""
+    collectives: list[Collective]
+    kernels: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Instruction:
+    kind: str
+    result: int
+    """Bytes."""
+    text: str
+
+
+def collectives(text: str) -> list[Collective]:
+    """The collectives of a program in HLO text, those that send most first."""
+    parts, entry = _computations(text)
+    sums: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0, 0.0])
+    for times, found in _walk(entry, 1, parts):
+        kind, group = found.kind, _group(found.text)
+        sums[kind, group][0] += times
+        sums[kind, group][1] += times * _sent(kind, group, found.result)
+    listed = [Collective(*key, int(count), sent) for key, (count, sent) in sums.items()]
+    return sorted(listed, key=lambda each: -each.bytes_sent)
+
+
+def kernels(text: str) -> dict[str, int]:
+    """Custom kernels by name, and at how many places the program calls them."""
+    counts: dict[str, int] = defaultdict(int)
+    for line in text.splitlines():
+        if 'custom_call_target="tpu_custom_call"' in line:
+            name = re.search(r"%?([\w.\-]+) = ", line)
+            counts[re.sub(r"[.\d]+$", "", name.group(1)) if name else "kernel"] += 1
+    return dict(counts)
+
+
+def _walk(name: str, times: int, parts: dict) -> Iterator[tuple[int, _Instruction]]:
+    """Every collective of a computation and of what it calls, with how often it runs."""
+    for each in parts[name]:
+        if each.kind == "while":
+            condition, body = re.search(
+                r"condition=%([\w.\-]+), body=%([\w.\-]+)", each.text
+            ).groups()
+            yield from _walk(body, times * _trips(condition, parts), parts)
+        elif each.kind in COLLECTIVES:
+            yield times, each
+        elif called := re.search(r"(?:calls|to_apply)=%([\w.\-]+)", each.text):
+            inner = called.group(1)
+            if inner.startswith("all-reduce-scatter"):
+                whole = next(i for i in parts[inner] if i.kind == "all-reduce")
+                size = whole.result // max(1, _group(whole.text))
+                yield times, _Instruction("reduce-scatter", size, whole.text)
+            elif each.kind != "reduce":
+                yield from _walk(inner, times, parts)
+
+
+def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+    parts: dict[str, list[_Instruction]] = {}
+    current, entry = "", ""
+    for line in text.splitlines():
+        if header := re.match(r"(ENTRY )?%(\S+) .*\{$", line):
+            current = header.group(2)
+            parts[current] = []
+            entry = current if header.group(1) else entry
+        elif current and (found := re.match(r"\s+(?:ROOT )?%\S+ = (.*)", line)):
+            parts[current].append(_instruction(found.group(1)))
+    return parts, entry
+
+
+def _instruction(text: str) -> _Instruction:
+    shape, rest = _split_shape(text)
+    kind = rest[: rest.index("(")]
+    if kind == "collective-permute-start":
+        shape = shape[: shape.index("}, ") + 1] if "}, " in shape else shape
+    return _Instruction(kind.removesuffix("-start"), _bytes(shape), rest)
+
+
+def _split_shape(text: str) -> tuple[str, str]:
+    """`f32[2]{0} add(...)` as its shape and the rest; a tuple's shape has brackets of its own."""
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if letter == " " and depth == 0:
+            return text[:place], text[place + 1 :]
+    return text, "("
+
+
+def _bytes(shape: str) -> int:
+    found = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)
+    return sum(
+        BYTES.get(dtype, 0) * math.prod(int(n) for n in sizes.split(",") if n)
+        for dtype, sizes in found
+    )
+
+
+def _trips(condition: str, parts: dict) -> int:
+    """A loop's length: the constant that its counter is compared with."""
+    constants = [
+        int(number)
+        for each in parts[condition]
+        if each.kind == "constant"
+        for number in re.findall(r"constant\((\d+)\)", each.text)
+    ]
+    return max(constants, default=1)
+
+
+def _group(text: str) -> int:
+    """Devices in one group of a collective."""
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
+        return int(found.group(1))
+    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", text):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found.group(1)))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found.group(2)))
+    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
+        return found.group(1).count(",") + 1
+    return 1
+
+
+def _sent(kind: str, group: int, result: int) -> float:
+    """Bytes that a device sends in a ring, from the bytes of the result."""
+    if kind == "collective-permute":
+        return result
+    share = (group - 1) / max(1, group)
+    return result * {"all-reduce": 2 * share, "reduce-scatter": group - 1}.get(kind, share)

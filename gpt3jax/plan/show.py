@@ -1,0 +1,208 @@
+"""What `gpt3jax plan` prints."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.model.table import count, flops_per_token
+from gpt3jax.plan.budget import best_by_chinchilla, best_by_paper
+from gpt3jax.plan.chips import CHIPS, GiB
+from gpt3jax.plan.estimate import Estimate
+from gpt3jax.plan.planner import Plan, plan
+from gpt3jax.plan.program import Compiled
+from gpt3jax.plan.slices import Slice, parse
+
+BEST_FEW, LOSERS = 4, 8
+ARTICLE_FLOPS, ARTICLE_PRICE = 28e12, 1.48
+"""FLOP/s and dollars per hour of a V100 behind the article's 355 GPU-years and $4.6M: Lambda Labs
+2020, "theoretical 28 TFLOPS" and the lowest three-year price; the price is what $4.6M implies."""
+YEAR_S = 365 * 86400
+
+
+def record(estimate: Estimate, price: float | None, compiled: Compiled | None) -> dict[str, Any]:
+    """A layout and what it takes, for --json."""
+    at, size = estimate.layout, count(estimate.experiment.model)
+    dollars = estimate.chip_hours * (price or estimate.slice.chip.price)
+    found = {
+        "parameters": size,
+        "chips": estimate.slice.name,
+        "mesh": {"data": at.data, "fsdp": at.fsdp, "tensor": at.tensor},
+        "remat": at.remat,
+        "microbatch": at.microbatch,
+        "estimated_peak_bytes": round(estimate.peak_bytes),
+        "memory_bytes": {name: round(size) for name, size in estimate.memory.items()},
+        "flops": estimate.flops,
+        "wire_bytes": estimate.wire,
+        "hbm_bytes": estimate.hbm_bytes,
+        "seconds": estimate.seconds,
+        "step_s": estimate.step_s,
+        "tokens_per_s": estimate.tokens_per_s,
+        "mfu": estimate.mfu,
+        "limit": estimate.limit,
+        "days": estimate.days,
+        "chip_hours": estimate.chip_hours,
+        "dollars": dollars,
+        "checkpoint_bytes": 12 * size,
+        "launch": launch(estimate),
+    }
+    if compiled:
+        found |= {
+            "compiled_peak_bytes": compiled.peak_bytes,
+            "compile_s": compiled.seconds,
+            "collectives": [vars(each) for each in compiled.collectives],
+            "kernels": compiled.kernels,
+        }
+    return found
+
+
+def launch(estimate: Estimate) -> str:
+    """The command that starts it."""
+    name = estimate.experiment.name
+    train = f"experiments/{name}.py --run /mnt/shared/runs/{name} {estimate.layout.overrides}"
+    if not estimate.slice.chip.torus:
+        nodes = -(-estimate.slice.chips // estimate.slice.chip.domain)
+        return f"sbatch --nodes {nodes} launch/slurm.sbatch {train}"
+    slices = f" --slices {estimate.slice.slices}" if estimate.slice.slices > 1 else ""
+    return (
+        f"python launch/tpu_vm.py up --name {name.replace('_', '-')} --zone ZONE "
+        f"--accelerator-type {estimate.slice.accelerator_type}{slices} --runtime-version VERSION "
+        f"--bucket BUCKET {train}"
+    )
+
+
+def show(found: Plan, price: float | None, compiled: Compiled | None, *, as_json: bool) -> None:
+    """Print the plan, for people or as JSON."""
+    if as_json:
+        print(json.dumps(record(found.best, price, compiled)))
+        return
+    best, console = found.best, wide_console()
+    experiment, chip = best.experiment, best.slice.chip
+    console.print(
+        f"{experiment.name} on {best.slice.name}: {best.slice.chips:,} chips of "
+        f"{chip.peak / 1e12:,.0f} TFLOP/s, {chip.hbm / GiB:.1f} GiB at {chip.hbm_rate / 1e12:.2f} "
+        f"TB/s, links of {chip.link / 1e9:.0f} GB/s; {count(experiment.model):,} parameters, "
+        f"batch {experiment.train.batch_tokens:,} tokens"
+    )
+    console.print(_table(found))
+    _print_best(console, best, price)
+    if compiled:
+        _print_compiled(console, best, compiled)
+    if chip.name == "v100":
+        years, dollars = article(experiment)
+        console.print(
+            f"As the article counts (6 N FLOPs a token, 28 TFLOP/s, ${ARTICLE_PRICE}/h): "
+            f"{years:,.0f} GPU-years, ${dollars / 1e6:.1f}M"
+        )
+    console.print(f"launch  {launch(best)}")
+
+
+def _table(found: Plan) -> Table:
+    table = Table(box=None, pad_edge=False)
+    columns = ("data", "fsdp", "tensor", "remat", "microbatch", "GiB", "step s", "MFU", "days", "")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("remat", "") else "right", no_wrap=True)
+    rows = [(each, "") for each in found.shortlist(BEST_FEW)] + found.losers(LOSERS)
+    for each, why in rows:
+        at = each.layout
+        table.add_row(
+            str(at.data), str(at.fsdp), str(at.tensor), at.remat, str(at.microbatch),
+            f"{each.peak_bytes / GiB:.1f}", f"{each.step_s:.3g}", f"{each.mfu:.1%}",
+            f"{each.days:,.1f}", "best" if each is found.best else why,
+        )  # fmt: skip
+    return table
+
+
+def _print_best(console: Console, best: Estimate, price: float | None) -> None:
+    chip, seconds = best.slice.chip, best.seconds
+    each = price or chip.price
+    memory = ", ".join(f"{k} {v / GiB:.2f}" for k, v in best.memory.items() if v > 0.005 * GiB)
+    console.print(f"memory  {best.peak_bytes / GiB:.1f} GiB per device: {memory}")
+    console.print(
+        f"time    {best.step_s:.3g} s a step: products {seconds['compute']:.3g}, elementwise "
+        f"{seconds['elementwise']:.3g}; overlapped with them weights {seconds['weights']:.3g}, "
+        f"ring {seconds['tokens']:.3g}; after them replicas {seconds['replicas']:.3g}, update "
+        f"{seconds['update']:.3g}. Limited by {best.limit}"
+    )
+    dollars = best.chip_hours * each
+    source = "as given" if price else chip.quoted
+    console.print(
+        f"cost    {best.days:,.1f} days to {best.experiment.train.tokens / 1e9:,.0f}B tokens, "
+        f"{best.chip_hours:,.0f} chip-hours, ${dollars:,.0f} at ${each:.2f} ({source}); "
+        f"checkpoint {12 * count(best.experiment.model) / 1e9:,.1f} GB"
+    )
+
+
+def _print_compiled(console: Console, best: Estimate, compiled: Compiled) -> None:
+    difference = best.peak_bytes / compiled.peak_bytes - 1
+    sent = sum(each.bytes_sent for each in compiled.collectives)
+    console.print(
+        f"compiled in {compiled.seconds:.0f} s: peak {compiled.peak_bytes / GiB:.2f} GiB per "
+        f"device (estimate {difference:+.0%}); sends {sent:.3g} bytes a step (estimate "
+        f"{sum(best.wire.values()) / max(sent, 1) - 1:+.0%}); kernels "
+        + ", ".join(f"{name} x{times}" for name, times in compiled.kernels.items())
+    )
+    for each in compiled.collectives[:6]:
+        console.print(
+            f"        {each.kind} over {each.group}: {each.count:,} times, "
+            f"{each.bytes_sent:.3g} bytes"
+        )
+
+
+def article(experiment: Experiment) -> tuple[float, float]:
+    """GPU-years and dollars as the article has them: 6 N FLOPs per token on its V100."""
+    flops = 6 * count(experiment.model) * experiment.train.tokens
+    years = flops / ARTICLE_FLOPS / YEAR_S
+    return years, years * YEAR_S / 3600 * ARTICLE_PRICE
+
+
+def budgets(experiment: Experiment, dollars: float) -> list[dict[str, Any]]:
+    """What the money trains on each chip, at the rate of the experiment's best layout there."""
+    rows = []
+    for chip in CHIPS.values():
+        try:
+            best = plan(experiment, _usual(chip.name)).best
+        except ConfigError:
+            continue
+        flops = dollars / chip.price * 3600 * chip.peak * best.mfu
+        for law in (best_by_paper(flops), best_by_chinchilla(flops)):
+            rows.append({"chip": chip.name, "mfu": best.mfu, "flops": flops, **vars(law)})
+    return rows
+
+
+def _usual(kind: str) -> Slice:
+    """Sixty-four chips."""
+    shape = {3: "4x4x4", 2: "8x8", 0: "64"}[CHIPS[kind].torus]
+    return parse(f"{kind}:{shape}")
+
+
+def show_budget(experiment: Experiment, dollars: float, *, as_json: bool) -> None:
+    """Print what the money buys, for people or as JSON."""
+    if as_json:
+        print(json.dumps(budgets(experiment, dollars)))
+        return
+    console, table = wide_console(), Table(box=None, pad_edge=False)
+    for name in ("chip", "$/h", "MFU", "FLOPs", "law", "parameters", "tokens", "loss"):
+        table.add_column(name, justify="left" if name in ("chip", "law") else "right")
+    for row in budgets(experiment, dollars):
+        table.add_row(
+            row["chip"], f"{CHIPS[row['chip']].price:.2f}", f"{row['mfu']:.0%}",
+            f"{row['flops']:.2g}", row["law"], f"{row['parameters'] / 1e9:.2f}B",
+            f"{row['tokens'] / 1e9:,.1f}B", f"{row['loss']:.2f}",
+        )  # fmt: skip
+    console.print(
+        f"${dollars:,.0f} at on-demand prices, at the rate of {experiment.name} on 64 chips "
+        f"({flops_per_token(experiment.model):.3g} FLOPs a token)"
+    )
+    console.print(table)
+    console.print("Losses are nats/token on each law's own corpus; compare within a law.")
+
+
+def wide_console() -> Console:
+    """Tables whole where nobody looks at the width (pipes, files)."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(width=140, highlight=False, soft_wrap=True)

@@ -1,0 +1,80 @@
+"""What `--chips` names: so many chips of a kind, and how they are joined.
+
+v5p:8x8x16      a TPU slice by its topology        v5e:16x16*4    four slices of one
+h100:64         GPUs, eight to a node
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from dataclasses import dataclass
+
+from gpt3jax.config import ConfigError
+from gpt3jax.plan.chips import CHIPS, Chip
+
+SUFFIX = {"v4": "v4", "v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e", "v7x": "tpu7x"}
+CORES = {"v4": 2, "v5e": 1, "v5p": 2, "v6e": 1, "v7x": 2}
+"""What accelerator types count: TensorCores per chip, or chips."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Chips of one kind."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    """Chips along each axis of the torus; of GPUs, their number."""
+    slices: int = 1
+    """Slices like this one, joined by the data-centre network."""
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def devices(self) -> int:
+        """JAX devices."""
+        return self.chips * self.chip.devices
+
+    @property
+    def name(self) -> str:
+        text = f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+        return text if self.slices == 1 else f"{text}*{self.slices}"
+
+    @property
+    def accelerator_type(self) -> str:
+        """Google Cloud's name for one slice."""
+        count = math.prod(self.shape) * CORES[self.chip.name]
+        return f"{SUFFIX[self.chip.name]}-{count}"
+
+
+def parse(text: str) -> Slice:
+    """Read KIND:TOPOLOGY or KIND:COUNT, with *SLICES.
+
+    Raises:
+      ConfigError: the kind is not known, or the topology is not one.
+    """
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", text)
+    if not found:
+        raise ConfigError(f"--chips is {text!r}: it is KIND:TOPOLOGY, as v5p:4x4x8 or h100:64")
+    kind, shape, slices = found.groups()
+    if kind not in CHIPS:
+        near = difflib.get_close_matches(kind, CHIPS, 1, cutoff=0)[0]
+        raise ConfigError(
+            f"--chips {text}: no chip {kind!r}, there are {', '.join(CHIPS)}. Did you mean {near}?"
+        )
+    chip, sizes = CHIPS[kind], tuple(map(int, shape.split("x")))
+    if 0 in sizes or slices == "0":
+        raise ConfigError(f"--chips {text}: it has no chips. Give 1 or more along each axis")
+    if not chip.torus and (len(sizes) > 1 or slices):
+        raise ConfigError(f"--chips {text}: {kind} is counted, not shaped. Use {kind}:64")
+    if chip.torus and len(sizes) != chip.torus:
+        raise ConfigError(
+            f"--chips {text}: {kind} slices have {chip.torus} axes, this has {len(sizes)}. "
+            f"Use {kind}:{'x'.join(['4'] * chip.torus)}, for example"
+        )
+    if math.prod(sizes) > chip.domain and chip.torus:
+        raise ConfigError(f"--chips {text}: a {kind} slice has at most {chip.domain} chips")
+    return Slice(chip, sizes, int(slices or 1))

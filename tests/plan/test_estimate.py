@@ -1,0 +1,171 @@
+"""The arithmetic of plan: against published training runs, the article, and itself."""
+
+import json
+
+import pytest
+
+from gpt3jax.config import ConfigError, Data, Experiment, Model, Schedule, Source, Train
+from gpt3jax.experiments import load_experiment
+from gpt3jax.plan import budget, show
+from gpt3jax.plan.chips import CHIPS, chip_of, peak_flops
+from gpt3jax.plan.estimate import Estimate
+from gpt3jax.plan.layouts import Layout, meshes
+from gpt3jax.plan.planner import plan, too_big
+from gpt3jax.plan.slices import parse
+
+
+def gpt(layers, width, heads, head_width, vocabulary, batch):
+    """A dense GPT of another code base, as an experiment."""
+    return Experiment(
+        name="published",
+        model=Model(
+            layers, width, heads, head_width, vocabulary=vocabulary, dense_every=1,
+            free_head_width=True,
+        ),
+        data=Data((Source("any", "any"),)),
+        schedule=Schedule(1e-4),
+        train=Train(batch_tokens=batch * 2048),
+    )  # fmt: skip
+
+
+def of_size(size):
+    return load_experiment(f"experiments/gpt3_{size}.py")
+
+
+MOSAIC, V = "mosaicml/llm-foundry, scripts/train/benchmarking/README.md, 2024-01", 50368
+MAXTEXT = "MaxText, README of 2023-04 (TPU v4, FLOPs of 6 N)"
+RECIPES = "AI-Hypercomputer/tpu-recipes, training/trillium/GPT3-175B-MaxText/bf16, 2025"
+
+# Model, chips, remat, windows per forward pass, published tokens/s per chip, source.
+PUBLISHED = [
+    (gpt(24, 1024, 16, 64, V, 512), "a100:8", "none", 256, 58782, MOSAIC),
+    (gpt(24, 1536, 12, 128, V, 384), "a100:8", "none", 192, 32434, MOSAIC),
+    (gpt(24, 2048, 16, 128, V, 448), "a100:8", "none", 112, 20513, MOSAIC),
+    (gpt(32, 2560, 20, 128, V, 160), "a100:8", "none", 80, 10811, MOSAIC),
+    (gpt(32, 4096, 32, 128, V, 96), "a100:8", "none", 48, 4641, MOSAIC),
+    (gpt(40, 5120, 40, 128, V, 48), "a100:8", "none", 16, 2262, MOSAIC),
+    (gpt(48, 7168, 56, 128, V, 504), "a100:8", "full", 24, 916, MOSAIC),
+    (gpt(80, 8192, 64, 128, V, 2048), "a100:64", "full", 512, 410, MOSAIC),
+    (gpt(24, 2048, 16, 128, V, 112), "h100:8", "none", 112, 45455, MOSAIC),
+    (gpt(32, 4096, 32, 128, V, 48), "h100:8", "none", 48, 10643, MOSAIC),
+    (gpt(32, 4096, 32, 128, V, 768), "h100:128", "none", 768, 10475, MOSAIC),
+    (gpt(40, 5120, 40, 128, V, 2048), "h100:128", "full", 2048, 5080, MOSAIC),
+    (gpt(48, 7168, 56, 128, V, 1024), "h100:128", "full", 1024, 2199, MOSAIC),
+    (gpt(96, 12288, 96, 128, 50304, 768), "v6e:16x16", "full", 768, 357.6, RECIPES),
+    (gpt(48, 6144, 24, 256, 32768, 832), "v4:4x4x4", "full", 832, 156e12 / 6 / 21.9e9, MAXTEXT),
+    (gpt(32, 12288, 32, 256, 32768, 1344), "v4:4x4x12", "full", 1344, 154e12 / 6 / 51.9e9, MAXTEXT),
+]
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: f"{row[1]} {row[0].model.d_model}")
+def test_the_rates_of_published_runs_come_out_within_15_percent(row):
+    experiment, chips, remat, microbatch, published, _ = row
+    slice = parse(chips)
+    found = Estimate(experiment, Layout(1, slice.chips, 1, remat, microbatch), slice)
+    assert found.tokens_per_s / slice.chips == pytest.approx(published, rel=0.15)
+
+
+def test_the_articles_gpu_years_and_dollars_come_out():
+    years, dollars = show.article(of_size("175b"))
+    assert years == pytest.approx(355, rel=0.01)
+    assert dollars == pytest.approx(4.6e6, rel=0.01)
+
+
+def test_flops_are_those_of_table_d_1():
+    for size, flops in {"125m": 2.25e20, "2b7": 4.77e21, "13b": 2.31e22, "175b": 3.14e23}.items():
+        experiment = of_size(size)
+        total = 6 * show.count(experiment.model) * experiment.train.tokens
+        assert total == pytest.approx(flops, rel=0.01)
+
+
+def test_every_layout_is_legal_and_the_best_is_the_fastest_that_fits():
+    experiment = of_size("13b")
+    slice = parse("v5e:16x16")
+    found = plan(experiment, slice)
+    assert found.fitting and found.others
+    for each in found.fitting:
+        at, model = each.layout, experiment.model
+        assert at.data * at.fsdp * at.tensor == 256
+        assert experiment.batch_sequences % at.microbatch == 0 == at.microbatch % at.rows
+        assert model.n_heads % at.tensor == 0 == model.d_model % at.fsdp
+        assert each.peak_bytes <= each.budget_bytes
+        assert each.step_s >= found.best.step_s
+    assert all(each.peak_bytes > each.budget_bytes for each in found.others)
+
+
+def test_slices_lie_along_data_and_pay_for_it():
+    experiment = of_size("6b7")
+    one, four = parse("v5e:16x16"), parse("v5e:16x16*4")
+    assert all(data % 4 == 0 for data, _, _ in meshes(experiment, four.devices, 4))
+    together = plan(experiment, four).best
+    assert together.seconds["replicas"] > plan(experiment, one).best.seconds["replicas"]
+
+
+def test_more_recomputing_takes_less_memory_and_more_work():
+    experiment, slice = of_size("6b7"), parse("v5p:4x4x4")
+    by_policy = [
+        Estimate(experiment, Layout(1, 64, 1, remat, 256), slice)
+        for remat in ("none", "dots", "mlp", "full")
+    ]
+    memory = [each.peak_bytes for each in by_policy]
+    work = [sum(each.flops.values()) for each in by_policy]
+    assert memory == sorted(memory, reverse=True) and len(set(memory)) == 4
+    assert work == sorted(work)
+
+
+def test_what_does_not_fit_is_said_in_words_with_three_ways_out():
+    found = plan(of_size("175b"), parse("v5e:4x4"))
+    with pytest.raises(ConfigError) as refused:
+        _ = found.best
+    words = str(refused.value)
+    assert "does not fit on v5e:4x4" in words and "optimizer" in words
+    assert words.count(" saves ") == 3
+    assert too_big(found.others[0]) == words
+
+
+def test_devices_that_cannot_share_the_batch_are_refused_with_those_that_can():
+    with pytest.raises(ConfigError, match="numbers near it that work are"):
+        plan(of_size("125m"), parse("h100:7"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("v5p", "KIND:TOPOLOGY"),
+        ("v5q:4x4x4", "Did you mean"),
+        ("v5p:4x4", "3 axes"),
+        ("h100:8x8", "counted"),
+        ("v5e:0x4", "no chips"),
+        ("v5e:32x32", "at most 256"),
+    ],
+)
+def test_chips_that_there_are_not_are_refused_in_words(text, words):
+    with pytest.raises(ConfigError, match=words):
+        parse(text)
+
+
+def test_chips_are_known_by_what_jax_calls_them():
+    kinds = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU7x": "v7x", "NVIDIA H100 80GB HBM3": "h100"}
+    assert {kind: chip_of(kind).name for kind in kinds} == kinds
+    assert chip_of("cpu") is None and peak_flops("TPU7x") == CHIPS["v7x"].peak / 2
+    assert parse("v5p:8x8x16").accelerator_type == "v5p-2048"
+    assert parse("v5e:16x16").accelerator_type == "v5litepod-256"
+
+
+def test_a_budget_buys_what_the_laws_say():
+    best = budget.best_by_chinchilla(5.76e23)  # Chinchilla's own compute: about 70B and 1.4T.
+    # By their parametric fit, which their paper says favours smaller models.
+    assert 3e10 < best.parameters < 8e10
+    for factor in (0.9, 1.1):
+        other = best.parameters * factor
+        assert budget.chinchilla_loss(other, 5.76e23 / 6 / other) > best.loss
+    assert budget.best_by_paper(3640 * budget.PF_DAY).loss == pytest.approx(1.734, abs=1e-3)
+
+
+def test_the_plan_as_json_has_what_scripts_rely_on(capsys):
+    show.show(plan(of_size("175b"), parse("v5p:8x8x16")), None, None, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == 174_604_259_328
+    for key in ("estimated_peak_bytes", "step_s", "mfu", "tokens_per_s", "days", "dollars"):
+        assert found[key] > 0
+    assert "--accelerator-type v5p-2048" in found["launch"]
