@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 DATA    = data/python-library
 RUN     = runs/tiny
 
-.PHONY: install demo test parity lint lock clean
+.PHONY: install demo test tpu parity lint lock clean
 
 install: $(VENV)/installed
 
@@ -21,7 +21,12 @@ demo: install  ## data, tokenizer, training, samples: the main job
 	$(BIN)/gpt3jax train experiments/tiny.py --run $(RUN)
 
 test: install
-	$(BIN)/python -m pytest -n 2 -m "not parity"
+	$(BIN)/python -m pytest -n 2 -m "not parity and not tpu_compiler"
+
+tpu: install  ## through the TPU compiler, for slices that are not there; needs no TPU (Linux)
+	$(PYTHON) -m venv $(VENV)-tpu
+	$(VENV)-tpu/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/tpu.txt -e '.[dev]'
+	$(VENV)-tpu/bin/python -m pytest -m tpu_compiler
 
 parity: install  ## against PyTorch and transformers, which it installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
@@ -38,4 +43,4 @@ lock:  ## for maintainers: exact versions of the ranges in setup.cfg, by uv
 	done
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-tpu build *.egg-info

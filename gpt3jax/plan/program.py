@@ -53,11 +53,20 @@ class _Instruction:
     text: str
 
 
-def collectives(text: str) -> list[Collective]:
-    """The collectives of a program in HLO text, those that send most first."""
+def collectives(text: str, dynamic: int = 1) -> list[Collective]:
+    """The collectives of a program in HLO text, those that send most first.
+
+    `dynamic` is how often a loop runs whose length is not in the program.
+    """
     parts, entry = _computations(text)
     sums: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0, 0.0])
-    for times, found in _walk(entry, 1, parts):
+    chains = set()
+    for times, loop, found in _walk(entry, 1, entry, parts, dynamic):
+        # One that overlaps with products is written once for each of them, as a chain.
+        if chain := re.search(r'chain_id="(\d+)"', found.text):
+            if (loop, chain.group(1)) in chains:
+                continue
+            chains.add((loop, chain.group(1)))
         kind, group = found.kind, _group(found.text)
         sums[kind, group][0] += times
         sums[kind, group][1] += times * _sent(kind, group, found.result)
@@ -75,24 +84,26 @@ def kernels(text: str) -> dict[str, int]:
     return dict(counts)
 
 
-def _walk(name: str, times: int, parts: dict) -> Iterator[tuple[int, _Instruction]]:
-    """Every collective of a computation and of what it calls, with how often it runs."""
+def _walk(
+    name: str, times: int, loop: str, parts: dict, dynamic: int
+) -> Iterator[tuple[int, str, _Instruction]]:
+    """Each collective of a computation and of what it calls: how often, in which loop, what."""
     for each in parts[name]:
         if each.kind == "while":
-            condition, body = re.search(
-                r"condition=%([\w.\-]+), body=%([\w.\-]+)", each.text
-            ).groups()
-            yield from _walk(body, times * _trips(condition, parts), parts)
+            found = re.search(r"condition=%([\w.\-]+), body=%([\w.\-]+)", each.text)
+            condition, body = found.groups()
+            runs = times * _trips(condition, parts, dynamic)
+            yield from _walk(body, runs, body, parts, dynamic)
         elif each.kind in COLLECTIVES:
-            yield times, each
+            yield times, loop, each
         elif called := re.search(r"(?:calls|to_apply)=%([\w.\-]+)", each.text):
             inner = called.group(1)
             if inner.startswith("all-reduce-scatter"):
                 whole = next(i for i in parts[inner] if i.kind == "all-reduce")
                 size = whole.result // max(1, _group(whole.text))
-                yield times, _Instruction("reduce-scatter", size, whole.text)
+                yield times, loop, _Instruction("reduce-scatter", size, whole.text)
             elif each.kind != "reduce":
-                yield from _walk(inner, times, parts)
+                yield from _walk(inner, times, loop, parts, dynamic)
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
@@ -134,7 +145,7 @@ def _bytes(shape: str) -> int:
     )
 
 
-def _trips(condition: str, parts: dict) -> int:
+def _trips(condition: str, parts: dict, dynamic: int) -> int:
     """A loop's length: the constant that its counter is compared with."""
     constants = [
         int(number)
@@ -142,7 +153,7 @@ def _trips(condition: str, parts: dict) -> int:
         if each.kind == "constant"
         for number in re.findall(r"constant\((\d+)\)", each.text)
     ]
-    return max(constants, default=1)
+    return max(constants, default=dynamic)
 
 
 def _group(text: str) -> int:

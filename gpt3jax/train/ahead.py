@@ -62,7 +62,7 @@ def compile_step(estimate: Estimate) -> Compiled:
     return Compiled(
         compiled.memory_analysis().peak_memory_in_bytes,
         time.perf_counter() - began,
-        collectives(text),
+        collectives(text, experiment.batch_sequences // experiment.microbatch),
         kernels(text),
     )
 

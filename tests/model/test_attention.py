@@ -1,5 +1,7 @@
 """Blocked attention against twenty lines of reference."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,3 +68,20 @@ def test_a_banded_layer_computes_less_than_a_dense_one():
 
     assert flops(256) < 0.5 * flops(None)
     assert flops(None) < 0.65 * 4 * 2048 * 2048 * 64 * 1.3
+
+
+@pytest.mark.parametrize("band", [None, 100])
+def test_the_tpu_kernel_is_the_reference_when_interpreted(band):
+    q, k, v = qkv(256)
+    kernel = partial(attention.splash, band=band, interpret=True)
+    np.testing.assert_allclose(kernel(q, k, v), reference(q, k, v, band), atol=1e-5)
+
+    def gradients(attend):
+        def weighed(q, k, v):
+            return (attend(q, k, v) * jnp.cos(jnp.arange(8.0))).sum()
+
+        return jax.grad(weighed, argnums=(0, 1, 2))(q, k, v)
+
+    plain = partial(attention.blocked, band=band)
+    for a, b in zip(gradients(plain), gradients(kernel), strict=True):
+        np.testing.assert_allclose(b, a, atol=2e-5)

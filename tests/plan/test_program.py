@@ -1,0 +1,74 @@
+"""Collectives read from the compiler's text: loops, chains, fused scatters, shapes."""
+
+import pytest
+
+from gpt3jax.plan.program import Collective, collectives, kernels
+
+PROGRAM = """\
+HloModule jit_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%all-reduce-scatter.1 (p: bf16[64,8]) -> bf16[16,8] {
+  %p = bf16[64,8]{1,0} parameter(0)
+  %all-reduce.9 = bf16[64,8]{1,0} all-reduce(%p), replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %slice = bf16[16,8]{1,0} dynamic-slice(%all-reduce.9), dynamic_slice_sizes={16,8}
+}
+
+%chained (p: bf16[8]) -> bf16[32] {
+  %p = bf16[8]{0} parameter(0)
+  ROOT %all-gather.7 = bf16[32]{0} all-gather(%p), replica_groups=[2,4]<=[8], frontend_attributes={chain_id="3"}
+}
+
+%body (state: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %state = (s32[], bf16[8,4]{1,0}) parameter(0)
+  %all-gather.1 = bf16[32,4]{1,0} all-gather(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %f1 = bf16[32]{0} fusion(%x), kind=kOutput, calls=%chained
+  %f2 = bf16[32]{0} fusion(%x), kind=kOutput, calls=%chained
+  %s = bf16[16,8]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+  %collective-permute-start.1 = (bf16[8,4]{1,0}, bf16[8,4]{1,0}, u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}
+  ROOT %tuple = (s32[], bf16[8,4]{1,0}) tuple(%i, %x)
+}
+
+%condition (state: (s32[], bf16[8,4])) -> pred[] {
+  %state = (s32[], bf16[8,4]{1,0}) parameter(0)
+  %constant.5 = s32[] constant(12)
+  ROOT %less = pred[] compare(%i, %constant.5), direction=LT
+}
+
+%unknown (state: (s32[], bf16[8,4])) -> pred[] {
+  %state = (s32[], bf16[8,4]{1,0}) parameter(0)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (p: bf16[8,4]) -> bf16[8,4] {
+  %p = bf16[8,4]{1,0} parameter(0)
+  %while.1 = (s32[], bf16[8,4]{1,0}) while(%t), condition=%condition, body=%body
+  %all-reduce.2 = (f32[10]{0}, /*index=1*/f32[2,5]{1,0}) all-reduce(%a, %b), replica_groups=mesh['x'=2,'y'=4] {'y'}, to_apply=%add
+  %kernel.3 = bf16[8]{0} custom-call(%p), custom_call_target="tpu_custom_call"
+  ROOT %r = bf16[8,4]{1,0} copy(%p)
+}
+"""
+
+
+def test_each_collective_counts_as_often_as_its_loop_runs_and_sends_what_a_ring_sends():
+    found = {(each.kind, each.group): each for each in collectives(PROGRAM)}
+    gathered = 12 * (32 * 4 * 2 + 32 * 2) * 3 / 4  # Both gathers; the chain once.
+    assert found["all-gather", 4] == Collective("all-gather", 4, 24, gathered)
+    assert found["reduce-scatter", 4].bytes_sent == 12 * 64 * 8 * 2 * 3 / 4
+    assert found["collective-permute", 1].bytes_sent == 12 * 8 * 4 * 2
+    assert found["all-reduce", 4].bytes_sent == 2 * (40 + 40) * 3 / 4
+    assert kernels(PROGRAM) == {"kernel": 1}
+
+
+def test_a_loop_of_unknown_length_runs_as_often_as_it_is_told():
+    unknown = PROGRAM.replace("condition=%condition", "condition=%unknown")
+    once, thrice = collectives(unknown), collectives(unknown, dynamic=3)
+    of = {each.kind: each for each in once}
+    for each in thrice:
+        factor = 1 if each.kind == "all-reduce" else 3
+        assert each.bytes_sent == pytest.approx(factor * of[each.kind].bytes_sent)
