@@ -66,7 +66,8 @@ def launch(estimate: Estimate) -> str:
     train = f"experiments/{name}.py --run /mnt/shared/runs/{name} {estimate.layout.overrides}"
     if not estimate.slice.chip.torus:
         nodes = -(-estimate.slice.chips // estimate.slice.chip.domain)
-        return f"sbatch --nodes {nodes} launch/slurm.sbatch {train}"
+        gpus = min(estimate.slice.chips, estimate.slice.chip.domain)
+        return f"sbatch --nodes {nodes} --gpus-per-node {gpus} launch/slurm.sbatch {train}"
     slices = f" --slices {estimate.slice.slices}" if estimate.slice.slices > 1 else ""
     return (
         f"python launch/tpu_vm.py up --name {name.replace('_', '-')} --zone ZONE "
