@@ -43,8 +43,13 @@ def compile_step(estimate: Estimate) -> Compiled:
 
     experiment = as_laid_out(estimate)
     shape = "x".join(map(str, estimate.slice.shape))
+    options: dict = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
+    if estimate.slice.slices > 1:
+        options["num_slices"] = estimate.slice.slices
     try:
-        described = topologies.get_topology_desc(f"{chip.topology}:{shape}", platform="tpu")
+        described = topologies.get_topology_desc(
+            f"{chip.topology}:{shape}", platform="tpu", **options
+        )
     except Exception as error:  # libtpu is missing, or refuses the shape.
         raise ConfigError(
             f"--compile: libtpu does not describe {chip.topology}:{shape} "
