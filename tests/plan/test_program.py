@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Collectives read from the compiler's text: loops, chains, fused scatters, shapes."""
 
 import pytest

@@ -1,0 +1,79 @@
+"""The mesh of a run: chosen where it is left open, refused with the nearest where it cannot be."""
+
+import dataclasses
+
+import pytest
+
+from gpt3jax.config import ConfigError, Mesh
+from gpt3jax.experiments import load_experiment
+from gpt3jax.plan.choose import choose
+from gpt3jax.plan.layouts import check_fits
+from gpt3jax.run import Run
+from gpt3jax.train import ledger
+from gpt3jax.train.loop import train
+
+AUTO = Mesh("auto", "auto", "auto")
+
+
+def of_size(size, **changes):
+    return dataclasses.replace(load_experiment(f"experiments/gpt3_{size}.py"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("size", "devices", "kind"),
+    [
+        ("125m", 8, "TPU v5 lite"),
+        ("13b", 256, "TPU v5"),
+        ("175b", 1024, "TPU v5"),
+        ("6b7", 64, "NVIDIA H100 80GB HBM3"),
+    ],
+)
+def test_an_auto_mesh_is_legal_and_says_why(size, devices, kind):
+    experiment = of_size(size, mesh=AUTO)
+    mesh, why = choose(experiment, devices, kind)
+    assert mesh.data * mesh.fsdp * mesh.tensor == devices
+    check_fits(experiment, mesh.data, mesh.fsdp, mesh.tensor)
+    assert f"fsdp {mesh.fsdp}" in why and "fastest by estimate" in why
+
+
+def test_what_is_given_stays_and_only_the_rest_is_chosen():
+    experiment = of_size("13b", mesh=Mesh("auto", "auto", 4))
+    assert choose(experiment, 256, "TPU v5")[0].tensor == 4
+    given = Mesh(1, -1, 8)
+    assert choose(dataclasses.replace(experiment, mesh=given), 256, "TPU v5")[0] == given
+
+
+def test_slices_lie_along_data():
+    mesh, _ = choose(of_size("6b7", mesh=AUTO), 64, "TPU v5 lite", slices=2)
+    assert mesh.data % 2 == 0
+
+
+def test_a_model_that_no_mesh_holds_is_refused_in_words():
+    with pytest.raises(ConfigError, match="does not fit"):
+        choose(of_size("175b", mesh=AUTO), 16, "TPU v5 lite")
+
+
+def test_an_illegal_mesh_is_refused_with_the_nearest_legal_ones():
+    with pytest.raises(ConfigError) as refused:
+        check_fits(of_size("125m"), 1, 1, 8)
+    words = str(refused.value)
+    assert "--model.n-heads is 12, which tensor = 8 does not divide" in words
+    assert words.count("--mesh.tensor") == 3
+    assert "--mesh.data 1 --mesh.fsdp 2 --mesh.tensor 4" in words
+
+
+def test_training_takes_the_chosen_mesh_and_records_why(experiment, tmp_path, capsys):
+    experiment = dataclasses.replace(
+        experiment, mesh=AUTO, train=dataclasses.replace(experiment.train, steps=1)
+    )
+    train(experiment, tmp_path)
+    start = ledger.read(Run(tmp_path).ledger_file)[0]
+    assert start["mesh"]["data"] * start["mesh"]["fsdp"] * start["mesh"]["tensor"] == 8
+    assert "the fastest by estimate" in start["why"]
+    assert start["why"] in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("sizes", [(-1, "auto", 1), (0, 1, 1), (-1, -1, 1), (-2, 1, 1)])
+def test_meshes_that_say_two_things_are_refused(sizes):
+    with pytest.raises(ConfigError, match="mesh"):
+        Mesh(*sizes)
