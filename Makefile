@@ -21,12 +21,12 @@ demo: install  ## data, tokenizer, training, samples: the main job
 	$(BIN)/gpt3jax train experiments/tiny.py --run $(RUN)
 
 test: install
-	$(BIN)/python -m pytest -n 2 -m "not parity and not tpu_compiler"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not parity and not tpu_compiler"
 
 tpu: install  ## through the TPU compiler, for slices that are not there; needs no TPU (Linux)
 	$(PYTHON) -m venv $(VENV)-tpu
 	$(VENV)-tpu/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/tpu.txt -e '.[dev]'
-	$(VENV)-tpu/bin/python -m pytest -m tpu_compiler
+	$(VENV)-tpu/bin/python -m pytest -n 2 -m tpu_compiler
 
 parity: install  ## against PyTorch and transformers, which it installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'

@@ -18,6 +18,7 @@ pytestmark = [
     ),
 ]
 
+# Between them every head width of the paper: 64, 96, 128, 80.
 SLICES = {
     "125m": "v5e:4x4", "350m": "v5e:4x4", "760m": "v5e:4x8", "1b3": "v5e:8x8",
     "2b7": "v5p:2x4x4", "6b7": "v5p:4x4x4", "13b": "v5p:4x4x8", "175b": "v5p:8x8x16",
@@ -58,18 +59,6 @@ def test_175b_on_1024_chips_takes_less_memory_and_sends_less_than_maxtext():
     sent = sum(each["bytes_sent"] for each in found["collectives"])
     assert sent < 1.1e12
     assert sum(found["wire_bytes"].values()) == pytest.approx(sent, rel=0.05)
-
-
-@pytest.mark.parametrize("heads", [(12, 64), (8, 80), (8, 96), (6, 128)])
-def test_every_head_width_of_the_paper_compiles(heads):
-    count, width = heads
-    found = plan(
-        "experiments/gpt3_125m.py", "--chips", "v5e:2x2", "--model.n-layers", "2",
-        "--model.n-heads", str(count), "--model.d-head", str(width),
-        "--model.d-model", str(count * width), "--train.batch-tokens", str(8 * 2048),
-        "--train.microbatch", "8", "--train.ramp-tokens", "0",
-    )  # fmt: skip
-    assert sum(found["kernels"].values()) >= 4, "dense and banded, forward and backward"
 
 
 def test_what_the_compiler_refuses_is_said_in_words():
