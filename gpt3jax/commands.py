@@ -211,6 +211,7 @@ def plan(
     budget: float | None = None,
     keep: tuple[Literal["data", "fsdp", "tensor", "remat", "microbatch"], ...] = (),
     compile: bool = False,
+    finalists: int = 1,
     price: float | None = None,
     json: bool = False,
 ) -> None:
@@ -228,6 +229,7 @@ def plan(
       budget: Dollars: what is the best model for them, on each chip?
       keep: Parts of the layout that stay as the experiment has them; the others are searched.
       compile: Compile the best layout's step with the TPU compiler (extra tpu; minutes).
+      finalists: Compile so many of the best, rather than one.
       price: Dollars per chip and hour, instead of the list price.
       json: Print all figures as JSON.
     """
@@ -239,11 +241,11 @@ def plan(
     if chips is None:
         raise ConfigError("plan needs --chips, as v5p:8x8x16 or h100:64, or --budget DOLLARS")
     found = planner.plan(experiment, slices.parse(chips), keep)
-    compiled = None
+    compiled = []
     if compile:
         from gpt3jax.train.ahead import compile_step
 
-        compiled = compile_step(found.best)
+        compiled = [(each, compile_step(each)) for each in found.finalists(finalists)]
     show.show(found, price, compiled, as_json=json)
 
 

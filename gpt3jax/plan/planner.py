@@ -40,6 +40,10 @@ class Plan:
             :count
         ]
 
+    def finalists(self, count: int) -> list[Estimate]:
+        """The best, and those after it, to be looked at more closely."""
+        return [self.best, *self.shortlist(max(1, count))[1:]]
+
     def losers(self, count: int) -> list[tuple[Estimate, str]]:
         """The best of each other mesh and policy, and why it loses."""
         chosen = self.best

@@ -76,10 +76,15 @@ def launch(estimate: Estimate) -> str:
     )
 
 
-def show(found: Plan, price: float | None, compiled: Compiled | None, *, as_json: bool) -> None:
+Closer = list[tuple[Estimate, Compiled]]
+"""Finalists and what the compiler says of them, the best first."""
+
+
+def show(found: Plan, price: float | None, compiled: Closer, *, as_json: bool) -> None:
     """Print the plan, for people or as JSON."""
     if as_json:
-        print(json.dumps(record(found.best, price, compiled)))
+        best, *others = [record(*each) for each in _priced(found, price, compiled)]
+        print(json.dumps(best | {"finalists": others}))
         return
     best, console = found.best, wide_console()
     experiment, chip = best.experiment, best.slice.chip
@@ -91,8 +96,9 @@ def show(found: Plan, price: float | None, compiled: Compiled | None, *, as_json
     )
     console.print(_table(found))
     _print_best(console, best, price)
-    if compiled:
-        _print_compiled(console, best, compiled)
+    for estimate, closer in compiled:
+        console.print(f"{estimate.layout.overrides}:")
+        _print_compiled(console, estimate, closer)
     if chip.name == "v100":
         years, dollars = article(experiment)
         console.print(
@@ -100,6 +106,13 @@ def show(found: Plan, price: float | None, compiled: Compiled | None, *, as_json
             f"{years:,.0f} GPU-years, ${dollars / 1e6:.1f}M"
         )
     console.print(f"launch  {launch(best)}")
+
+
+def _priced(found: Plan, price: float | None, compiled: Closer) -> list[tuple]:
+    """Arguments of `record`, for the best and the other finalists."""
+    return [(estimate, price, closer) for estimate, closer in compiled] or [
+        (found.best, price, None)
+    ]
 
 
 def _table(found: Plan) -> Table:

@@ -93,6 +93,14 @@ def test_every_layout_is_legal_and_the_best_is_the_fastest_that_fits():
     assert all(each.peak_bytes > each.budget_bytes for each in found.others)
 
 
+def test_finalists_begin_with_the_best_and_differ_in_mesh_or_policy():
+    found = plan(of_size("6b7"), parse("v5p:4x4x4"))
+    finalists = found.finalists(3)
+    assert finalists[0] == found.best and len(finalists) == 3
+    kinds = {(e.layout.data, e.layout.fsdp, e.layout.tensor, e.layout.remat) for e in finalists}
+    assert len(kinds) == 3
+
+
 def test_slices_lie_along_data_and_pay_for_it():
     experiment = of_size("6b7")
     one, four = parse("v5e:16x16"), parse("v5e:16x16*4")
@@ -163,7 +171,7 @@ def test_a_budget_buys_what_the_laws_say():
 
 
 def test_the_plan_as_json_has_what_scripts_rely_on(capsys):
-    show.show(plan(of_size("175b"), parse("v5p:8x8x16")), None, None, as_json=True)
+    show.show(plan(of_size("175b"), parse("v5p:8x8x16")), None, [], as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["parameters"] == 174_604_259_328
     for key in ("estimated_peak_bytes", "step_s", "mfu", "tokens_per_s", "days", "dollars"):
