@@ -240,12 +240,14 @@ def plan(
         return
     if chips is None:
         raise ConfigError("plan needs --chips, as v5p:8x8x16 or h100:64, or --budget DOLLARS")
+    if finalists < 1:
+        raise ConfigError(f"--finalists is {finalists}: at least the best is compiled. Raise it")
     found = planner.plan(experiment, slices.parse(chips), keep)
     compiled = []
     if compile:
         from gpt3jax.train.ahead import compile_step
 
-        compiled = [(each, compile_step(each)) for each in found.finalists(finalists)]
+        compiled = [(each, compile_step(each)) for each in found.shortlist(finalists)]
     show.show(found, price, compiled, as_json=json)
 
 
@@ -266,7 +268,8 @@ def train(
       experiment: The experiment; each field can be overridden.
       run: Folder of the run, seen by all hosts; runs/NAME if not given.
       hosts: How to find the other processes; a cluster is detected.
-      stuck_after: Seconds without progress after which a process says where, and ends; 0: never.
+      stuck_after: Of several processes: seconds without progress after which one says where it
+        is, and ends; 0: never.
     """
     from gpt3jax.sharding.cluster import is_likely, join
     from gpt3jax.train.folder import data_identity

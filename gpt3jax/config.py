@@ -16,10 +16,16 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 VOCABULARY_MULTIPLE = 128
 """Embedding rows are padded to this multiple, so that any mesh divides them."""
+
+LOGIT_ROWS = 2048
+"""At most this many rows of logits exist at a time, over all devices along `tensor`."""
+
+Remat = Literal["none", "dots", "mlp", "full"]
+"""What the backward pass recomputes: nothing; all but matrix products; the MLP's too; all."""
 
 
 class ConfigError(Exception):
@@ -76,8 +82,7 @@ class Model:
     """Of activations; auto is float32 on CPU, bfloat16 on accelerators. Parameters stay float32."""
     scan_layers: bool = True
     """Compile one layer and loop (large models), or unroll (faster on CPU). Same numbers."""
-    remat: Literal["none", "dots", "mlp", "full"] = "none"
-    """What the backward pass recomputes: nothing; all but matrix products; the MLP's too; all."""
+    remat: Remat = "none"
 
     def __post_init__(self) -> None:
         _check_numbers(
@@ -90,7 +95,7 @@ class Model:
             "that. Lower --model.d-model or --model.n-layers",
         )
         _check_choice("--model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
-        _check_choice("--model.remat", self.remat, ("none", "dots", "mlp", "full"))
+        _check_choice("--model.remat", self.remat, get_args(Remat))
         width = self.n_heads * self.d_head
         _check(
             width == self.d_model or self.free_head_width,

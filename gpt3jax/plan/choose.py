@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from gpt3jax.config import ConfigError, Experiment, Mesh
-from gpt3jax.plan.chips import Chip, chip_of
+from gpt3jax.config import Experiment, Mesh
+from gpt3jax.plan.chips import Chip, GiB, chip_of
 from gpt3jax.plan.layouts import check_fits
-from gpt3jax.plan.planner import plan, too_big
+from gpt3jax.plan.planner import plan
 from gpt3jax.plan.slices import Slice
+from gpt3jax.sharding.axes import AXES
 
 UNKNOWN = Chip(
     "device", "", 1e11, 1.0, 1e15, 2e10, 5e9, 0, 0, 2**30, 1e9, 0.0, "nobody",
 )  # fmt: skip
 """Stands for a CPU: slow, with slow links and memory enough."""
-AXES = ("data", "fsdp", "tensor")
 
 
 def mesh_for(experiment: Experiment):
@@ -35,7 +35,11 @@ def mesh_for(experiment: Experiment):
 
 
 def choose(experiment: Experiment, devices: int, kind: str, slices: int = 1) -> tuple[Mesh, str]:
-    """The experiment's mesh with every `auto` axis chosen, and why."""
+    """The experiment's mesh with every `auto` axis chosen, and why.
+
+    Raises:
+      ConfigError: no mesh is legal, or none fits.
+    """
     asked = dataclasses.asdict(experiment.mesh)
     given = tuple(axis for axis in AXES if asked[axis] != "auto")
     if len(given) == len(AXES):
@@ -43,14 +47,12 @@ def choose(experiment: Experiment, devices: int, kind: str, slices: int = 1) -> 
     chip = chip_of(kind) or UNKNOWN
     slice = Slice(chip, (devices // slices // chip.devices,), slices)
     found = plan(experiment, slice, (*given, "remat", "microbatch"))
-    if not found.fitting:
-        raise ConfigError(too_big(found.others[0]))
-    best, *others = found.fitting
+    best, others = found.best, found.fitting[1:]
     mesh = Mesh(best.layout.data, best.layout.fsdp, best.layout.tensor)
     why = (
         f"mesh of {devices} x {kind}: data {mesh.data}, fsdp {mesh.fsdp}, tensor {mesh.tensor}, "
         f"the fastest by estimate of {len(found.fitting)} that fit "
-        f"({best.peak_bytes / 2**30:.2f} GiB a device"
+        f"({best.peak_bytes / GiB:.2f} GiB a device"
     )
     if others:
         next_best, slower = others[0].layout, others[0].step_s / best.step_s - 1

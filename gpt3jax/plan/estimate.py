@@ -10,8 +10,7 @@ Fetching the weights (`fsdp`) and passing tokens round the ring (`tensor`)
 overlap with the products, but for a tenth; adding up the gradients of replicas
 (`data`) and the update do not. FLOP, byte and time figures are per device and step.
 
-Legend of single letters: L layers, D width, A heads x head width, F MLP width,
-V padded vocabulary, T context, f t d the mesh axes, w windows at once on a row.
+Legend: D width, A heads x head width, F MLP width; d f t the mesh axes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from gpt3jax.config import Experiment
+from gpt3jax.config import LOGIT_ROWS, Experiment
 from gpt3jax.model.table import flops_per_token, leaves, table, visible_pairs
 from gpt3jax.plan.layouts import Layout
 from gpt3jax.plan.slices import Slice
@@ -30,8 +29,6 @@ USABLE = 0.92
 """Share of a chip's memory to plan with: programs that just compile may not start."""
 ATTENTION = 0.5
 """Share of the products' rate that attention kernels reach."""
-HEAD_ROWS = 2048
-"""Rows of logits at a time (train/loss.py)."""
 EXPOSED = 0.1
 """Share of the traffic that does not overlap with work."""
 RING_SHARE = 0.9
@@ -49,15 +46,15 @@ class Estimate:
     @cached_property
     def memory(self) -> dict[str, float]:
         """Bytes per device at the peak, by what they are for."""
-        m, at, w = self.experiment.model, self.layout, self.layout.windows
-        tokens, t = w * m.context, at.tensor
+        m, at, t = self.experiment.model, self.layout, self.layout.tensor
+        tokens = at.windows * m.context
         D, F, A = m.d_model, m.d_ff, m.n_heads * m.d_head
         state = self._local_elements
         accumulates = self.experiment.batch_sequences > at.microbatch
         kept = {"none": 3 * D + 4 * A + 2 * F, "dots": D + 4 * A + F, "mlp": D + 4 * A, "full": 0}
         weights = (4 * D * A + 2 * D * F) / t
         working = tokens * ((3 * F + 7 * A + 4 * D) / t + (D if t > 1 else 0)) + 2 * weights
-        head = m.padded_vocabulary * (2 * D + 2 * HEAD_ROWS + 2 * D) / t
+        head = m.padded_vocabulary * (2 * D + 2 * LOGIT_ROWS + 2 * D) / t
         return {
             "parameters": 4.0 * state,
             "optimizer": 8.0 * state,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_args
 
-from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.config import ConfigError, Experiment, Remat
 
-REMATS = ("none", "dots", "mlp", "full")
 MOST_TENSOR = 64
 
 
@@ -69,7 +69,7 @@ def layouts(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[L
     for data, fsdp, tensor in meshes(experiment, devices, slices):
         rows = data * fsdp
         for count in divisors(experiment.batch_sequences // rows):
-            for remat in REMATS:
+            for remat in get_args(Remat):
                 yield Layout(data, fsdp, tensor, remat, rows * count)
 
 

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.plan.chips import GiB
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.layouts import check_some, layouts
 from gpt3jax.plan.slices import Slice
-
-GiB = 2**30
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,6 @@ class Plan:
         return _first_of_each(self.fitting, lambda at: (at.data, at.fsdp, at.tensor, at.remat))[
             :count
         ]
-
-    def finalists(self, count: int) -> list[Estimate]:
-        """The best, and those after it, to be looked at more closely."""
-        return [self.best, *self.shortlist(max(1, count))[1:]]
 
     def losers(self, count: int) -> list[tuple[Estimate, str]]:
         """The best of each other mesh and policy, and why it loses."""
@@ -76,14 +71,23 @@ def plan(experiment: Experiment, slice: Slice, fixed: Iterable[str] = ()) -> Pla
 def too_big(estimate: Estimate) -> str:
     """Why the smallest layout does not fit, in words: what is over, and three ways out."""
     over = estimate.peak_bytes - estimate.budget_bytes
-    largest = sorted(estimate.memory.items(), key=lambda item: -item[1])[:3]
-    parts = ", ".join(f"{name} {size / GiB:.1f}" for name, size in largest)
-    ways = "; ".join(f"{text} saves {saved / GiB:.1f} GiB" for text, saved in remedies(estimate))
     return (
         f"{estimate.experiment.name} does not fit on {estimate.slice.name}: the smallest layout "
         f"needs {estimate.peak_bytes / GiB:.1f} GiB per device, {over / GiB:.1f} over the "
-        f"{estimate.budget_bytes / GiB:.1f} to plan with ({parts}). {ways}"
+        f"{estimate.budget_bytes / GiB:.1f} to plan with ({largest(estimate)}). "
+        f"{ways_out(estimate)}"
     )
+
+
+def largest(estimate: Estimate) -> str:
+    """The three largest parts of the memory, in GiB."""
+    parts = sorted(estimate.memory.items(), key=lambda item: -item[1])[:3]
+    return ", ".join(f"{name} {size / GiB:.1f}" for name, size in parts)
+
+
+def ways_out(estimate: Estimate) -> str:
+    """Three changes, and what each would save."""
+    return "; ".join(f"{text} saves {saved / GiB:.1f} GiB" for text, saved in remedies(estimate))
 
 
 def remedies(estimate: Estimate) -> list[tuple[str, float]]:
@@ -112,17 +116,14 @@ def why_not(estimate: Estimate, best: Estimate) -> str:
     """Why a layout is not the best."""
     if not estimate.fits:
         over = (estimate.peak_bytes - estimate.budget_bytes) / GiB
-        largest = max(estimate.memory, key=estimate.memory.__getitem__)
-        return f"{over:,.1f} GiB too big: {largest}"
+        return f"{over:,.1f} GiB too big: {max(estimate.memory, key=estimate.memory.__getitem__)}"
     slower = estimate.step_s / best.step_s - 1
     grown = {name: estimate.seconds[name] - best.seconds[name] for name in best.seconds}
     if estimate.flops["recomputed"] > best.flops["recomputed"] and grown["compute"] > 0:
-        reason = "recomputes more"
-    else:
-        reason = {"tokens": "the ring", "weights": "fetching weights"}.get(
-            max(grown, key=grown.__getitem__), max(grown, key=grown.__getitem__)
-        )
-    return f"{slower:.0%} slower: {reason}"
+        return f"{slower:.0%} slower: recomputes more"
+    most = max(grown, key=grown.__getitem__)
+    words = {"tokens": "the ring", "weights": "fetching weights"}
+    return f"{slower:.0%} slower: {words.get(most, most)}"
 
 
 def _first_of_each(estimates: list[Estimate], key) -> list[Estimate]:

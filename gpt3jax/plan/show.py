@@ -83,7 +83,8 @@ Closer = list[tuple[Estimate, Compiled]]
 def show(found: Plan, price: float | None, compiled: Closer, *, as_json: bool) -> None:
     """Print the plan, for people or as JSON."""
     if as_json:
-        best, *others = [record(*each) for each in _priced(found, price, compiled)]
+        closer = compiled or [(found.best, None)]
+        best, *others = [record(estimate, price, said) for estimate, said in closer]
         print(json.dumps(best | {"finalists": others}))
         return
     best, console = found.best, wide_console()
@@ -96,9 +97,9 @@ def show(found: Plan, price: float | None, compiled: Closer, *, as_json: bool) -
     )
     console.print(_table(found))
     _print_best(console, best, price)
-    for estimate, closer in compiled:
+    for estimate, said in compiled:
         console.print(f"{estimate.layout.overrides}:")
-        _print_compiled(console, estimate, closer)
+        _print_compiled(console, estimate, said)
     if chip.name == "v100":
         years, dollars = article(experiment)
         console.print(
@@ -106,13 +107,6 @@ def show(found: Plan, price: float | None, compiled: Closer, *, as_json: bool) -
             f"{years:,.0f} GPU-years, ${dollars / 1e6:.1f}M"
         )
     console.print(f"launch  {launch(best)}")
-
-
-def _priced(found: Plan, price: float | None, compiled: Closer) -> list[tuple]:
-    """Arguments of `record`, for the best and the other finalists."""
-    return [(estimate, price, closer) for estimate, closer in compiled] or [
-        (found.best, price, None)
-    ]
 
 
 def _table(found: Plan) -> Table:

@@ -73,6 +73,13 @@ def join(hosts: Hosts) -> None:
                     f"no cluster was detected ({error}): TPU, Slurm, Kubernetes and Open MPI are "
                     "known. Give --coordinator HOST:PORT --processes N --process I"
                 ) from error
+        except ConfigError:
+            raise
+        except Exception as error:  # Of the cluster's own client, as in a pod that is no job's.
+            raise ConfigError(
+                f"a cluster was detected, but it does not say who we are ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:120]}). --distributed off trains alone"
+            ) from error
 
 
 def _initialize(*explicit: Any) -> None:

@@ -3,7 +3,7 @@
 Training and evaluation run under `jax.shard_map` (`each_device`): a function
 sees one device's part of each array, and nothing moves unless it says so. The
 bytes on the wire are therefore known before anything is compiled
-(plan/roofline.py counts them). Outside of `each_device`, as in generation, and
+(plan/estimate.py counts them). Outside of `each_device`, as in generation, and
 along an axis of one device, each function returns its argument.
 
 Differentiate the sum over all devices of what each computes: then a gather

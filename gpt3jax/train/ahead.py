@@ -13,7 +13,7 @@ import time
 
 from gpt3jax.config import ConfigError, Experiment, Mesh
 from gpt3jax.plan.estimate import Estimate
-from gpt3jax.plan.planner import GiB, remedies
+from gpt3jax.plan.planner import largest, ways_out
 from gpt3jax.plan.program import Compiled, collectives, kernels
 
 ENVIRONMENT = {
@@ -113,10 +113,8 @@ def _out_of_memory(message: str, estimate: Estimate) -> str:
     if not found:
         return f"the compiler failed: {' '.join(message.split())[:200]}. --debug shows all"
     needed, there = map(float, found.groups())
-    largest = sorted(estimate.memory.items(), key=lambda item: -item[1])[:3]
-    parts = ", ".join(f"{name} {size / GiB:.1f}" for name, size in largest)
-    ways = "; ".join(f"{text} saves {saved / GiB:.1f} GiB" for text, saved in remedies(estimate))
     return (
         f"{estimate.layout.overrides} does not fit: the compiled step needs {needed} GiB for its "
-        f"temporaries alone, {there} GiB are there (largest by estimate: {parts}). {ways}"
+        f"temporaries alone, {there} GiB are there (largest by estimate: {largest(estimate)}). "
+        f"{ways_out(estimate)}"
     )

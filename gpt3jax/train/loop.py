@@ -65,7 +65,8 @@ def train(experiment: Experiment, path: Path, stuck_after: float = 0.0) -> Outco
     Args:
       experiment: what to train.
       path: the run's folder, which all hosts see.
-      stuck_after: seconds without progress after which a process ends itself; 0: never.
+      stuck_after: of several processes, seconds without progress after which one
+        ends itself; 0: never.
 
     Raises:
       ConfigError: experiment, data, devices, hosts and run do not go together.
@@ -80,7 +81,9 @@ def train(experiment: Experiment, path: Path, stuck_after: float = 0.0) -> Outco
         identity = {**experiment.identity(), "data": data}
         hosts.on_first(lambda: create_or_check(run, experiment, identity))
         hosts.agree(lambda: {"run": check_is_shared(run)})
-        watchdog = Watchdog(stuck_after, run.stuck_file(jax.process_index()))
+        # Alone, nobody waits for us: a slow step of a laptop is no reason to end.
+        seconds = stuck_after if jax.process_count() > 1 else 0.0
+        watchdog = Watchdog(seconds, run.stuck_file(jax.process_index()))
         held.callback(watchdog.close)
         checkpoints = Checkpoints(run.checkpoints, experiment.train.keep)
         start = checkpoints.latest() or Position()
@@ -168,8 +171,6 @@ class _Loop:
             if self._evaluation_is_due() or self._save_is_due():
                 self._finish(unread, state)
                 unread = None
-        if unread:  # Another host's signal came with the numbers just read.
-            self._finish(unread, state)
         self.checkpoints.wait()
         return self.position
 
@@ -180,7 +181,7 @@ class _Loop:
 
     def _first_state(self) -> TrainState:
         if self.position.step:
-            self.watchdog.enter("save", self.position.step)
+            self.watchdog.enter("restore", self.position.step)
             abstract = abstract_state(self.experiment, self.mesh)
             return self.checkpoints.restore(self.position.step, abstract)
         state = sharded_state(self.experiment, self.mesh)

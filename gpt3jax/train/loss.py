@@ -15,14 +15,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from gpt3jax.config import Model
+from gpt3jax.config import LOGIT_ROWS, Model
 from gpt3jax.model.gpt3 import head, trunk
 from gpt3jax.model.layers import hide_padding, layer_norm
 from gpt3jax.model.params import Params
 from gpt3jax.sharding.collectives import gather, index, largest, scatter_sum, size, total
-
-ROWS = 2048
-"""At most this many rows of logits at a time, over all devices along `tensor`."""
 
 
 def window_loss(params: Params, windows_BT1: jax.Array, model: Model) -> jax.Array:
@@ -83,7 +80,7 @@ head_loss.defvjp(_head_loss_forward, _head_loss_backward)
 
 def _in_rows(x_MD, targets_M):
     """Both arrays as [M / R, R, ...], with R the largest divisor of M within bounds."""
-    count, most = len(targets_M), max(1, ROWS // size("tensor"))
+    count, most = len(targets_M), max(1, LOGIT_ROWS // size("tensor"))
     rows = next(n for n in range(min(count, most), 0, -1) if count % n == 0)
     return x_MD.reshape(-1, rows, x_MD.shape[1]), targets_M.reshape(-1, rows)
 

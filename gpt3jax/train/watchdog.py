@@ -11,13 +11,12 @@ import faulthandler
 import os
 import sys
 import threading
-import time
 from pathlib import Path
 
 from gpt3jax.sharding import hosts
 
 EXIT_CODE = 70
-LONGER = {"compile": 6.0, "evaluate": 6.0, "save": 6.0}
+LONGER = {"restore": 6.0, "compile": 6.0, "evaluate": 6.0, "save": 6.0}
 """Phases that may take this many times as long."""
 
 
@@ -27,22 +26,26 @@ class Watchdog:
     def __init__(self, seconds: float, report: Path):
         """Watch from now on; 0 seconds watches nothing. `report` is where the stacks go."""
         self._seconds, self._report = seconds, report
-        self._phase, self._since, self._step = "start", time.monotonic(), 0
+        self._phase, self._entered, self._step = "start", 0, 0
         self._closed = threading.Event()
         if seconds > 0:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def enter(self, phase: str, step: int | None = None) -> None:
-        """The main thread begins a phase: compile, data, step, evaluate or save."""
-        self._phase, self._since = phase, time.monotonic()
+        """The main thread begins a phase: restore, compile, data, step, evaluate or save."""
+        self._phase, self._entered = phase, self._entered + 1
         self._step = self._step if step is None else step
 
     def close(self) -> None:
         self._closed.set()
 
     def _watch(self) -> None:
-        while not self._closed.wait(min(1.0, self._seconds / 4)):
-            phase, lasted = self._phase, time.monotonic() - self._since
+        # Counted in ticks: a process that is suspended and goes on was not stuck.
+        tick = min(1.0, self._seconds / 4)
+        seen, lasted = self._entered, 0.0
+        while not self._closed.wait(tick):
+            lasted = lasted + tick if self._entered == seen else 0.0
+            seen, phase = self._entered, self._phase
             if lasted > self._seconds * LONGER.get(phase, 1.0):
                 self._end(phase, lasted)
 

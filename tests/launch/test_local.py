@@ -169,3 +169,20 @@ def test_a_mistake_that_one_host_sees_ends_all_with_its_name(file, prepared, tmp
     code, out = finish(launch(tmp_path / "experiment.py", tmp_path / "run", program=program))
     assert code == 2
     assert "host 1" in out and "gpt3jax data prepare" in out and out.count("error:") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "words"),
+    [
+        (["--processes", "2"], {}, "give all three"),
+        (["--distributed", "on"], {}, "no cluster was detected"),
+        ([], {"KUBERNETES_SERVICE_HOST": "127.0.0.1"}, "--distributed off trains alone"),
+    ],
+)
+def test_what_cannot_be_joined_is_refused_in_one_line(file, tmp_path, flags, variables, words):
+    command = [sys.executable, "-m", "gpt3jax", "train", str(file), "--run", str(tmp_path), *flags]
+    done = subprocess.run(
+        command, env={**ENVIRONMENT, **variables}, capture_output=True, text=True, timeout=100
+    )
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 2 and len(errors) == 1 and words in errors[0]

@@ -95,7 +95,7 @@ def test_every_layout_is_legal_and_the_best_is_the_fastest_that_fits():
 
 def test_finalists_begin_with_the_best_and_differ_in_mesh_or_policy():
     found = plan(of_size("6b7"), parse("v5p:4x4x4"))
-    finalists = found.finalists(3)
+    finalists = found.shortlist(3)
     assert finalists[0] == found.best and len(finalists) == 3
     kinds = {(e.layout.data, e.layout.fsdp, e.layout.tensor, e.layout.remat) for e in finalists}
     assert len(kinds) == 3
