@@ -17,7 +17,10 @@ from tyro.conf import FlagConversionOff
 
 from gpt3jax import __version__
 from gpt3jax.commands import COMMANDS
-from gpt3jax.config import ConfigError
+from gpt3jax.config import ConfigError, RunError, cut
+
+LINE = 300
+"""Characters that are shown of an error, at most."""
 
 
 def usage() -> str:
@@ -44,22 +47,28 @@ def parse(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     rest = list(arguments)
     if "experiment" in parameters:
         file = next((word for word in rest if word.endswith(".py")), None)
-        if file is None:
+        is_optional = parameters["experiment"].default is None
+        if file is None and not is_optional:
             words = "FILE.py" if "what" not in parameters else "train|decode|data FILE.py"
             if "--help" in rest or "-h" in rest:
                 print(f"usage: {prog} {words} [options]\n\n{inspect.getdoc(function)}")
                 raise SystemExit(0)
             raise ConfigError(f"{prog} needs an experiment file. Usage: {prog} {words} [options]")
-        from gpt3jax.experiments import load_experiment
+        if file is not None:
+            from gpt3jax.experiments import load_experiment
 
-        rest.remove(file)
-        fields["experiment"] = load_experiment(file)
-        prog += f" {file}"
+            rest.remove(file)
+            fields["experiment"] = load_experiment(file)
+        prog += f" {file or '[FILE.py]'}"
 
     def call(**values: Any) -> dict[str, Any]:
         return values
 
-    shown = [_for_tyro(parameter, fields) for parameter in parameters.values()]
+    shown = [
+        _for_tyro(parameter, fields)
+        for name, parameter in parameters.items()
+        if name != "experiment" or fields  # One that may be left out, and is.
+    ]
     call.__doc__ = function.__doc__
     call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
@@ -69,13 +78,14 @@ def parse(name: str, arguments: Sequence[str]) -> dict[str, Any]:
 def _for_tyro(parameter: inspect.Parameter, fields: dict[str, Any]) -> inspect.Parameter:
     """A parameter as tyro should see it: the experiment's fields without a prefix, and filled."""
     kind = inspect.Parameter.KEYWORD_ONLY
-    if parameter.name == "hosts":
+    if parameter.name in ("hosts", "changes"):
         annotation = Annotated[parameter.annotation, tyro.conf.arg(name="")]
         return parameter.replace(annotation=annotation, kind=kind)
     if parameter.name in fields:
         # Booleans as `--model.scan-layers True`, which sweeps and resumed commands can set.
-        annotation = Annotated[parameter.annotation, tyro.conf.arg(name=""), FlagConversionOff]
-        return parameter.replace(annotation=annotation, default=fields[parameter.name], kind=kind)
+        made = fields[parameter.name]
+        annotation = Annotated[type(made), tyro.conf.arg(name=""), FlagConversionOff]
+        return parameter.replace(annotation=annotation, default=made, kind=kind)
     return parameter.replace(kind=kind)
 
 
@@ -125,8 +135,10 @@ def _dispatch(words: list[str]) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """An error as one line; a library's is shown with its kind."""
+    """An error as one line, fit for a terminal; a library's is shown with its kind."""
     text = " ".join(str(error).split())
-    if isinstance(error, ConfigError):
-        return text
-    return f"{type(error).__name__}: {text}"[:200] + " (--debug shows where)"
+    text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    if isinstance(error, ConfigError | RunError):
+        return cut(text, LINE)
+    hint = " (--debug shows where)"
+    return cut(f"{type(error).__name__}: {text}", LINE - len(hint)) + hint

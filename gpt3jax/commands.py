@@ -7,6 +7,7 @@ immediate.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.run import Changes
 from gpt3jax.sharding.cluster import Hosts
 
 DEFAULT_CORPUS = "python-library"
@@ -94,14 +96,15 @@ def data_show(
     if run.exists():
         experiment = run.experiment()
         data, seed, context = experiment.data, experiment.seed, experiment.model.context
-        tokenizer_file = run.tokenizer_file
+        tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
+        skips = [(skip.sequences, skip.windows) for skip in run.skips()]
         sequences = batch_range(batch, experiment)
     else:
         data = Data(sources=(Source(path.name, str(path)),))
-        context, tokenizer_file = load_manifest(str(path)).context, path / TOKENIZER
+        manifest, skips = load_manifest(str(path)), []
+        context, tokenizer = manifest.context, Tokenizer.load(path / TOKENIZER, manifest.tokenizer)
         sequences = range(batch * batch_sequences, (batch + 1) * batch_sequences)
-    tokenizer = Tokenizer.load(str(tokenizer_file))
-    order = loader.windows(data, seed, context)
+    order = loader.windows(data, seed, context, skips)
     for sequence in sequences[:rows]:
         place = order.locate(sequence)
         print(f"--- window {sequence} ({place.source}, epoch {place.epoch}, record {place.window})")
@@ -256,6 +259,7 @@ def train(
     run: Path | None = None,
     hosts: Hosts = Hosts(),  # noqa: B008 (frozen)
     stuck_after: float = 600.0,
+    changes: Changes = Changes(),  # noqa: B008 (frozen)
 ) -> int:
     """Start a run, or resume the one that is there. Alone, or the same command on every host.
 
@@ -263,6 +267,8 @@ def train(
       gpt3jax train experiments/tiny.py
       gpt3jax train experiments/tiny.py --run runs/wide --model.d-model 384 --model.n-heads 12
       gpt3jax train experiments/tiny.py --coordinator 10.0.0.1:9911 --processes 2 --process 0
+      gpt3jax train experiments/tiny.py --rewind-to 400 --skip 50
+      gpt3jax train experiments/tiny.py --schedule.peak-learning-rate 1e-3 --allow-change schedule
 
     Args:
       experiment: The experiment; each field can be overridden.
@@ -270,7 +276,9 @@ def train(
       hosts: How to find the other processes; a cluster is detected.
       stuck_after: Of several processes: seconds without progress after which one says where it
         is, and ends; 0: never.
+      changes: To a run that is there; each is recorded in its ledger.
     """
+    began = time.time()
     from gpt3jax.sharding.cluster import is_likely, join
     from gpt3jax.train.folder import data_identity
 
@@ -282,15 +290,56 @@ def train(
     join(hosts)
     from gpt3jax.write import train_and_tell
 
-    return train_and_tell(experiment, run or Path("runs") / experiment.name, stuck_after)
+    path = run or Path("runs") / experiment.name
+    return train_and_tell(experiment, path, stuck_after, changes, began)
+
+
+def doctor(
+    experiment: Experiment | None = None, run: Path | None = None, json: bool = False
+) -> int:
+    """Check what a run needs before it starts: one line each, and what cures a failure.
+
+    Examples:
+      gpt3jax doctor
+      gpt3jax doctor experiments/tiny.py --run runs/tiny
+      gpt3jax doctor experiments/gpt3_1b3.py --train.microbatch 8 --json
+
+    Args:
+      experiment: The experiment, for its disk, memory and data; not needed for the rest.
+      run: Folder of the run, there or not; runs/NAME if not given.
+      json: Print the checks as JSON.
+    """
+    from gpt3jax.doctor import diagnose
+
+    return diagnose(experiment, run, as_json=json)
+
+
+def verify(run: Positional[Path], replay: str | None = None, json: bool = False) -> int:
+    """Check every hash of a run, or do steps again and compare their bits.
+
+    Examples:
+      gpt3jax verify runs/tiny
+      gpt3jax verify runs/tiny --replay 400:410
+
+    Args:
+      run: The run.
+      replay: A:B does steps A+1 to B again, from a checkpoint at or before A, and compares what
+        was logged of them: another result on the same machine is a silent fault of one of them.
+      json: Print the verdicts as JSON.
+    """
+    from gpt3jax.verify import verify as run_verify
+
+    return run_verify(run, replay, as_json=json)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "data prepare": data_prepare,
     "data show": data_show,
     "plan": plan,
+    "doctor": doctor,
     "train": train,
     "generate": generate,
     "report": report,
+    "verify": verify,
     "bench": bench,
 }

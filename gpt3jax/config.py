@@ -15,11 +15,20 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from gpt3jax import stored
+
 VOCABULARY_MULTIPLE = 128
 """Embedding rows are padded to this multiple, so that any mesh divides them."""
+
+LARGEST = 10**18
+"""No field is larger."""
+MOST_LAYERS = 10_000
+MOST_WINDOWS = 2**20
+"""Of a batch: what is one entry each in lists."""
 
 LOGIT_ROWS = 2048
 """At most this many rows of logits exist at a time, over all devices along `tensor`."""
@@ -35,6 +44,19 @@ class ConfigError(Exception):
     """
 
 
+class RunError(Exception):
+    """What went wrong and is nobody's mistake: a full disk, a damaged file, a diverged run.
+
+    Told in one line, as ConfigError is; the exit code is 1.
+    """
+
+
+def cut(text: str, length: int) -> str:
+    """A text of at most so many characters: of a longer one, what it begins and ends with."""
+    half = (length - 3) // 2
+    return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
+
+
 def _check(ok: bool, message: str) -> None:
     if not ok:
         raise ConfigError(message)
@@ -45,6 +67,11 @@ def _check_numbers(config: Any, group: str, **minimum: float) -> None:
     for name, least in minimum.items():
         value = getattr(config, name)
         flag = f"--{group}.{name.replace('_', '-')}"
+        # Compared first: a whole number may be too large to be made a float.
+        _check(
+            not value > LARGEST or value == math.inf,
+            f"{flag} is {cut(str(value), 40)}: no machine does that much. Lower it",
+        )
         _check(math.isfinite(value), f"{flag} is {value}: it must be a finite number. Give one")
         is_whole = isinstance(value, int) or config.__annotations__[name] != "int"
         _check(is_whole, f"{flag} is {value}: it counts something. Give a whole number")
@@ -89,6 +116,10 @@ class Model:
             self, "model", n_layers=1, d_model=1, n_heads=1, d_head=1, vocabulary=2, context=1,
             band=1, dense_every=1, init_std=0.0,
         )  # fmt: skip
+        _check(
+            self.n_layers <= MOST_LAYERS,
+            f"--model.n-layers is {self.n_layers}: over {MOST_LAYERS:,} no model has. Lower it",
+        )
         _check(
             self.parameters_estimate < 1e14,
             f"the model has about {self.parameters_estimate:.1e} parameters: no machine holds "
@@ -136,9 +167,9 @@ class Source:
 
     def __post_init__(self) -> None:
         _check(
-            math.isfinite(self.weight) and self.weight > 0,
-            f"data source {self.name!r} has weight {self.weight}: a share must be above 0. "
-            "Raise it, or leave the source out",
+            0 < self.weight <= LARGEST,
+            f"data source {self.name!r} has weight {self.weight}: a share must be above 0, and "
+            "finite. Change it, or leave the source out",
         )
 
 
@@ -268,6 +299,10 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         _check_numbers(self, "evaluate", every=1, windows=1, sample_tokens=0)
+        _check(
+            not re.search("[\ud800-\udfff]", self.prompt),
+            "--evaluate.prompt is not text: its bytes are not UTF-8. Write it in UTF-8",
+        )
 
 
 @dataclass(frozen=True)
@@ -287,9 +322,18 @@ class Experiment:
     def __post_init__(self) -> None:
         batch, context = self.train.batch_tokens, self.model.context
         _check(
+            re.fullmatch(r"\w[\w.,=+-]{0,99}", self.name) is not None,
+            f"--name is {self.name!r}: a run's folder is named so. Use letters, digits and _.,=+-",
+        )
+        _check(
             batch % context == 0,
             f"--train.batch-tokens is {batch}, not a multiple of the context {context}: a batch "
             f"is whole windows. Use {max(1, round(batch / context)) * context}",
+        )
+        _check(
+            self.batch_sequences <= MOST_WINDOWS,
+            f"--train.batch-tokens is {batch}, {self.batch_sequences:,} windows of {context}: "
+            f"over {MOST_WINDOWS:,} are too many to list. Lower it",
         )
         _check(
             self.batch_sequences % self.microbatch == 0,
@@ -322,11 +366,9 @@ class Experiment:
           ConfigError: the text is not an experiment of this version.
         """
         try:
-            return _build(Experiment, json.loads(text))
-        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(
-                f"experiment.json cannot be read: {error}. Restore it, or start a new run"
-            ) from error
+            return stored.build(Experiment, stored.parse(text))
+        except ValueError as error:
+            raise ConfigError(f"this is not an experiment: {error}. Mend it") from error
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the numbers of a run; two runs that differ here do not mix.
@@ -344,21 +386,6 @@ class Experiment:
         for source in fields["data"]["sources"]:
             del source["path"]
         return fields
-
-
-def _build(kind: type, values: dict[str, Any]) -> Any:
-    """Make a nested config dataclass from the plain dict that `asdict` gave."""
-    nested = {
-        "model": Model, "schedule": Schedule, "train": Train, "optimizer": Optimizer,
-        "mesh": Mesh, "evaluate": Evaluate, "data": Data,
-    }  # fmt: skip
-    built = {
-        name: _build(nested[name], value) if name in nested and kind is Experiment else value
-        for name, value in values.items()
-    }
-    if kind is Data:
-        built["sources"] = tuple(Source(**source) for source in values["sources"])
-    return kind(**built)
 
 
 def short_hash(value: Any) -> str:

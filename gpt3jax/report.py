@@ -6,10 +6,10 @@ Units: loss in nats/token, throughput in tokens/s.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from gpt3jax.config import ConfigError
+from gpt3jax.goodput import goodput
 from gpt3jax.report_page import Curve, draw_figures, page
-from gpt3jax.run import Run, open_run
+from gpt3jax.run import Run, open_run, read_events
 
 SMOOTHED = 10
 """Records whose mean is the final training loss."""
@@ -44,8 +45,14 @@ class Row:
     tokens_per_s: float | None
     """Median over the records; as for mfu."""
     mfu: float | None
-    seconds: float
-    """In training, over all resumes; work that a crash undid is not counted."""
+    seconds: float | None
+    """In training, over all resumes: each step once, so steps done again are not counted."""
+    wall_seconds: float | None
+    """From the first session's beginning to the last one's end."""
+    goodput: float | None
+    """Share of the wall time that is `seconds`."""
+    seconds_by_phase: dict[str, float] | None
+    """What the wall time went to; see `gpt3jax.goodput.PHASES`."""
     device: str
     code: str
     """Version and commit; several, if the run was resumed under another."""
@@ -61,7 +68,9 @@ class Row:
             "validation, bits/byte": _number(self.val_bits_per_byte, ".4f"),
             "tokens/s, median": _number(self.tokens_per_s, ",.0f"),
             "MFU, median": _number(self.mfu, ".1%"),
-            "hours": _number(self.seconds / 3600, ",.3f"),
+            "training, hours": _hours(self.seconds),
+            "wall, hours": _hours(self.wall_seconds),
+            "goodput": _number(self.goodput, ".1%"),
             "device": self.device,
             "code": self.code,
         }
@@ -96,7 +105,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, as_json: bool
         folder.mkdir(parents=True, exist_ok=True)
         figures = draw_figures(curves, folder)
         file = folder / "index.html"
-        file.write_text(page(cells, figures, samples), encoding="utf-8")
+        file.write_text(page(cells, curves, figures, samples), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error}. Choose another --out") from error
     if as_json:
@@ -108,19 +117,8 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, as_json: bool
     return file
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file. A line half-written by a crash is skipped; NaN is None."""
-    found = []
-    for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
-        try:
-            found.append(json.loads(line, parse_constant=lambda _: None))
-        except json.JSONDecodeError:
-            continue
-    return found
-
-
 def _row_and_curve(run: Run, name: str) -> tuple[Row, Curve]:
-    records = _read(run.metrics_file)
+    records = [record for record in run.metrics() if record.get("tokens") is not None]
     if not records:
         raise ConfigError(f"{run.path} has no metrics: no step was logged yet. Train it for longer")
     # Imported here: it needs jax, which takes seconds.
@@ -130,7 +128,8 @@ def _row_and_curve(run: Run, name: str) -> tuple[Row, Curve]:
         return [record[metric] for record in records if record.get(metric) is not None]
 
     losses, rates, mfu = values("loss"), values("tokens_per_s"), values("mfu")
-    events = _read(run.ledger_file)
+    events = read_events(run.ledger_file)
+    spent = goodput(run)
     model = run.experiment().model
     row = Row(
         name=name,
@@ -143,32 +142,21 @@ def _row_and_curve(run: Run, name: str) -> tuple[Row, Curve]:
         val_bits_per_byte=(values("val_bits_per_byte") or [None])[-1],
         tokens_per_s=statistics.median(rates) if rates else None,
         mfu=statistics.median(mfu) if mfu else None,
-        seconds=_seconds(records, events),
+        seconds=spent and spent.seconds_by_phase["step"],
+        wall_seconds=spent and spent.wall_seconds,
+        goodput=spent and spent.goodput,
+        seconds_by_phase=spent and spent.seconds_by_phase,
         device=_begun(events, "{device}"),
         code=_begun(events, "{gpt3jax} ({commit})"),
     )
-    return row, Curve(name, records, flops_per_token(model))
-
-
-def _seconds(records: list[dict[str, Any]], events: list[dict[str, Any]]) -> float:
-    """Sum over the stretches between resumes, since `seconds` starts anew at each."""
-    resumes: list[int] = []
-    for event in events:
-        if event["event"] == "resume":
-            # One that goes back further than an earlier one undoes it.
-            resumes = [step for step in resumes if step < event["step"]] + [event["step"]]
-    last = {
-        bisect.bisect_left(resumes, record["step"]): record["seconds"]
-        for record in records
-        if "seconds" in record
-    }
-    return sum(last.values())
+    return row, Curve(name, records, flops_per_token(model), spent)
 
 
 def _begun(events: list[dict[str, Any]], words: str) -> str:
     """What the starts and resumes say, each once, in their order."""
     begun = [event for event in events if event["event"] in ("start", "resume")]
-    return ", ".join(dict.fromkeys(words.format_map(event) for event in begun)) or "–"
+    known = [defaultdict(lambda: "unknown", event) for event in begun]
+    return ", ".join(dict.fromkeys(words.format_map(event) for event in known)) or "–"
 
 
 def _samples(run: Run) -> list[tuple[int, str]]:
@@ -176,6 +164,10 @@ def _samples(run: Run) -> list[tuple[int, str]]:
     files = {int(f.stem): f for f in run.samples.glob("*.txt") if f.stem.isdecimal()}
     ends = sorted(files)[:1] + sorted(files)[1:][-1:]
     return [(step, files[step].read_text(encoding="utf-8", errors="replace")) for step in ends]
+
+
+def _hours(seconds: float | None) -> str:
+    return _number(seconds and seconds / 3600, ",.3f")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -21,6 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from gpt3jax.goodput import Goodput
+from gpt3jax.report_time import draw_times, time_table
+
 PF_DAY = 8.64e19
 """FLOPs in a petaflop/s-day."""
 
@@ -49,6 +52,8 @@ class Curve:
     records: Sequence[dict[str, Any]]
     flops_per_token: int
     """Training FLOPs: 6 per matrix element, plus causal attention."""
+    spent: Goodput | None = None
+    """What the run's time went to, where a clock was kept."""
 
     def series(self, metric: str, compute: bool = False) -> tuple[list[float], list[float]]:
         """Tokens (or PF-days) and the values of a metric, of the records that have it."""
@@ -88,6 +93,8 @@ def draw_figures(curves: Sequence[Curve], folder: Path) -> list[Path]:
             figures["gradient_norm"] = _panels(curves, norm, log=True)
         if "tokens_per_s" in logged:
             figures["throughput"] = _panels(curves, speed)
+        if clocked := _clocked(curves):
+            figures["where_the_time_went"] = draw_times(clocked, STYLE["figure.figsize"][0])
         files = [folder / f"{name}.png" for name in figures]
         for file, figure in zip(files, figures.values(), strict=True):
             figure.savefig(file)
@@ -105,10 +112,16 @@ CAPTIONS = {
     "gradient_norm": "Of the whole gradient, before it is clipped.",
     "throughput": "Mean since the record before, without evaluations and saves. MFU, where the "
     "devices' bfloat16 peak is known: model FLOPs over that peak.",
+    "where_the_time_went": "Shares of the wall time, from the first session's beginning to the "
+    "last one's end. The share of step is the goodput.",
 }
 NOTE = (
     "Losses in nats/token compare if tokenizer and held-out text agree; bits/byte if the text does."
 )
+
+
+def _clocked(curves: Sequence[Curve]) -> list[tuple[str, Goodput]]:
+    return [(curve.name, curve.spent) for curve in curves if curve.spent]
 
 
 def _looks(curves: Sequence[Curve]) -> Iterable[tuple[Curve, dict[str, Any]]]:
@@ -218,6 +231,7 @@ def _name_runs(figure: Figure, curves: Sequence[Curve]) -> None:
 
 def page(
     cells: Sequence[tuple[str, dict[str, str]]],
+    curves: Sequence[Curve],
     figures: Sequence[Path],
     samples: Sequence[tuple[str, Sequence[tuple[int, str]]]],
 ) -> str:
@@ -225,6 +239,7 @@ def page(
 
     Args:
       cells: Name of each run, and its figures by label.
+      curves: What was drawn; those that kept a clock get a table of it.
       figures: What `draw_figures` drew; read and embedded.
       samples: Name of each run, and (step, text) of what it wrote; any text is safe.
     """
@@ -240,7 +255,7 @@ def page(
     for file in figures:
         name, data = file.stem.replace("_", " "), base64.b64encode(file.read_bytes()).decode()
         drawn += (
-            f"<figure><h2>{name.capitalize()}</h2><img alt='Curves: {name}' "
+            f"<figure><h2>{name.capitalize()}</h2><img alt='Figure: {name}' "
             f"src='data:image/png;base64,{data}'>"
             f"<figcaption>{CAPTIONS[file.stem]}</figcaption></figure>\n"
         )
@@ -254,8 +269,10 @@ def page(
         for name, written in samples
         if written
     )
+    clocked = _clocked(curves)
     return TEMPLATE.format(
         title=html.escape(title), style=CSS, head=head, rows=rows, figures=drawn,
+        times=time_table(clocked) if clocked else "",
         note=f"<p>{NOTE}</p>" if len(cells) > 1 else "",
         samples=f"<h2>Samples</h2>\n{texts}" if texts else "",
     )  # fmt: skip
@@ -279,6 +296,8 @@ th,td{padding:.3rem 0 .3rem 1.5rem;text-align:right;vertical-align:top;
 border-bottom:1px solid var(--line)}
 th:first-child{padding-left:0;text-align:left;font-weight:400;color:var(--soft);
 position:sticky;left:0;background:var(--paper)}
+small{color:var(--soft)} .time{white-space:nowrap}
+.why{text-align:left;color:var(--soft);min-width:14rem}
 @media(min-width:40rem){th:first-child{white-space:nowrap}}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));
 gap:0 2.5rem}
@@ -297,4 +316,4 @@ TEMPLATE = """<!doctype html>
 {rows}</tbody></table></div>
 {note}<div class=grid>
 {figures}</div>
-{samples}"""
+{times}{samples}"""

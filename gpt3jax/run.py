@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt3jax import stored
 from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.stored import Count
+
+LONGEST_LOG = 1 << 30
+"""Bytes of a JSON-lines file."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A stretch of the data that the run passes over, after a loss spike."""
+
+    step: Count
+    """Taken from the checkpoint of this step on."""
+    sequences: Count
+    """Windows consumed at that step."""
+    windows: Count
+    """How many are passed over."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is to be done to a run before it goes on; each is recorded in it."""
+
+    allow_change: tuple[str, ...] = ()
+    """Fields that may differ from the run's, by dotted name or group: schedule, data.seed."""
+    rewind_to: int | None = None
+    """Go back to the checkpoint of this step."""
+    skip: int = 0
+    """Batches to pass over from there."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +71,18 @@ class Run:
         return self.path / "lock"
 
     @property
+    def clock_file(self) -> Path:
+        return self.path / "clock.json"
+
+    @property
+    def skips_file(self) -> Path:
+        return self.path / "skips.json"
+
+    @property
+    def incidents(self) -> Path:
+        return self.path / "incidents"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -57,21 +99,105 @@ class Run:
         return self.path / f"stuck-{process}.txt"
 
     def exists(self) -> bool:
-        return self.experiment_file.exists()
+        # os.path takes a name that no file can have for one that is not there.
+        return os.path.exists(self.experiment_file)
 
     def experiment(self) -> Experiment:
         """The experiment as it was resolved when the run started."""
-        return Experiment.from_json(self.experiment_file.read_text())
+        return _read_json(self.experiment_file, Experiment)
 
     def identity(self) -> dict[str, Any]:
         """What decides the numbers of this run: experiment and data."""
-        return json.loads(self.identity_file.read_text())
+        found = _read_json(self.identity_file, dict[str, Any])
+        try:
+            names = [found["data"]["tokenizer"]]
+            names += [each[name] for each in found["data"]["sources"] for name in _OF_SOURCES]
+        except (KeyError, TypeError):
+            names = [None]
+        if not all(isinstance(name, str) for name in names):
+            raise ConfigError(
+                f"{self.identity_file} cannot be read: it does not say which data. "
+                "Restore it, or start a new run"
+            )
+        return found
+
+    @property
+    def tokenizer_hash(self) -> str:
+        """Of the tokenizer that made the run's data."""
+        return self.identity()["data"]["tokenizer"]
+
+    def skips(self) -> tuple[Skip, ...]:
+        """What is passed over, in order of the data."""
+        if not self.skips_file.exists():
+            return ()
+        return _read_json(self.skips_file, tuple[Skip, ...])
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The logged records, in order of step."""
-        if not self.metrics_file.exists():
-            return []
-        return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+        """What was logged: one record per logged step, in their order; NaN is None.
+
+        An evaluation's numbers may be a record of their own. Of a field that several
+        records of a step have, the last one counts.
+        """
+        steps: dict[int, dict[str, Any]] = {}
+        for record in filter(is_logged, read_records(self.metrics_file)):
+            steps.setdefault(record["step"], {}).update(record)
+        return [steps[step] for step in sorted(steps)]
+
+
+def is_logged(record: dict[str, Any]) -> bool:
+    """Whether training could have logged it: a step, and numbers that float32 can hold."""
+    numbers = [value for value in record.values() if value is not None]
+    are_numbers = all(isinstance(value, int | float) and abs(value) < 1e39 for value in numbers)
+    return are_numbers and isinstance(record.get("step"), int)
+
+
+_OF_SOURCES = ("name", "manifest")
+
+
+def _read_json(file: Path, kind: Any) -> Any:
+    """A value of a type, as `stored.build` makes it, from a JSON file of a run.
+
+    Raises:
+      ConfigError: the file is not there, or does not hold one.
+    """
+    try:
+        return stored.build(kind, stored.read(file))
+    except (OSError, ValueError, ConfigError) as error:
+        raise ConfigError(
+            f"{file} cannot be read: {error}. Restore it, or start a new run"
+        ) from error
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """Objects of a JSON-lines file, in their order; none if there is no file.
+
+    A line that a crash left half-written, or that is damaged, is skipped; NaN
+    and infinities are None.
+
+    Raises:
+      ConfigError: it cannot be read at all.
+    """
+    try:
+        lines = stored.read_bytes(file, LONGEST_LOG).decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}. Restore it or delete it") from error
+    return [record for line in lines if (record := parse_record(line)) is not None]
+
+
+def read_events(ledger: Path) -> list[dict[str, Any]]:
+    """What happened in a run, oldest first; each record has its name as `event`."""
+    return [event for event in read_records(ledger) if isinstance(event.get("event"), str)]
+
+
+def parse_record(line: str) -> dict[str, Any] | None:
+    """The object in a line of a JSON-lines file; None if there is none."""
+    try:
+        record = json.loads(line, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def open_run(path: str | Path) -> Run:
@@ -87,3 +213,13 @@ def open_run(path: str | Path) -> Run:
             "Name the folder that `gpt3jax train` printed"
         )
     return run
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves the old one or the new one."""
+    replacement = path.with_name(path.name + ".new")
+    with replacement.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(replacement, path)

@@ -18,11 +18,11 @@ from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.generate import Generator
 from gpt3jax.model import table as model_table
 from gpt3jax.model.decode import Sampling
-from gpt3jax.run import Run, open_run
+from gpt3jax.run import Changes, Run, open_run
 from gpt3jax.sharding import hosts
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.train.checkpoint import Checkpoints, pick_step
-from gpt3jax.train.loop import Outcome, train
+from gpt3jax.train.checkpoint import Checkpoints
+from gpt3jax.train.session import Outcome, train
 from gpt3jax.train.state import abstract_state
 
 
@@ -31,17 +31,29 @@ def load_generator(path: Path, step: int | None = None) -> Generator:
 
     Raises:
       ConfigError: there is no such run or checkpoint.
+      DamagedError: it is not what was saved.
     """
     run = open_run(path)
     experiment = run.experiment()
     mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
     checkpoints = Checkpoints(run.checkpoints)
-    try:
-        step = pick_step(checkpoints, step, path)
-        params = checkpoints.restore_params(step, abstract_state(experiment, mesh))
-    finally:
-        checkpoints.close()
-    return Generator(params, experiment.model, Tokenizer.load(str(run.tokenizer_file)))
+    abstract = abstract_state(experiment, mesh)
+    tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
+    steps = checkpoints.steps()
+    if not steps:
+        raise ConfigError(f"{run.path} has no checkpoint yet: it was stopped early. Train it first")
+    if step is None:
+        params = checkpoints.newest(lambda each: checkpoints.restore_params(each, abstract), _warn)
+    elif step in steps:
+        checkpoints.seal(step)
+        params = checkpoints.restore_params(step, abstract)
+    else:
+        raise ConfigError(f"{run.path} has no checkpoint of step {step}. It has {steps}")
+    return Generator(params, experiment.model, tokenizer)
+
+
+def _warn(step: int, what: str) -> None:
+    print(f"warning: checkpoint {step} was passed over: {what}", file=sys.stderr)
 
 
 def write(
@@ -86,10 +98,12 @@ def write(
         print(f"--- {number}\n{prompt}{text}")
 
 
-def train_and_tell(experiment: Experiment, path: Path, stuck_after: float) -> int:
+def train_and_tell(
+    experiment: Experiment, path: Path, stuck_after: float, changes: Changes, began: float
+) -> int:
     """Train, and print how it ended; returns the exit code."""
     try:
-        outcome = train(experiment, path, stuck_after)
+        outcome = train(experiment, path, stuck_after=stuck_after, changes=changes, began=began)
     except Exception as error:
         hosts.end_together(error)
         raise
@@ -117,7 +131,7 @@ def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:
     figures = next((r for r in reversed(run.metrics()) if "val_loss" in r), {})
     size = model_table.count(experiment.model)
     console.print(f"{path}: {size:,} parameters, {figures.get('tokens', 0):,} tokens", markup=False)
-    if "val_loss" in figures:
+    if figures.get("val_loss") is not None:
         console.print(
             f"validation: {figures['val_loss']:.3f} nats/token, "
             f"{figures['val_bits_per_byte']:.3f} bits/byte"

@@ -1,15 +1,21 @@
 """The report says what the records say, in figures that need nothing else."""
 
+import itertools
 import json
+import re
 import statistics
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 from gpt3jax.config import ConfigError, Data, Experiment, Model, Schedule, Source, Train
+from gpt3jax.goodput import PHASES, Goodput
 from gpt3jax.model.table import count, flops_per_token
 from gpt3jax.report import write_report
-from gpt3jax.report_page import PF_DAY, Curve, frontier
+from gpt3jax.report_page import PF_DAY, STYLE, Curve, frontier
+from gpt3jax.report_time import draw_times
+from gpt3jax.run import Run
 
 MODEL = Model(n_layers=2, d_model=8, n_heads=2, d_head=4, vocabulary=300, context=16)
 FIGURES = [
@@ -18,6 +24,7 @@ FIGURES = [
     "learning_rate.png",
     "gradient_norm.png",
     "throughput.png",
+    "where_the_time_went.png",
 ]
 
 
@@ -27,7 +34,7 @@ def step_record(step: int) -> dict:
         "step": step, "sequences": 2 * step, "tokens": 32 * step, "loss": loss,
         "grad_norm": 1 / step,
         "learning_rate": 1e-3 * step, "batch_tokens": 32, "tokens_per_s": 100.0 + step,
-        "mfu": 0.3, "seconds": 2.0 * step,
+        "mfu": 0.3,
     }  # fmt: skip
     if step % 10 == 0:
         record |= {"val_loss": loss + 0.1, "val_bits_per_byte": loss / 2}
@@ -38,10 +45,16 @@ RECORDS = [
     {"step": 0, "sequences": 0, "tokens": 0, "val_loss": 5.7, "val_bits_per_byte": 2.8},
     *map(step_record, range(1, 31)),
 ]
+SPENT = {"step": 60.0, "replay": 0.0, "data": 1.0, "evaluate": 5.0, "save": 2.0, "compile": 9.0,
+         "restore": 0.0, "start": 3.0, "idle": 0.0}  # fmt: skip
+CLOCK = {
+    "event": "clock", "time": 180.0, "began": 100.0, "until": 180.0, "step": 30, "killed": False,
+    "seconds": {phase: seconds for phase, seconds in SPENT.items() if seconds},
+}  # fmt: skip
 START = {"event": "start", "step": 0, "device": "cpu", "gpt3jax": "0.1.0", "commit": "abc"}
 
 
-def make_run(path: Path, records=RECORDS, events=(START,), tail: str = "") -> Path:
+def make_run(path: Path, records=RECORDS, events=(START, CLOCK), tail: str = "") -> Path:
     experiment = Experiment(
         name="fake",
         model=MODEL,
@@ -91,6 +104,9 @@ def test_a_json_row_holds_what_the_records_give(tmp_path, capsys):
         "tokens_per_s": 115.5,
         "mfu": 0.3,
         "seconds": 60.0,
+        "wall_seconds": 80.0,
+        "goodput": 0.75,
+        "seconds_by_phase": SPENT,
         "device": "cpu",
         "code": "0.1.0 (abc)",
         "figures": [str(out / name) for name in FIGURES],
@@ -99,13 +115,81 @@ def test_a_json_row_holds_what_the_records_give(tmp_path, capsys):
 
 
 def test_time_adds_up_over_resumes_and_every_code_version_is_named(tmp_path, capsys):
-    resume = START | {"event": "resume", "commit": "def"}
-    # The clock starts anew at each resume; the one at 20 was undone by the one at 10.
-    records = [r | {"seconds": r["seconds"] - (20 if r["step"] > 10 else 0)} for r in RECORDS[1:]]
-    events = [START, resume | {"step": 20}, {"event": "save", "step": 20}, resume | {"step": 10}]
-    (row,) = rows(capsys, make_run(tmp_path / "a", records, events))
-    assert row["seconds"] == 20 + 40
+    resume = START | {"event": "resume", "commit": "def", "step": 20}
+    again = CLOCK | {"began": 200.0, "until": 240.0, "seconds": {"replay": 10.0, "step": 30.0}}
+    (row,) = rows(capsys, make_run(tmp_path / "a", events=[START, CLOCK, resume, again]))
+    assert (row["seconds"], row["wall_seconds"]) == (90, 140)
+    assert (row["seconds_by_phase"]["idle"], row["seconds_by_phase"]["replay"]) == (20, 10)
+    assert row["goodput"] == 90 / 140
     assert row["code"] == "0.1.0 (abc), 0.1.0 (def)"
+
+
+def test_a_run_that_kept_no_clock_says_so_beside_one_that_did(tmp_path, capsys):
+    clocked, not_clocked = make_run(tmp_path / "a"), make_run(tmp_path / "b", events=[START])
+    (row,) = rows(capsys, not_clocked)
+    for name in ("seconds", "wall_seconds", "goodput", "seconds_by_phase"):
+        assert row[name] is None
+    assert [Path(figure).name for figure in row["figures"]] == FIGURES[:-1]
+    assert "Time by phase" not in Path(row["page"]).read_text()
+    text = write_report([clocked, not_clocked], tmp_path / "out").read_text()
+    assert (tmp_path / "out" / FIGURES[-1]).exists()
+    assert "<th scope=row>goodput</th><td>75.0%</td><td>–</td>" in text
+    assert "<th scope=row>step</th><td class=time>60.0 s <small>75.0%</small></td><td class" in text
+    assert "<th scope=row>replay</th><td class=time>–</td>" in text
+    printed = capsys.readouterr().out
+    assert re.search(r"goodput +75.0% +–", printed) and re.search(r"wall, hours +0.022 +–", printed)
+
+
+def test_each_phase_is_a_bar_as_long_as_its_share_and_the_large_ones_say_so():
+    seconds = {phase: 0.0 for phase, _ in PHASES} | {"step": 60.0, "compile": 36.0, "idle": 4.0}
+    figure = draw_times([("$x^$", Goodput(100.0, seconds, 1, 0))] * 2, 5.0)
+    (axes,) = figure.axes
+    bars = [bar for bar in axes.patches if bar.get_width()]
+    places = [(round(bar.get_x(), 9), round(bar.get_width(), 9)) for bar in bars]
+    assert places == [(0, 0.6), (0.6, 0.36), (0.96, 0.04)] * 2
+    assert bars[0].get_y() != bars[3].get_y()
+    words = [text.get_text() for text in axes.texts]
+    assert words == ["step\n60%", "compile\n36%", "$x^$", "1.7 min"] * 2
+    assert [text.get_text() for text in figure.legends[0].texts] == ["step", "compile", "idle"]
+    colours = [bar.get_facecolor() for bar in axes.patches]
+    assert colours[:9] == colours[9:] and len(set(colours)) == len(PHASES)
+
+
+@pytest.mark.parametrize("share", [0.07, 0.08, 0.09, 0.1, 0.11, 0.12, 0.14])
+def test_words_on_a_bar_stay_on_it_and_names_clear_of_the_time(share):
+    runs = []
+    for phase, _ in PHASES:
+        other = "idle" if phase != "idle" else "step"
+        seconds = {p: 0.0 for p, _ in PHASES} | {phase: share * 4e7, other: (1 - share) * 4e7}
+        runs.append((f"{phase}-Adam-lr-6e-4-" * 5, Goodput(4e7, seconds, 1, 0)))
+    with matplotlib.rc_context(STYLE):
+        figure = draw_times(runs, STYLE["figure.figsize"][0])
+        figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    bars = [bar.get_window_extent() for bar in axes.patches]
+    for text, box in zip(axes.texts, boxes, strict=True):
+        inside = [b for b in bars if b.x0 <= box.x0 and box.x1 <= b.x1 and b.overlaps(box)]
+        assert len(inside) == (1 if "\n" in text.get_text() else 0), text.get_text()
+
+
+def test_records_of_a_step_are_one_and_later_fields_win(tmp_path, capsys):
+    measured = [
+        {"step": 30, "tokens": 960, "val_loss": 9.0, "val_bits_per_byte": 8.0},
+        {"step": 30, "tokens": 960, "val_loss": 1.5, "val_bits_per_byte": 0.5},
+        {"step": 12, "tokens": 384, "val_loss": 3.5},
+    ]
+    logged = [record for record in RECORDS if record["step"] != 12] + measured
+    run = make_run(tmp_path / "a", logged, tail='{"step": 31, "loss": NaN}\n{"st')
+    records = Run(run).metrics()
+    assert [record["step"] for record in records] == list(range(32))
+    assert records[30] == step_record(30) | measured[1]
+    assert records[12] == measured[2]
+    assert records[31] == {"step": 31, "loss": None}
+    (row,) = rows(capsys, make_run(tmp_path / "b", logged))
+    assert (row["steps"], row["val_loss"], row["val_bits_per_byte"]) == (30, 1.5, 0.5)
+    assert row["loss"] == pytest.approx(statistics.mean(5 / s**0.1 for s in range(21, 31)))
 
 
 def test_what_a_model_wrote_cannot_become_markup(tmp_path):
@@ -127,7 +211,7 @@ def test_a_half_written_last_line_is_ignored(tmp_path, capsys):
 
 
 def test_a_run_before_its_first_step_shows_its_validation_loss(tmp_path, capsys):
-    (row,) = rows(capsys, make_run(tmp_path / "a", RECORDS[:1]))
+    (row,) = rows(capsys, make_run(tmp_path / "a", RECORDS[:1], [START]))
     assert (row["loss"], row["val_loss"], row["tokens_per_s"]) == (None, 5.7, None)
     assert [Path(figure).name for figure in row["figures"]] == ["loss.png"]
 

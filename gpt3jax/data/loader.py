@@ -41,6 +41,8 @@ class Windows:
     _splits: tuple[_Stored, ...]
     _places: Any
     """Grain's MapDataset of (source, epoch, window), all integers."""
+    _skips: tuple[tuple[int, int], ...] = ()
+    """From which sequence on how many places are passed over."""
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Token ids, int32 [context+1].
@@ -48,13 +50,16 @@ class Windows:
         Raises:
           ConfigError: the stored window is damaged.
         """
-        source, _, window = self._places[i]
+        source, _, window = self._at(i)
         return self._splits[source].read(window)
 
     def locate(self, i: int) -> Place:
         """Which stored window global sequence i is."""
-        source, epoch, window = self._places[i]
+        source, epoch, window = self._at(i)
         return Place(self._splits[source].name, epoch, window)
+
+    def _at(self, i: int) -> tuple[int, int, int]:
+        return self._places[i + sum(count for start, count in self._skips if start <= i)]
 
 
 def identity(data: Data, seed: int, context: int) -> dict[str, Any]:
@@ -76,8 +81,10 @@ def identity(data: Data, seed: int, context: int) -> dict[str, Any]:
     }
 
 
-def windows(data: Data, seed: int, context: int) -> Windows:
-    """The training order of a mixture.
+def windows(
+    data: Data, seed: int, context: int, skips: Sequence[tuple[int, int]] = ()
+) -> Windows:
+    """The training order of a mixture; `skips` are (from which sequence on, how many windows).
 
     Every source is shuffled anew in each epoch and gives each window once per
     epoch. Sources alternate so that any stretch holds their shares; Grain
@@ -99,7 +106,7 @@ def windows(data: Data, seed: int, context: int) -> Windows:
         splits.append(split)
         places.append(order.map_with_index(_place(k, len(split))))
     mixture = grain.MapDataset.mix(places, _shares(data))
-    return Windows(tuple(splits), mixture)
+    return Windows(tuple(splits), mixture, tuple(skips))
 
 
 def _place(source: int, length: int):

@@ -6,14 +6,20 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+from gpt3jax import stored
 from gpt3jax.config import ConfigError, short_hash
+from gpt3jax.stored import Count
 
 VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
+SHARD = re.compile(r"(train|validation)-\d+-of-\d+\.array_record")
+HASH = re.compile(r"[0-9a-f]{16}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -21,8 +27,8 @@ class Shard:
     """One ArrayRecord file: a window of context+1 little-endian ids in each record."""
 
     name: str
-    windows: int
-    bytes: int
+    windows: Count
+    bytes: Count
     sha256: str
 
 
@@ -30,13 +36,13 @@ class Shard:
 class Split:
     """Training or validation text, in numbers. `bytes` are of UTF-8 text before tokenization."""
 
-    documents: int
-    invalid_utf8: int
+    documents: Count
+    invalid_utf8: Count
     """Documents in which U+FFFD replaced bytes that are not UTF-8."""
-    bytes: int
-    tokens: int
+    bytes: Count
+    tokens: Count
     """Each document's tokens and its end-of-text."""
-    dropped_tokens: int
+    dropped_tokens: Count
     """Tokens of the tails that were shorter than a window."""
     shards: tuple[Shard, ...]
 
@@ -61,21 +67,21 @@ class Manifest:
     field: str
     corpus_hash: str
     """Of the names and sizes of the corpus's parts."""
-    context: int
-    vocabulary: int
+    context: Count
+    vocabulary: Count
     tokenizer: str
     """Hash of tokenizer.model."""
     tokenizer_trained: bool
     """On this corpus, rather than given."""
     validation_fraction: float
     seed: int
-    end_of_text: int
-    dtype: str
-    skipped: dict[str, int]
+    end_of_text: Count
+    dtype: Literal["<u2", "<u4"]
+    skipped: dict[str, Count]
     """What was left out of the corpus, by reason."""
     train: Split
     validation: Split
-    version: int = VERSION
+    version: Count = VERSION
 
     @property
     def train_windows(self) -> int:
@@ -122,19 +128,19 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
       ConfigError: no such folder, not a data folder, or one of another version.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ConfigError(
             f"data {path} is not there: no such folder. Make it: gpt3jax data prepare --out {path}"
         )
     try:
-        record = json.loads((folder / MANIFEST).read_text())
-        version = record["version"]
+        record = stored.build(dict[str, Any], stored.read(folder / MANIFEST))
+        version = record.get("version")
     except FileNotFoundError:
         raise ConfigError(
             f"{path} is not prepared data: it has no {MANIFEST}. "
             "Name a folder that gpt3jax data prepare made"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}/{MANIFEST} is damaged: {error}. Prepare it again") from error
     if version != VERSION:
         raise ConfigError(
@@ -144,30 +150,39 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
     return _parse(folder, record)
 
 
-def _parse(folder: Path, record: dict) -> Manifest:
+def _parse(folder: Path, record: dict[str, Any]) -> Manifest:
     try:
-        stored = record.pop("hash")
-        for name in ("train", "validation"):
-            shards = tuple(Shard(**shard) for shard in record[name].pop("shards"))
-            record[name] = Split(**record[name], shards=shards)
-        manifest = Manifest(folder=folder, **record)
-        if manifest.hash != stored:
+        written = record.pop("hash", None)
+        manifest = stored.build(Manifest, record | {"folder": folder})
+        if manifest.hash != written:
             raise ValueError("its hash does not agree")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        for shard in manifest.shards:
+            if not (SHARD.fullmatch(shard.name) and HASH.fullmatch(shard.sha256)):
+                raise ValueError(f"{shard.name!r} is no shard of it, or has no hash")
+        if manifest.train_windows == 0:
+            raise ValueError("it has nothing to train on")
+        if not HASH.fullmatch(manifest.tokenizer):
+            raise ValueError("its tokenizer has no hash")
+    except ValueError as error:
         raise ConfigError(f"{folder}/{MANIFEST} is damaged: {error}. Prepare it again") from error
     return manifest
 
 
-def verify(path: str | os.PathLike[str]) -> Manifest:
-    """Compare every byte of a data folder with its manifest, which is returned.
+def verify(path: str | os.PathLike[str], part: int = 0, parts: int = 1) -> Manifest:
+    """Compare the bytes of a data folder with its manifest, which is returned.
+
+    Args:
+      path: the folder.
+      part: which part of the files to read, from 0; hosts share the work.
+      parts: how many there are.
 
     Raises:
       ConfigError: a shard or the tokenizer is missing or has changed.
     """
     manifest = load_manifest(path)
-    expected = {shard.name: shard.sha256 for shard in manifest.shards}
-    expected[TOKENIZER] = manifest.tokenizer
-    for name, digest in expected.items():
+    expected = {TOKENIZER: manifest.tokenizer}
+    expected |= {shard.name: shard.sha256 for shard in manifest.shards}
+    for name, digest in list(expected.items())[part::parts]:
         file = manifest.folder / name
         if not file.is_file():
             raise ConfigError(f"{file} is missing: the manifest names it. Restore or prepare again")

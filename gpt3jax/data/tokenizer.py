@@ -16,6 +16,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from gpt3jax import stored
 from gpt3jax.config import ConfigError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -26,6 +27,9 @@ SMALLEST_VOCABULARY = 300
 SPECIAL_PIECES = 258
 SENTENCE = 4096
 """Characters of a training sentence; long, so that merges see line ends and indentation."""
+
+# Its own complaints come beside the error that it raises.
+sentencepiece.set_min_log_level(3)
 
 # SentencePiece writes a space as U+2581 and keeps U+2585 for itself.
 _SPACE = "\u2581"
@@ -44,13 +48,13 @@ class Tokenizer:
         self.model = model
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
+            self._bytes = tuple(_piece_bytes(processor))
+        except (RuntimeError, ValueError) as error:  # Pieces need not be UTF-8.
             raise ConfigError(
                 "the tokenizer cannot be read: its bytes are not a SentencePiece model. "
                 "Give a tokenizer.model"
             ) from error
         self._processor = processor
-        self._bytes = tuple(_piece_bytes(processor))
         self._space = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
         if processor.eos_id() < 0 or self.decode(self.encode(_PROBE)) != _PROBE:
             raise ConfigError(
@@ -59,18 +63,27 @@ class Tokenizer:
             )
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> Tokenizer:
+    def load(path: str | os.PathLike[str], known: str | None = None) -> Tokenizer:
         """Read a SentencePiece model file.
 
+        Args:
+          path: the file.
+          known: its hash, where it is known; another file is not even parsed.
+
         Raises:
-          ConfigError: there is none, or it is not reversible.
+          ConfigError: there is none, it is another, or it is not reversible.
         """
         try:
-            return Tokenizer(Path(path).read_bytes())
-        except OSError as error:
+            model = stored.read_bytes(Path(path))
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise ConfigError(f"tokenizer {path} cannot be read: {why}. Check the path") from error
+        if known is not None and _hash(model) != known:
             raise ConfigError(
-                f"tokenizer {path} cannot be read: {error.strerror}. Check the path"
-            ) from error
+                f"{path} is not the tokenizer that was used: its hash is {_hash(model)}, not "
+                f"{known}. Restore it from the prepared data"
+            )
+        return Tokenizer(model)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model file."""
@@ -89,7 +102,7 @@ class Tokenizer:
     @property
     def hash(self) -> str:
         """Sixteen hex digits of the model file's SHA-256."""
-        return hashlib.sha256(self.model).hexdigest()[:16]
+        return _hash(self.model)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without end-of-text.
@@ -132,6 +145,10 @@ class Tokenizer:
                 "Use the tokenizer that made the ids"
             )
         return self._bytes[token]
+
+
+def _hash(model: bytes) -> str:
+    return hashlib.sha256(model).hexdigest()[:16]
 
 
 def _piece_bytes(processor: sentencepiece.SentencePieceProcessor) -> Iterator[bytes]:

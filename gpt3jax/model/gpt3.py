@@ -75,7 +75,8 @@ def forward(
       tokens_BT: int32 token ids, at most `model.context` with those in the cache.
       cache: earlier tokens; the result then holds the cache with the new ones.
       want: names of activations to return: `residual` (the stream after each
-        layer, [B, T, D]), `keys`, `values` ([B, T, H, K]). Others cost nothing.
+        layer, [B, T, D]), `keys`, `values` ([B, T, H, K]), `finite` (whether all of
+        the stream is, a boolean). Others cost nothing.
     """
     x_BTD, cache, activations = trunk(params, tokens_BT, model, cache=cache, want=want)
     with jax.named_scope("unembed"):
@@ -128,7 +129,8 @@ def block(params: Params, x_BTD: jax.Array, attend: Attend) -> tuple[jax.Array, 
     with jax.named_scope("mlp"):
         h_BTD = checkpoint_name(layer_norm(params["norm_2"], x_BTD), "normed")
         x_BTD = x_BTD + mlp(params, h_BTD)
-    return x_BTD, {"residual": x_BTD, "keys": k, "values": v}
+    finite = jnp.isfinite(x_BTD).all()
+    return x_BTD, {"residual": x_BTD, "keys": k, "values": v, "finite": finite}
 
 
 def head(params: Params, model: Model) -> Params:

@@ -81,8 +81,14 @@ def check_some(experiment: Experiment, devices: int, slices: int = 1) -> None:
     """
     if any(True for _ in meshes(experiment, devices, slices)):
         return
-    legal = [n for n in range(1, 2 * devices) if any(True for _ in meshes(experiment, n))]
-    near = sorted(legal, key=lambda n: abs(n - devices))[:3]
+    # Any number of rows that divides the batch will do, as so many parts of `data`.
+    parts = [
+        n
+        for n in range(1, MOST_TENSOR + 1)
+        if not any(size % n for size in tensor_sizes(experiment).values())
+    ]
+    legal = {n * rows for n in parts for rows in divisors(experiment.batch_sequences)}
+    near = sorted(legal, key=lambda n: (abs(n - devices), n))[:3]
     raise ConfigError(
         f"{devices} devices cannot share this model and a batch of {experiment.batch_sequences} "
         f"windows evenly (heads {experiment.model.n_heads}, width {experiment.model.d_model}): "
@@ -127,4 +133,5 @@ def check_fits(experiment: Experiment, data: int, fsdp: int, tensor: int) -> Non
 
 def divisors(n: int) -> list[int]:
     """All divisors, ascending."""
-    return [k for k in range(1, n + 1) if n % k == 0]
+    small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
+    return sorted({*small, *(n // k for k in small)})

@@ -15,6 +15,7 @@ from gpt3jax.config import ConfigError
 from gpt3jax.plan.chips import CHIPS, Chip
 
 SUFFIX = {"v4": "v4", "v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e", "v7x": "tpu7x"}
+MOST_CHIPS = 1_000_000
 CORES = {"v4": 2, "v5e": 1, "v5p": 2, "v6e": 1, "v7x": 2}
 """What accelerator types count: TensorCores per chip, or chips."""
 
@@ -56,7 +57,7 @@ def parse(text: str) -> Slice:
     Raises:
       ConfigError: the kind is not known, or the topology is not one.
     """
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", text)
+    found = re.fullmatch(r"(\w+):([0-9]{1,9}(?:x[0-9]{1,9})*)(?:\*([0-9]{1,9}))?", text)
     if not found:
         raise ConfigError(f"--chips is {text!r}: it is KIND:TOPOLOGY, as v5p:4x4x8 or h100:64")
     kind, shape, slices = found.groups()
@@ -66,7 +67,9 @@ def parse(text: str) -> Slice:
             f"--chips {text}: no chip {kind!r}, there are {', '.join(CHIPS)}. Did you mean {near}?"
         )
     chip, sizes = CHIPS[kind], tuple(map(int, shape.split("x")))
-    if 0 in sizes or slices == "0":
+    if math.prod(sizes) * int(slices or 1) > MOST_CHIPS:
+        raise ConfigError(f"--chips {text:.40}: nobody has over {MOST_CHIPS:,}. Give fewer")
+    if 0 in sizes or int(slices or 1) == 0:
         raise ConfigError(f"--chips {text}: it has no chips. Give 1 or more along each axis")
     if not chip.torus and (len(sizes) > 1 or slices):
         raise ConfigError(f"--chips {text}: {kind} is counted, not shaped. Use {kind}:64")

@@ -18,8 +18,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gpt3jax.config import ConfigError
+from gpt3jax.config import ConfigError, RunError
 from gpt3jax.sharding.cluster import HEARTBEAT_S
+
+
+def index() -> int:
+    """Which process this is, from 0."""
+    return jax.process_index()
 
 
 def is_first() -> bool:
@@ -57,7 +62,7 @@ def agree(facts: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     mine = {"host": socket.gethostname(), "facts": {}, "error": None}
     try:
         mine["facts"] = facts()
-    except ConfigError as error:
+    except (ConfigError, RunError) as error:
         if jax.process_count() == 1:
             raise
         mine["error"] = str(error)
@@ -89,23 +94,29 @@ def _flat(facts: Any, key: str = "") -> dict[str, str]:
     }
 
 
-def on_first(work: Callable[[], None]) -> None:
-    """Do the work on the first process, and go on together when it is done.
+def on_first(work: Callable[[], Any]) -> Any:
+    """Do the work on the first process alone; all go on together, with the JSON value it gives.
 
     Raises:
       ConfigError: on all hosts, if the work raised one.
     """
+    value = None
 
     def facts() -> dict[str, Any]:
+        nonlocal value
         if is_first():
-            work()
+            value = work()
         return {}
 
     agree(facts)
+    return exchange(value)[0]
 
 
 def any_host(flag: bool, mesh: Mesh) -> bool | jax.Array:
-    """Whether the flag is set on any host; an array where there are several, not waited for."""
+    """Whether the flag is set on any host; an array where there are several, not waited for.
+
+    Ask before a step is sent off, and the answer is there when the step before it is done.
+    """
     if jax.process_count() == 1:
         return flag
     everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))

@@ -1,26 +1,45 @@
-"""Checkpoints: the state and its position in the data, saved while training goes on.
+"""Checkpoints: the state and its position, saved in the background, sealed, proved on load.
+
+    state -> hashes per leaf -> STEP.saving/ (Orbax) -> manifest.json -> STEP/ -> old ones go
 
 The only module that touches Orbax; its v1 API is still marked experimental.
-A step is one folder, `checkpoints/STEP`, renamed into place when complete.
+Values are stored as they are, uncompressed, a folder per leaf (Zarr 2): each byte
+on disk is in some leaf's hash, and a damaged file names its leaf.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from gpt3jax.config import ConfigError
+from gpt3jax.config import RunError
+from gpt3jax.sharding import hosts
+from gpt3jax.train import seal
+from gpt3jax.train.fingerprint import as_hex, fingerprints, named_leaves
+from gpt3jax.train.seal import DamagedError, Leaf, Seal
 from gpt3jax.train.state import TrainState
 
-logging.getLogger("absl").setLevel(logging.WARNING)
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+Loaded = TypeVar("Loaded")
+Tell = Callable[[int, str], None]
+"""Told a step and what is wrong with its checkpoint."""
+
+
+class SaveError(RunError):
+    """A checkpoint could not be written; the ones before it are as they were."""
 
 
 @dataclass(frozen=True)
@@ -37,72 +56,263 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int | None = None):
         """Open for writing when told how many to keep, otherwise only for reading."""
-        policies = ocp.training.preservation_policies
-        self._orbax = ocp.training.Checkpointer(
-            folder.absolute(),
-            preservation_policy=policies.LatestN(keep) if keep else policies.PreserveAll(),
-            cleanup_tmp_directories=keep is not None,
-        )
-        self._saving: Any = None
+        self.folder, self._keep = folder.absolute(), keep
+        self._saver = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self._saving: Future[None] | None = None
+        if keep is not None and hosts.is_first():
+            for rest in (*self.folder.glob("*.saving*"), *self.folder.glob("*.pruned")):
+                shutil.rmtree(rest, ignore_errors=True)
 
-    def save(self, state: TrainState, position: Position) -> None:
-        """Start saving; returns once the state may be donated.
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, ascending; whether it is whole is not looked at."""
+        named = (path for path in self.folder.glob("[1-9]*") if path.name.isdecimal())
+        return sorted(int(path.name) for path in named if _is_checkpoint(path))
+
+    def path(self, step: int) -> Path:
+        """The folder of a step."""
+        return self.folder / str(step)
+
+    def seal(self, step: int) -> Seal:
+        """What a checkpoint holds.
 
         Raises:
-          Exception: this save could not start, or the one before it failed.
+          DamagedError: its files are not those that were sealed.
+        """
+        found = seal.read(self.path(step))
+        seal.check_files(self.path(step), found)
+        return found
+
+    def save(self, state: TrainState, unsealed: Seal, on_saved: Callable[[Seal], None]) -> None:
+        """Start saving; returns once the state may be donated.
+
+        Args:
+          state: on the mesh.
+          unsealed: position, identity and versions; leaves and files are filled in.
+          on_saved: called with the seal when all of it is on disk, in another thread.
+
+        Raises:
+          SaveError: it could not start, or the save before it failed.
         """
         self.wait()
+        self._check_space(unsealed.step, state)
+        hashes = fingerprints(_parts(state))
         if jax.default_backend() == "cpu":
             # Orbax would read the very buffers that the next step overwrites.
             state = jax.tree.map(jnp.copy, state)
-        self._saving = self._orbax.save_checkpointables_async(
-            position.step, _parts(state), custom_metadata=dataclasses.asdict(position), force=True
-        )
+        unfinished = self.folder / f"{unsealed.step}.saving"
+        with _saving(unsealed.step), _plain_files():
+            writing = ocp.save_checkpointables_async(unfinished, _parts(state), overwrite=True)
+
+        def commit() -> None:
+            with _saving(unsealed.step):
+                try:
+                    writing.result()
+                    if hosts.is_first():
+                        leaves = _leaves(_parts(state), hashes)
+                        sealed = dataclasses.replace(unsealed, leaves=leaves)
+                        sealed.write(unfinished)
+                        self._name(unfinished, sealed.step)
+                        on_saved(sealed)
+                        self._prune()
+                except Exception:
+                    shutil.rmtree(unfinished, ignore_errors=True)
+                    raise
+
+        self._saving = self._saver.submit(commit)
+
+    def has_failed(self) -> bool:
+        """Whether the save under way has come to a bad end; `wait` raises why."""
+        saving = self._saving
+        return saving is not None and saving.done() and saving.exception() is not None
 
     def wait(self) -> None:
-        """Block until the last save is on disk; raise if it failed."""
-        if self._saving is not None:
-            self._saving.result()
-            self._saving = None
+        """Block until the last save is on disk.
 
-    def steps(self) -> list[int]:
-        """The steps of the complete checkpoints, ascending."""
-        return sorted(saved.step for saved in self._orbax.checkpoints)
+        Raises:
+          SaveError: it failed.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
 
-    def latest(self) -> Position | None:
-        """The newest complete checkpoint, if there is one."""
-        if not self.steps():
-            return None
-        saved = self._orbax.checkpointables_metadata(self.steps()[-1])
-        return Position(**saved.custom_metadata)
+    def newest(self, load: Callable[[int], Loaded], tell: Tell) -> Loaded | None:
+        """What `load` makes of the newest checkpoint that is whole; None if there is none at all.
+
+        Args:
+          load: raises DamagedError if the checkpoint of a step is not what was saved.
+          tell: of each that had to be passed over.
+
+        Raises:
+          DamagedError: there are checkpoints, but none is whole.
+        """
+        steps, reasons = hosts.exchange(self.steps())[0], []
+        for step in reversed(steps):
+            # In two parts, since restoring waits for all hosts: each must know to begin.
+            _, error = _tried(lambda step=step: hosts.is_first() and self.seal(step))
+            if error is None:
+                loaded, error = _tried(lambda step=step: load(step))
+            if error is None:
+                return loaded
+            tell(step, error)
+            reasons.append(f"{step}: {error}")
+        if steps:
+            raise DamagedError(
+                f"no checkpoint of {self.folder} can be trusted ({reasons[0]}): the run does not "
+                "start over by itself. Restore one, or start anew with another --run"
+            )
+        return None
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state of a step, laid out as `abstract` says, whatever mesh it was saved on."""
-        parts = self._orbax.load_checkpointables(step, _parts(abstract))
+        """The state of a step, laid out as `abstract` says, whatever mesh it was saved on.
+
+        Its values are compared with the seal, its files are not: see `seal`.
+
+        Raises:
+          DamagedError: it is not, bit for bit, what was saved.
+        """
+        parts = self._restore(step, _parts(abstract))
         return TrainState(parts["params"], parts["optimizer"])
 
     def restore_params(self, step: int, abstract: TrainState) -> Any:
-        """The parameters alone."""
-        return self._orbax.load_checkpointables(step, {"params": abstract.params})["params"]
+        """The parameters alone; else as `restore`."""
+        return self._restore(step, {"params": abstract.params})["params"]
+
+    def set_aside(self, step: int, why: str) -> Path:
+        """Rename a step's folder to STEP.WHY, so that it is no checkpoint any more."""
+        aside, count = self.folder / f"{step}.{why}", 1
+        while aside.exists():
+            count += 1
+            aside = self.folder / f"{step}.{why}-{count}"
+        os.rename(self.path(step), aside)
+        return aside
 
     def close(self) -> None:
-        self.wait()
-        self._orbax.close()
+        """No more saves; alone, wait for the one under way. Of several hosts, one may be gone."""
+        self._saver.shutdown(wait=jax.process_count() == 1)
+
+    def _restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        expected = seal.read(self.path(step)).leaves
+        wanted = named_leaves(abstract)
+        for name, leaf in wanted.items():
+            if name not in expected or expected[name].shape != leaf.shape:
+                found = expected[name].shape if name in expected else "missing"
+                raise DamagedError(f"leaf {name} is {found}, the model's is {leaf.shape}")
+        try:
+            parts = ocp.load_checkpointables(self.path(step), abstract)
+        except Exception as error:  # Of many kinds, from Orbax and TensorStore.
+            text = " ".join(map(str, _chain(error)))
+            names = [f"leaf {name}" for name in wanted if f"{_folder(name)}/" in text]
+            raise DamagedError(
+                f"{(names or ['it'])[0]} cannot be read ({' '.join(text.split())[:80]})"
+            ) from error
+        for name, found in fingerprints(parts).items():
+            if as_hex(found) != expected[name].hash:
+                raise DamagedError(f"leaf {name} has other values than when it was saved")
+        return parts
+
+    def _check_space(self, step: int, state: TrainState) -> None:
+        """A disk that is too small is told before a byte is written."""
+        if not hosts.is_first():
+            return
+        need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        try:
+            free = shutil.disk_usage(self.folder.parent).free
+        except OSError as error:
+            raise SaveError(_failed(step, error)) from error
+        if free < need:
+            raise SaveError(
+                f"checkpoint {step} needs {need / 1e9:.3g} GB, but {self.folder.parent} has "
+                f"{free / 1e9:.3g} GB free. Free some; older checkpoints are whole"
+            )
+
+    def _name(self, unfinished: Path, step: int) -> None:
+        """The moment from which the checkpoint is there."""
+        if self.path(step).exists():
+            self.set_aside(step, "stray")
+        os.rename(unfinished, self.path(step))
+        _sync(self.folder)
+
+    def _prune(self) -> None:
+        for step in self.steps()[: -self._keep]:
+            # Renamed first: a kill between two files leaves no half of a checkpoint.
+            shutil.rmtree(self.set_aside(step, "pruned"), ignore_errors=True)
+
+
+def _tried(work: Callable[[], Loaded]) -> tuple[Loaded | None, str | None]:
+    """What the work gives, or what damage any host found; the same on all hosts."""
+    result, error = None, None
+    try:
+        result = work()
+    except DamagedError as damaged:
+        error = str(damaged)
+    return result, next(filter(None, hosts.exchange(error)), None)
+
+
+@contextmanager
+def _saving(step: int) -> Iterator[None]:
+    """Whatever goes wrong inside is a SaveError that names the step."""
+    try:
+        yield
+    except SaveError:
+        raise
+    except Exception as error:
+        raise SaveError(_failed(step, error)) from error
+
+
+def _failed(step: int, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:90]
+    return (
+        f"checkpoint {step} could not be written: {type(error).__name__}: {reason}. "
+        "Older ones are whole; mend the disk and relaunch"
+    )
+
+
+def _plain_files() -> ocp.Context:
+    context = ocp.Context()
+    context.array.saving.use_ocdbt = False
+    context.array.saving.use_zarr3 = False
+    context.array.saving.use_compression = False
+    return context
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "optimizer": state.optimizer}
 
 
-def pick_step(checkpoints: Checkpoints, step: int | None, run: Path) -> int:
-    """The step to load: as asked, or the newest.
+def leaves_of(state: TrainState) -> dict[str, Leaf]:
+    """The leaves of a state, as a seal has them."""
+    return _leaves(_parts(state), fingerprints(_parts(state)))
 
-    Raises:
-      ConfigError: there is no such checkpoint.
-    """
-    steps = checkpoints.steps()
-    if not steps:
-        raise ConfigError(f"{run} has no checkpoint yet: it was stopped too early. Train it first")
-    if step is not None and step not in steps:
-        raise ConfigError(f"{run} has no checkpoint of step {step}. It has {json.dumps(steps)}")
-    return max(steps) if step is None else step
+
+def _leaves(parts: dict[str, Any], hashes: dict[str, jax.Array]) -> dict[str, Leaf]:
+    return {
+        name: Leaf(leaf.shape, str(leaf.dtype), as_hex(hashes[name]))
+        for name, leaf in named_leaves(parts).items()
+    }
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _folder(leaf: str) -> str:
+    """Where in a checkpoint Orbax keeps a leaf."""
+    part, *rest = leaf.split("/")
+    return f"{part}/{'.'.join(rest)}"
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a save has been here: what a person has put there does not count."""
+    return any((folder / name).exists() for name in (seal.FILE, "_CHECKPOINT_METADATA"))
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename in the folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

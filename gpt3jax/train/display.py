@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -34,6 +38,10 @@ class Display:
     def show(self, record: dict[str, Any]) -> None:
         """Show a logged record; figures that it lacks stay as they were."""
         self._last |= record
+        with self._reader_may_leave():
+            self._show(record)
+
+    def _show(self, record: dict[str, Any]) -> None:
         if self._bar:
             self._bar.update(
                 self._task,
@@ -47,11 +55,22 @@ class Display:
 
     def note(self, text: str) -> None:
         """Print a line of its own."""
-        self._console.print(text, markup=False)
+        with self._reader_may_leave():
+            self._console.print(text, markup=False)
 
     def close(self) -> None:
         if self._bar:
-            self._bar.stop()
+            with self._reader_may_leave():
+                self._bar.stop()
+
+    @contextmanager
+    def _reader_may_leave(self) -> Iterator[None]:
+        """Training goes on when its terminal has gone, or nobody reads the pipe any more."""
+        try:
+            yield
+        except (OSError, SystemExit):  # Of rich, when a pipe is broken.
+            self._console.quiet, self._bar = True, None
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def figures(record: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,11 @@ class Evaluation:
         """Read the windows; they are cut to whole microbatches.
 
         Raises:
-          ConfigError: there are too few for one microbatch.
+          ConfigError: there are too few for one microbatch, or it is not the data's tokenizer.
         """
         self._experiment = experiment
-        self._tokenizer_file = tokenizer
+        known = load_manifest(experiment.data.sources[0].path).tokenizer
+        self._tokenizer = Tokenizer.load(tokenizer, known)
         windows = loader.validation_windows(
             experiment.data, experiment.evaluate.windows, experiment.model.context
         )
@@ -50,9 +52,14 @@ class Evaluation:
         self._bytes_per_token = validation_bytes_per_token(experiment)
         self._generator: Generator | None = None
 
-    def measure(self, params: Params) -> dict[str, float]:
-        """val_loss in nats/token and val_bits_per_byte."""
-        loss = float(np.mean([float(self._loss(params, batch)) for batch in self._batches]))
+    def measure(self, params: Params, is_stopping: Callable[[], bool]) -> dict[str, float] | None:
+        """val_loss in nats/token and val_bits_per_byte; None if it was told to stop in between."""
+        losses = []
+        for batch in self._batches:
+            if is_stopping():
+                return None
+            losses.append(float(self._loss(params, batch)))
+        loss = float(np.mean(losses))
         return {"val_loss": loss, "val_bits_per_byte": bits_per_byte(loss, self._bytes_per_token)}
 
     def sample(self, params: Params) -> str:
@@ -61,8 +68,7 @@ class Evaluation:
         if evaluate.sample_tokens == 0:
             return ""
         if self._generator is None:
-            tokenizer = Tokenizer.load(self._tokenizer_file)
-            self._generator = Generator(params, self._experiment.model, tokenizer)
+            self._generator = Generator(params, self._experiment.model, self._tokenizer)
         else:
             self._generator.load(params)
         pieces = self._generator.text(

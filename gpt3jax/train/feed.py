@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from gpt3jax.config import Experiment
 from gpt3jax.data import loader
+from gpt3jax.run import Skip
 from gpt3jax.sharding.rules import partition
 
 
@@ -26,16 +27,20 @@ def rows_on(
 class Feed:
     """The batches of a run, from a position on."""
 
-    def __init__(self, experiment: Experiment, mesh: Mesh, sequences: int):
-        """`sequences` is the number of windows consumed before."""
+    def __init__(
+        self, experiment: Experiment, mesh: Mesh, sequences: int, skips: Sequence[Skip] = ()
+    ):
+        """`sequences` is the number of windows consumed before; `skips`, what is passed over."""
         context = experiment.model.context
         most = experiment.batch_sequences // experiment.microbatch
         self._shape = (most, experiment.microbatch, context + 1)
         self._sharding = NamedSharding(mesh, partition((None, "batch", None)))
         self._rows = rows_on(self._sharding.addressable_devices, self._sharding, self._shape)
-        order = loader.windows(experiment.data, experiment.seed, context)
+        passed_over = [(skip.sequences, skip.windows) for skip in skips]
+        self.order = loader.windows(experiment.data, experiment.seed, context, passed_over)
+        """The window of each global sequence."""
         self._microbatches = loader.batches(
-            order, start=sequences, microbatch=experiment.microbatch, rows=self._rows
+            self.order, start=sequences, microbatch=experiment.microbatch, rows=self._rows
         )
 
     def take(self, count: int) -> tuple[jax.Array, float]:

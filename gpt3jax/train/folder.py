@@ -7,15 +7,24 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.config import ConfigError, Experiment, short_hash
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import TOKENIZER, load_manifest
-from gpt3jax.run import Run
+from gpt3jax.run import Run, write_whole
+from gpt3jax.train import ledger
+
+SHAPES = {
+    f"model.{name}"
+    for name in ("n_layers", "d_model", "n_heads", "d_head", "vocabulary", "context")
+}
+"""Fields that decide the shapes of the state."""
 
 
 def data_identity(experiment: Experiment) -> dict[str, Any]:
@@ -35,25 +44,45 @@ def data_identity(experiment: Experiment) -> dict[str, Any]:
     return identity
 
 
-def create_or_check(run: Run, experiment: Experiment, identity: dict[str, Any]) -> None:
+def create_or_check(
+    run: Run, experiment: Experiment, identity: dict[str, Any], allowed: Sequence[str] = ()
+) -> None:
     """Write what the run is, or compare it with what is there.
 
+    Args:
+      run: the folder.
+      experiment: what to train.
+      identity: what decides its numbers.
+      allowed: fields that may differ from now on, by dotted name or group; the
+        change is recorded in the ledger.
+
     Raises:
-      ConfigError: the folder holds a run with other numbers.
+      ConfigError: the folder holds a run with other numbers, or its files are damaged.
     """
     if run.exists():
         changed = differences(run.identity(), identity)
-        if changed:
+        refused = [each for each in changed if not _is_allowed(each, allowed)]
+        if refused:
             raise ConfigError(
-                f"{run.path} holds another experiment: {'; '.join(changed)}. "
-                "Give the new one its own folder with --run"
+                f"{run.path} holds another experiment: {'; '.join(map(str, refused))}. Give the "
+                f"new one its own --run, or insist: --allow-change {refused[0].name}"
             )
+        if changed:
+            before = short_hash(run.identity())
+            ledger.record(run.ledger_file, "change", before=before, what=list(map(str, changed)))
+            write_whole(run.identity_file, json.dumps(identity, indent=2) + "\n")
     else:
         tokenizer = Path(experiment.data.sources[0].path) / TOKENIZER
         shutil.copyfile(tokenizer, run.tokenizer_file)
         write_whole(run.identity_file, json.dumps(identity, indent=2) + "\n")
     # Last, since a run is there when this is; rewritten, since how it runs may change.
     write_whole(run.experiment_file, experiment.to_json())
+
+
+def identities(run: Run) -> list[str]:
+    """Hashes of what the run is and was, as its checkpoints name it; the present one last."""
+    changes = [event for event in ledger.read(run.ledger_file) if event["event"] == "change"]
+    return [*(change.get("before") for change in changes), short_hash(run.identity())]
 
 
 def check_is_shared(run: Run) -> str:
@@ -71,27 +100,35 @@ def check_is_shared(run: Run) -> str:
         ) from error
 
 
-def differences(before: Any, after: Any, name: str = "") -> list[str]:
-    """`field: old, now new` for each leaf of two nested JSON values that differs."""
+class Difference(NamedTuple):
+    """A leaf of two nested JSON values that is not the same."""
+
+    name: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.name} was {json.dumps(self.before)}, now {json.dumps(self.after)}"
+
+
+def differences(before: Any, after: Any, name: str = "") -> list[Difference]:
+    """Each leaf that differs, by dotted name."""
     if isinstance(before, dict) and isinstance(after, dict):
         return [
-            line
+            found
             for key in sorted(before.keys() | after.keys())
-            for line in differences(before.get(key), after.get(key), f"{name}.{key}".lstrip("."))
+            for found in differences(before.get(key), after.get(key), f"{name}.{key}".lstrip("."))
         ]
     if json.dumps(before) == json.dumps(after):
         return []
-    return [f"{name} was {json.dumps(before)}, now {json.dumps(after)}"]
+    return [Difference(name, before, after)]
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves the old one or the new one."""
-    replacement = path.with_name(path.name + ".new")
-    with replacement.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(replacement, path)
+def _is_allowed(change: Difference, allowed: Sequence[str]) -> bool:
+    """Whether it was asked for. The shapes of the model cannot be: no checkpoint would fit."""
+    if change.name in SHAPES:
+        return False
+    return any(change.name == name or change.name.startswith(f"{name}.") for name in allowed)
 
 
 @contextmanager
@@ -116,19 +153,25 @@ def only_one(run: Run) -> Iterator[None]:
                 "it. Wait for that one, or stop it"
             ) from None
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        lock.write(f"{os.getpid()} of {socket.gethostname()} since {now}")
         lock.flush()
         yield
 
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list, to stop in order; a second one changes nothing."""
+    """Collect signals that ask to stop in a list, to do it in order; a second changes nothing.
+
+    A hangup that was to be ignored, as under nohup, still is.
+    """
     caught: list[int] = []
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = {name: signal.signal(name, lambda number, _: caught.append(number)) for name in names}
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):
+            before[number] = signal.signal(number, lambda number, _: caught.append(number))
     try:
         yield caught
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

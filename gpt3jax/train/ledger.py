@@ -6,23 +6,28 @@ import json
 import platform
 import subprocess
 import time
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from gpt3jax import __version__
+from gpt3jax.run import read_events
 
 
 def record(path: Path, event: str, **facts: Any) -> None:
-    """Append an event with its time (seconds since 1970)."""
+    """Append an event with its time (seconds since 1970). A full disk costs it, not the run."""
     line = json.dumps({"event": event, "time": round(time.time(), 3), **facts})
-    with path.open("a") as file:
-        file.write(line + "\n")
+    try:
+        with path.open("a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        warnings.warn(f"{path} was not written ({event}): {error}", stacklevel=2)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """All events, oldest first."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_events(path)
 
 
 def code_version() -> dict[str, str]:

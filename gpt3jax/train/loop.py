@@ -1,6 +1,6 @@
 """The run: step after step until its tokens are seen, and resumed from where it stopped.
 
-    batch k -> device -> step -> state k+1 -> [ log, evaluate, sample, save ]
+    batch k -> device -> step -> state k+1 -> [ log, save, evaluate, sample ]
 
 The host never waits for the step it has just sent off: it reads the numbers of
 the step before. Only an evaluation or a save makes it wait.
@@ -8,128 +8,41 @@ the step before. Only an evaluation or a save makes it wait.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
-from signal import SIGTERM
+import time
 from typing import Any
 
 import jax
-import numpy as np
 
-from gpt3jax.config import Experiment
-from gpt3jax.data.manifest import verify
-from gpt3jax.plan.choose import mesh_for
+from gpt3jax.config import Experiment, RunError
 from gpt3jax.run import Run
 from gpt3jax.sharding import hosts
-from gpt3jax.train import ledger
-from gpt3jax.train.checkpoint import Checkpoints, Position
+from gpt3jax.train import incident, ledger
+from gpt3jax.train.checkpoint import Checkpoints, Position, SaveError
+from gpt3jax.train.clock import Clock
 from gpt3jax.train.display import Display
 from gpt3jax.train.evaluation import Evaluation
-from gpt3jax.train.feed import Feed
-from gpt3jax.train.folder import (
-    caught_signals,
-    check_is_shared,
-    create_or_check,
-    data_identity,
-    only_one,
-)
+from gpt3jax.train.folder import identities
 from gpt3jax.train.metrics import Meter, MetricsLog
-from gpt3jax.train.schedule import is_done, learning_rate, microbatches, total_tokens
-from gpt3jax.train.state import TrainState, abstract_state, sharded_state
-from gpt3jax.train.step import compile_train_step
-from gpt3jax.train.watchdog import Watchdog
+from gpt3jax.train.schedule import is_done, total_tokens
+from gpt3jax.train.seal import Seal
+from gpt3jax.train.spikes import Spikes
+from gpt3jax.train.state import TrainState
+from gpt3jax.train.step import Metrics
+from gpt3jax.train.stepper import Batch, Stepper
+
+BAD_STEPS = 3
+"""So many steps in a row that are not finite end the run."""
+SAVE_TRIES = 3
+"""So many failed saves in a row end the run; alone. Of several processes, one ends it."""
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(RunError):
     """The loss or the gradient is not a number any more."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a call of `train` ended."""
-
-    position: Position
-    steps_taken: int
-    signal: int | None
-    """The signal that stopped it early, if one did."""
-
-
-def train(experiment: Experiment, path: Path, stuck_after: float = 0.0) -> Outcome:
-    """Start the run at `path`, or resume the one that is there.
-
-    Every process of a job calls this; the first alone writes what is shared.
-
-    Args:
-      experiment: what to train.
-      path: the run's folder, which all hosts see.
-      stuck_after: of several processes, seconds without progress after which one
-        ends itself; 0: never.
-
-    Raises:
-      ConfigError: experiment, data, devices, hosts and run do not go together.
-      NotFiniteError: training diverged; the checkpoints are from before.
-    """
-    mesh, why, data = _agreed(experiment)
-    run = Run(path)
-    with ExitStack() as held:
-        hosts.on_first(lambda: held.enter_context(only_one(run)))
-        caught = held.enter_context(caught_signals())
-        held.enter_context(jax.set_mesh(mesh))
-        identity = {**experiment.identity(), "data": data}
-        hosts.on_first(lambda: create_or_check(run, experiment, identity))
-        hosts.agree(lambda: {"run": check_is_shared(run)})
-        # Alone, nobody waits for us: a slow step of a laptop is no reason to end.
-        seconds = stuck_after if jax.process_count() > 1 else 0.0
-        watchdog = Watchdog(seconds, run.stuck_file(jax.process_index()))
-        held.callback(watchdog.close)
-        checkpoints = Checkpoints(run.checkpoints, experiment.train.keep)
-        start = checkpoints.latest() or Position()
-        if is_done(start.step, start.sequences * experiment.model.context, experiment):
-            return Outcome(start, 0, None)
-        _record(
-            run, "resume" if start.step else "start", step=start.step, mesh=dict(mesh.shape),
-            why=why, device=jax.devices()[0].device_kind, hosts=jax.process_count(),
-            **ledger.code_version(),
-        )  # fmt: skip
-        loop = _Loop(experiment, run, mesh, checkpoints, start, caught, watchdog)
-        if "auto" in dataclasses.asdict(experiment.mesh).values():
-            loop.display.note(why)
-        try:
-            end = loop.go()
-        finally:
-            loop.close()
-        signal = (caught or [SIGTERM])[0] if loop.is_stopping else None
-        _record(run, "stop", step=end.step, signal=signal)
-        return Outcome(end, end.step - start.step, signal)
-
-
-def _agreed(experiment: Experiment) -> tuple[jax.sharding.Mesh, str, dict[str, Any]]:
-    """Mesh, why it, and the data's identity, when all hosts have the same code and experiment."""
-    mesh, why = mesh_for(experiment)
-
-    def facts() -> dict[str, Any]:
-        data = data_identity(experiment)
-        for source in experiment.data.sources:
-            verify(source.path)
-        return {
-            "code": ledger.code_version(),
-            "experiment": dataclasses.asdict(experiment),
-            "data": data,
-        }
-
-    return mesh, why, hosts.agree(facts)["data"]
-
-
-def _record(run: Run, event: str, **facts: Any) -> None:
-    if hosts.is_first():
-        ledger.record(run.ledger_file, event, **facts)
-
-
-class _Loop:
-    """One call of `train`: the position, and everything that records it."""
+class Loop:
+    """One session of training: the position, and everything that records it."""
 
     def __init__(
         self,
@@ -139,128 +52,224 @@ class _Loop:
         checkpoints: Checkpoints,
         start: Position,
         caught: list[int],
-        watchdog: Watchdog,
+        clock: Clock,
+        reached: int,
     ):
+        """Make ready to go on from `start`; earlier sessions got as far as step `reached`."""
         self.experiment, self.run, self.mesh = experiment, run, mesh
-        self.checkpoints, self.position, self.caught = checkpoints, start, caught
-        self.watchdog = watchdog
+        self.checkpoints, self.caught = checkpoints, caught
+        self.clock, self.reached = clock, reached
         self.is_stopping = False
         """Whether a host has caught a signal; all see it at the same step."""
+        self.bad_steps = self.failed_saves = 0
+        self.save_again = False
+        self.skips, self.code = run.skips(), ledger.code_version()
+        self.identity = hosts.on_first(lambda: identities(run))[-1]
+        self.spikes = Spikes()
         self.evaluation = Evaluation(experiment, mesh, run.tokenizer_file)
-        self.feed = Feed(experiment, mesh, start.sequences)
-        self.step, self.is_compiled = compile_train_step(experiment, mesh), False
+        self.stepper = Stepper(experiment, mesh, start, self.skips)
         self.log = MetricsLog(run.metrics_file, run.tensorboard, start.step)
         self.meter = Meter(experiment.model)
         self.display = Display(total_tokens(experiment), self.tokens, silent=not hosts.is_first())
+
+    @property
+    def position(self) -> Position:
+        """After the step that was sent last."""
+        return self.stepper.position
 
     @property
     def tokens(self) -> int:
         """Tokens seen: a Python integer, since 300e9 overflows int32."""
         return self.position.sequences * self.experiment.model.context
 
-    def go(self) -> Position:
+    def go(self, state: TrainState) -> Position:
         """Train until done or stopped by a signal; the last state is saved either way."""
-        state = self._first_state()
-        unread: dict[str, Any] | None = None
+        if evaluation_is_owed(self.run, self.position, self.experiment):
+            self._evaluate(state)
+        unread: tuple[Batch, Metrics] | None = None
         self.meter.restart()
         while not self._is_last():
-            state, numbers = self._send_step(state)
+            stop = hosts.any_host(bool(self.caught), self.mesh)
+            self.clock.enter("data", self.position.step)
+            batch = self.stepper.next_batch()
+            self._enter_step()
+            state, metrics = self.stepper.step(state, batch)
             if unread:
-                self._finish(unread)
-            unread = numbers
-            if self._evaluation_is_due() or self._save_is_due():
-                self._finish(unread, state)
+                self._finish(*unread, state)
+            unread = batch, metrics
+            self.is_stopping |= bool(stop)
+            if self.checkpoints.has_failed():
+                self._settle_save()
+            if self._is_at_rest():
+                self._finish(*unread, state)
                 unread = None
-        self.checkpoints.wait()
+                self._rest(state)
+        while not self._settle_save():
+            self._save(state)
         return self.position
 
     def close(self) -> None:
         self.display.close()
-        self.feed.close()
+        self.stepper.feed.close()
         self.log.close()
 
-    def _first_state(self) -> TrainState:
-        if self.position.step:
-            self.watchdog.enter("restore", self.position.step)
-            abstract = abstract_state(self.experiment, self.mesh)
-            return self.checkpoints.restore(self.position.step, abstract)
-        state = sharded_state(self.experiment, self.mesh)
-        self._write({"step": 0, "sequences": 0, "tokens": 0, **self._evaluate(state)})
-        return state
+    def _enter_step(self) -> None:
+        done_before = "replay" if self.position.step < self.reached else "step"
+        phase = done_before if self.stepper.is_compiled else "compile"
+        self.clock.enter(phase, self.position.step)
 
-    def _send_step(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Send the next step to the devices; its numbers are not there yet."""
-        experiment = self.experiment
-        rate = learning_rate(self.tokens, experiment.schedule)
-        count = microbatches(self.tokens, experiment)
-        self.watchdog.enter("data", self.position.step + 1)
-        windows, waited = self.feed.take(count)
-        self.watchdog.enter("step" if self.is_compiled else "compile")
-        state, metrics = self.step(state, windows, np.int32(count), np.float32(rate))
-        self.is_compiled = True
-        sequences = count * experiment.microbatch
-        self.position = Position(self.position.step + 1, self.position.sequences + sequences)
-        return state, {
-            "step": self.position.step,
-            "sequences": self.position.sequences,
-            "tokens": self.tokens,
-            **metrics,
-            "stop": hosts.any_host(bool(self.caught), self.mesh),
-            "learning_rate": rate,
-            "batch_tokens": sequences * experiment.model.context,
-            "data_wait_s": waited,
-        }
-
-    def _finish(self, numbers: dict[str, Any], state: TrainState | None = None) -> None:
-        """Wait for a step's numbers and log them; given its state, evaluate and save as due."""
-        self.watchdog.enter("step")
-        record = {**numbers, "loss": float(numbers["loss"])}
-        record["grad_norm"] = float(numbers["grad_norm"])
-        self._check_finite(record)
-        self.is_stopping |= bool(record.pop("stop"))
-        self.meter.add(record["batch_tokens"], record["data_wait_s"])
-        if state is None and record["step"] % self.experiment.train.log_every:
+    def _finish(self, batch: Batch, metrics: Metrics, state: TrainState) -> None:
+        """Wait for a step's numbers, judge them, and log them where that is due."""
+        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        batch_tokens = len(batch.sequences) * self.experiment.model.context
+        self.meter.add(batch_tokens, batch.waited)
+        is_finite = math.isfinite(loss) and math.isfinite(norm)
+        is_due = batch.after.step % self.experiment.train.log_every == 0
+        if is_due or not is_finite or (batch.after == self.position and self._is_at_rest()):
+            record = {
+                "loss": loss, "grad_norm": norm, "learning_rate": batch.learning_rate,
+                "batch_tokens": batch_tokens, "data_wait_s": batch.waited,
+            }  # fmt: skip
+            self._write(batch.after, record | self.meter.read())
+            self.meter.restart()
+        if not is_finite:
+            self._tell_bad_step(batch, state, loss, norm)
             return
-        record |= self.meter.read()
-        if state is not None and self._evaluation_is_due():
-            record |= self._evaluate(state)
-        self._write(record)
-        if state is not None and self._save_is_due():
-            self.watchdog.enter("save")
-            self.checkpoints.save(state, self.position)
-            _record(self.run, "save", step=record["step"])
+        self.bad_steps = 0
+        if usual := self.spikes.see(loss):
+            self._tell_spike(batch, loss, usual)
+
+    def _rest(self, state: TrainState) -> None:
+        """Between two steps, nothing under way: save first, so that a kill costs least."""
+        if self._save_is_due():
+            self._save(state)
+        if self._evaluation_is_due() and not self.is_stopping:
+            self._evaluate(state)
         self.meter.restart()
 
-    def _check_finite(self, record: dict[str, Any]) -> None:
-        if not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])):
-            _record(self.run, "not finite", step=record["step"])
+    def _save(self, state: TrainState) -> None:
+        self.clock.enter("save", self.position.step)
+        self.log.sync()
+        step, sequences = self.position.step, self.position.sequences
+        skips = tuple(skip for skip in self.skips if skip.sequences < sequences)
+        unsealed = Seal(step, sequences, skips, self.identity, self.code, leaves={})
+        began = time.monotonic()
+
+        def saved(sealed: Seal) -> None:
+            seconds = round(time.monotonic() - began, 3)
+            self._record("save", step=step, state=sealed.state, seconds=seconds)
+            self.failed_saves = 0
+
+        self._settle_save()
+        self.save_again = False
+        try:
+            self.checkpoints.save(state, unsealed, saved)
+        except SaveError as error:
+            self._tell_failed_save(error)
+
+    def _settle_save(self) -> bool:
+        """Wait for the save under way; whether it has not failed."""
+        try:
+            self.checkpoints.wait()
+        except SaveError as error:
+            self._tell_failed_save(error)
+        return not self.save_again
+
+    def _tell_failed_save(self, error: SaveError) -> None:
+        self._record("save failed", step=self.position.step, what=str(error))
+        self.failed_saves += 1
+        if self.failed_saves == SAVE_TRIES or jax.process_count() > 1:
+            raise error
+        self.display.note(f"{error}. Trying again")
+        time.sleep(4 ** (self.failed_saves - 1))
+        self.save_again = True
+
+    def _evaluate(self, state: TrainState) -> None:
+        """Validation loss and a sample; at a signal it is left, and made up for at the resume."""
+        step = self.position.step
+        self.clock.enter("evaluate", step)
+
+        def is_stopping() -> bool:
+            self.is_stopping |= bool(hosts.any_host(bool(self.caught), self.mesh))
+            return self.is_stopping
+
+        found = self.evaluation.measure(state.params, is_stopping)
+        if found is None or is_stopping():
+            return
+        if text := self.evaluation.sample(state.params):
+            self.log.sample(self.run.samples / f"{step}.txt", text, step)
+        self._record("evaluate", step=step)
+        self._write(self.position, found)
+
+    def _tell_bad_step(self, batch: Batch, state: TrainState, loss: float, norm: float) -> None:
+        """Keep what is known of a step that was not finite; its update was not applied."""
+        step, self.bad_steps = batch.after.step, self.bad_steps + 1
+        windows = [batch.before.sequences, batch.after.sequences]
+        self._record("not finite", step=step, loss=str(loss), windows=windows)
+        where = ""
+        if self.bad_steps == 1:
+            model = self.experiment.model
+            first_bad = incident.first_bad(state.params, batch.windows, batch.count, model)
+            replay = f"gpt3jax verify {self.run.path} --replay {step - 1}:{step}"
+            found = incident.Incident(
+                step, loss, norm, batch.learning_rate, batch.sequences, first_bad, replay
+            )
+            if hosts.is_first():
+                page = incident.write(self.run, found, self.stepper.feed.order)
+                where = f"First bad: {first_bad}. See {page}"
+        self.display.note(f"step {step}: loss is {loss}, its update was left out. {where}")
+        if self.bad_steps == BAD_STEPS:
+            self._save(state)
+            self._settle_save()
             raise NotFiniteError(
-                f"step {record['step']}: loss is {record['loss']}, gradient norm "
-                f"{record['grad_norm']}: training diverged. Lower "
-                "--schedule.peak-learning-rate; the checkpoints are from before"
+                f"step {step}: loss is {loss}, gradient norm {norm}, {BAD_STEPS} steps in a row: "
+                f"training diverged. See {self.run.incidents}; the last state is finite and saved. "
+                "Lower --schedule.peak-learning-rate, or --rewind-to a step"
             )
 
-    def _evaluate(self, state: TrainState) -> dict[str, float]:
-        step = self.position.step
-        self.watchdog.enter("evaluate")
-        text = self.evaluation.sample(state.params)
-        if text and hosts.is_first():
-            self.run.samples.mkdir(exist_ok=True)
-            (self.run.samples / f"{step}.txt").write_text(text, encoding="utf-8")
-            self.log.text("sample", text, step)
-        _record(self.run, "evaluate", step=step)
-        return self.evaluation.measure(state.params)
+    def _tell_spike(self, batch: Batch, loss: float, usual: dict[str, float]) -> None:
+        step, windows = batch.after.step, [batch.before.sequences, batch.after.sequences]
+        self._record("spike", step=step, loss=loss, windows=windows, **usual)
+        self.display.note(
+            f"step {step}: loss {loss:.3f} is a spike (usually {usual['mean']:.3f} "
+            f"± {usual['deviation']:.3f}). If it does not pass: --rewind-to STEP --skip BATCHES"
+        )
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def _write(self, at: Position, values: dict[str, Any]) -> None:
+        tokens = at.sequences * self.experiment.model.context
+        record = {"step": at.step, "sequences": at.sequences, "tokens": tokens, **values}
         self.log.write(record)
         self.display.show(record)
+
+    def _record(self, event: str, **facts: Any) -> None:
+        if hosts.is_first():
+            ledger.record(self.run.ledger_file, event, **facts)
 
     def _is_last(self) -> bool:
         return self.is_stopping or is_done(self.position.step, self.tokens, self.experiment)
 
+    def _is_at_rest(self) -> bool:
+        return self._save_is_due() or self._evaluation_is_due()
+
     def _evaluation_is_due(self) -> bool:
-        done = is_done(self.position.step, self.tokens, self.experiment)
-        return done or self.position.step % self.experiment.evaluate.every == 0
+        return evaluation_is_due(self.position, self.experiment)
 
     def _save_is_due(self) -> bool:
-        return self._is_last() or self.position.step % self.experiment.train.save_every == 0
+        step, every = self.position.step, self.experiment.train.save_every
+        return self._is_last() or self.save_again or step % every == 0
+
+
+def evaluation_is_due(at: Position, experiment: Experiment) -> bool:
+    """Whether the model is measured at this step: at the first, the last, and every so many."""
+    tokens = at.sequences * experiment.model.context
+    return is_done(at.step, tokens, experiment) or at.step % experiment.evaluate.every == 0
+
+
+def evaluation_is_owed(run: Run, at: Position, experiment: Experiment) -> bool:
+    """Whether it was due here and is not there: a session was ended before it."""
+
+    def is_there() -> bool:
+        return any(r["step"] == at.step and "val_loss" in r for r in run.metrics())
+
+    is_due = evaluation_is_due(at, experiment)
+    return is_due and (at.step == 0 or not hosts.on_first(is_there))

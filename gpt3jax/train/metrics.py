@@ -13,6 +13,8 @@ import math
 import os
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import jax
 from gpt3jax.config import Model
 from gpt3jax.model.table import flops_per_token
 from gpt3jax.plan.chips import peak_flops
+from gpt3jax.run import is_logged, parse_record
 from gpt3jax.sharding import hosts
 
 
@@ -44,25 +47,44 @@ class MetricsLog:
         """Log a record; a full disk must not stop training."""
         if not self._is_kept:
             return
-        try:
-            self._file.write(json.dumps(record) + "\n")
+        # JSON has no word for what is not finite.
+        known = {k: v if math.isfinite(v) else None for k, v in record.items()}
+        with _told(f"metrics of step {record['step']}"):
+            self._file.write(json.dumps(known) + "\n")
             self._file.flush()
-            for name, value in record.items():
-                if name != "step":
+            for name, value in known.items():
+                if name != "step" and value is not None:
                     self._board.add_scalar(name, value, record["step"])
-        except OSError as error:
-            warnings.warn(
-                f"metrics of step {record['step']} were not written: {error}", stacklevel=2
-            )
 
-    def text(self, name: str, text: str, step: int) -> None:
+    def sample(self, file: Path, text: str, step: int) -> None:
+        """Keep a text that the model has written."""
+        if not self._is_kept:
+            return
+        with _told(str(file)):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+            self._board.add_text("sample", text, step)
+
+    def sync(self) -> None:
+        """Make what was written survive a loss of power, as a checkpoint does."""
         if self._is_kept:
-            self._board.add_text(name, text, step)
+            with _told("metrics"):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._is_kept:
-            self._file.close()
-            self._board.close()
+            with _told("metrics"):
+                self._file.close()
+                self._board.close()
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """A disk that is full or gone costs the record, not the run."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(f"{what}: not written: {error}", stacklevel=3)
 
 
 def cut_after(file: Path, step: int) -> None:
@@ -70,12 +92,10 @@ def cut_after(file: Path, step: int) -> None:
     if not file.exists():
         return
     kept = []
-    for line in file.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except json.JSONDecodeError:
-            continue
+    for line in file.read_text(errors="replace").splitlines():
+        record = parse_record(line)
+        if record and is_logged(record) and record["step"] <= step:
+            kept.append(line + "\n")
     replacement = file.with_suffix(".new")
     replacement.write_text("".join(kept))
     os.replace(replacement, file)

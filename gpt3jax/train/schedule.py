@@ -6,6 +6,8 @@ Tokens are Python integers on the host: 300e9 overflows int32.
 from __future__ import annotations
 
 import math
+import sys
+from bisect import bisect_left
 
 from gpt3jax.config import Experiment, Schedule
 
@@ -45,22 +47,33 @@ def is_done(step: int, tokens: int, experiment: Experiment) -> bool:
 
 def total_tokens(experiment: Experiment) -> int:
     """Tokens to train on, for the progress bar; the last batch may go past them."""
-    tokens = step = 0
     train, context = experiment.train, experiment.model.context
     if train.steps is None:
         return train.tokens
-    while tokens < train.ramp_tokens and not is_done(step, tokens, experiment):
-        tokens += microbatches(tokens, experiment) * experiment.microbatch * context
-        step += 1
-    return min(train.tokens, tokens + (train.steps - step) * train.batch_tokens)
+    return min(train.tokens, sequences_after(train.steps, experiment) * context)
+
+
+def sequences_after(batches: int, experiment: Experiment, sequences: int = 0) -> int:
+    """Sequences consumed after so many more batches, from a position on."""
+    context, size = experiment.model.context, experiment.microbatch
+    full = experiment.batch_sequences // size
+
+    def count_after(same: int, count: int) -> int:
+        return microbatches((sequences + same * count * size) * context, experiment)
+
+    while batches > 0:
+        count = microbatches(sequences * context, experiment)
+        # As many at once as are alike: the ramp may be longer than one can walk.
+        alike = batches
+        if count < full:
+            ahead = range(1, min(batches, sys.maxsize))
+            alike = 1 + bisect_left(ahead, True, key=lambda k: count_after(k, count) != count)
+        sequences += alike * count * size
+        batches -= alike
+    return sequences
 
 
 def batch_range(batch: int, experiment: Experiment) -> range:
-    """The global sequences of a batch, counted from 0; the ramp is walked step by step."""
-    sequences = step = 0
-    context, size = experiment.model.context, experiment.microbatch
-    while step < batch and sequences * context < experiment.train.ramp_tokens:
-        sequences += microbatches(sequences * context, experiment) * size
-        step += 1
-    sequences += (batch - step) * experiment.batch_sequences
-    return range(sequences, sequences + microbatches(sequences * context, experiment) * size)
+    """The global sequences of a batch, counted from 0."""
+    first = sequences_after(batch, experiment)
+    return range(first, sequences_after(1, experiment, first))

@@ -48,6 +48,7 @@ def train_step(
 
     Returns:
       The next state, and `loss` (nats/token) and `grad_norm` (before clipping).
+      Where either is not finite, the state is the one before.
     """
     parts = partitions(table(experiment.model))
     mean_gradients = each_device(
@@ -60,7 +61,9 @@ def train_step(
     update, moments = optimizer.update(gradients, state.optimizer, state.params)
     params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, update)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
-    return TrainState(params, moments), metrics
+    is_good = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+    after = TrainState(params, moments)
+    return jax.tree.map(partial(jnp.where, is_good), after, state), metrics
 
 
 def _mean_gradients(params, windows_MBT1, microbatches, model: Model):

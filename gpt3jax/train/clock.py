@@ -1,0 +1,127 @@
+"""Where the time goes: each second of a session is in one phase, and a thread keeps the account.
+
+The account is written every second or so, so that a session that is killed
+still says how it spent its time; the next one enters it in the ledger. The
+same thread ends a process that has stopped getting anywhere: in a job of many
+hosts, one that waits for ever (a disk, a lock, a peer that waits itself) makes
+all of them wait. The one whose phase is not `step` is the one to look at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any, Literal
+
+from gpt3jax.goodput import is_account, read_clock
+from gpt3jax.run import Run
+from gpt3jax.sharding import hosts
+from gpt3jax.train import ledger
+
+Phase = Literal["start", "restore", "compile", "data", "step", "replay", "save", "evaluate"]
+"""`replay`: steps that an earlier session had done and lost."""
+
+TICK_S = 1.0
+STUCK_EXIT = 70
+LONGER = {"start": 6.0, "restore": 6.0, "compile": 6.0, "evaluate": 6.0, "save": 6.0}
+"""Phases that may take this many times as long before the process counts as stuck."""
+
+
+class Clock:
+    """The phases of one session of training."""
+
+    def __init__(self, run: Run, began: float, stuck_after: float = 0.0):
+        """Keep time from `began` on (seconds since 1970).
+
+        Args:
+          run: where the account is kept, by the first process.
+          began: when the session's process set out to train.
+          stuck_after: seconds that a phase may last before the process is ended; 0: for ever.
+        """
+        self._run, self._stuck_after = run, stuck_after
+        self._began, self._zero = began, time.monotonic() - max(0.0, time.time() - began)
+        self._seconds: dict[str, float] = {}
+        self._phase, self._since, self._step = "start", self._zero, 0
+        self._entered = 0
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="clock", daemon=True)
+        self._thread.start()
+
+    def enter(self, phase: Phase, step: int | None = None) -> None:
+        """The main thread begins a phase; `step` is the last one that is done."""
+        with self._lock:
+            now = time.monotonic()
+            self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
+            self._phase, self._since, self._entered = phase, now, self._entered + 1
+            self._step = self._step if step is None else step
+
+    def account(self) -> dict[str, Any]:
+        """When the session began, until when it is accounted for, and the seconds by phase."""
+        with self._lock:
+            now = time.monotonic()
+            seconds = dict(self._seconds)
+            seconds[self._phase] = seconds.get(self._phase, 0.0) + now - self._since
+            return {
+                "began": round(self._began, 3),
+                "until": round(self._began + now - self._zero, 3),
+                "step": self._step,
+                "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
+            }
+
+    def close(self) -> None:
+        """End the session, and enter it in the ledger."""
+        self._closed.set()
+        self._thread.join()
+        if hosts.is_first():
+            ledger.record(self._run.ledger_file, "clock", **self.account(), killed=False)
+            self._run.clock_file.unlink(missing_ok=True)
+
+    def _keep(self) -> None:
+        # Counted in ticks: a process that is suspended and goes on was not stuck.
+        tick = min(TICK_S, self._stuck_after / 4 or TICK_S)
+        seen, lasted = self._entered, 0.0
+        while not self._closed.wait(tick):
+            if hosts.is_first():
+                with contextlib.suppress(OSError):
+                    self._write()
+            lasted = lasted + tick if self._entered == seen else 0.0
+            seen, phase = self._entered, self._phase
+            if 0 < self._stuck_after * LONGER.get(phase, 1.0) < lasted:
+                self._end(phase, lasted)
+
+    def _write(self) -> None:
+        # Not made durable: a loss of power may cost some seconds of the account.
+        new = self._run.clock_file.with_suffix(".new")
+        new.write_text(json.dumps(self.account()))
+        os.replace(new, self._run.clock_file)
+
+    def _end(self, phase: str, lasted: float) -> None:
+        report = self._run.stuck_file(hosts.index())
+        print(
+            f"error: {hosts.name()} is stuck in phase {phase} for {lasted:.0f} s at step "
+            f"{self._step}: all hosts end. Stacks are in {report}; relaunch to resume",
+            file=sys.stderr,
+            flush=True,
+        )
+        with report.open("w") as file:
+            print(f"{hosts.name()}, phase {phase}, step {self._step}", file=file, flush=True)
+            faulthandler.dump_traceback(file, all_threads=True)
+        os._exit(STUCK_EXIT)
+
+
+def settle(run: Run) -> int:
+    """Enter in the ledger a session that was killed; returns the furthest step of any session."""
+    events, last = ledger.read(run.ledger_file), read_clock(run)
+    clocks = [event for event in events if event["event"] == "clock" and is_account(event)]
+    if is_account(last) and last["began"] not in [clock["began"] for clock in clocks]:
+        account = {name: last[name] for name in ("began", "until", "step", "seconds")}
+        ledger.record(run.ledger_file, "clock", **account, killed=True)
+        clocks.append(account)
+    with contextlib.suppress(OSError):
+        run.clock_file.unlink()
+    return max((clock["step"] for clock in clocks), default=0)

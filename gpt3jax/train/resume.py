@@ -1,0 +1,129 @@
+"""Where a run goes on: at its newest checkpoint that is whole, or where it is sent back to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
+from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.run import Run, Skip, write_whole
+from gpt3jax.sharding import hosts
+from gpt3jax.train import ledger, seal
+from gpt3jax.train.checkpoint import Checkpoints, Position, Tell
+from gpt3jax.train.folder import identities
+from gpt3jax.train.schedule import sequences_after
+from gpt3jax.train.seal import DamagedError, Seal
+from gpt3jax.train.state import TrainState, abstract_state
+
+
+def furthest(checkpoints: Checkpoints) -> Position:
+    """The newest position whose seal can be read, without looking at its values."""
+    for step in reversed(checkpoints.steps()):
+        try:
+            found = seal.read(checkpoints.path(step))
+        except DamagedError:
+            continue
+        return Position(found.step, found.sequences)
+    return Position()
+
+
+def restore(
+    run: Run, experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, tell: Tell
+) -> tuple[TrainState, Position] | None:
+    """The newest state that can be trusted; None where the run has no checkpoint at all.
+
+    One that cannot is told, entered in the ledger and renamed, so that its step
+    can be saved again.
+
+    Raises:
+      DamagedError: there are checkpoints, but none is whole.
+    """
+    abstract = abstract_state(experiment, mesh)
+    known = hosts.on_first(lambda: identities(run))
+
+    def load(step: int) -> tuple[TrainState, Position]:
+        found = seal.read(checkpoints.path(step))
+        check_is_own(found, step, known)
+        return checkpoints.restore(step, abstract), Position(found.step, found.sequences)
+
+    passed_over: list[int] = []
+
+    def note(step: int, what: str) -> None:
+        passed_over.append(step)
+        if hosts.is_first():
+            ledger.record(run.ledger_file, "damaged", step=step, what=what)
+        tell(step, what)
+
+    found = checkpoints.newest(load, note)
+
+    def set_aside() -> None:
+        for step in passed_over:
+            checkpoints.set_aside(step, "damaged")
+
+    # Not before another is known to be good: when none is, all stay where they are.
+    hosts.on_first(set_aside)
+    return found
+
+
+def rewind(
+    run: Run, experiment: Experiment, checkpoints: Checkpoints, step: int, batches: int
+) -> None:
+    """Send the run back to a checkpoint, and pass over the batches that come next.
+
+    What PaLM's authors did by hand about loss spikes (arXiv 2204.02311, section
+    5.1). The run's skips are the record of it: later checkpoints do not have
+    them, and are set aside. Doing it twice is doing it once, so that a job that
+    is started again with the same words goes on.
+
+    Args:
+      run: the run; its lock is held.
+      experiment: its experiment.
+      checkpoints: its checkpoints.
+      step: the checkpoint to go back to.
+      batches: how many to pass over.
+
+    Raises:
+      ConfigError: there is no such checkpoint, or it is damaged.
+    """
+    if step not in checkpoints.steps():
+        raise ConfigError(f"there is no checkpoint {step} to rewind to. {run.path} has "
+                          f"{json.dumps(checkpoints.steps())}")  # fmt: skip
+    if batches < 0:
+        raise ConfigError(f"--skip is {batches}: it counts batches. Use 0 or more")
+    found = checkpoints.seal(step)
+    earlier = tuple(skip for skip in run.skips() if skip.sequences < found.sequences)
+    windows = sequences_after(batches, experiment, found.sequences) - found.sequences
+    skips = (*earlier, Skip(step, found.sequences, windows))
+    if skips == run.skips():
+        return
+    ledger.record(
+        run.ledger_file, "rewind", step=step, batches=batches, windows=windows,
+        was_at=checkpoints.steps()[-1],
+    )  # fmt: skip
+    write_whole(run.skips_file, json.dumps([skip.__dict__ for skip in skips], indent=2) + "\n")
+
+
+def set_rewound_aside(run: Run, checkpoints: Checkpoints) -> None:
+    """Rename the checkpoints that a rewind has left behind to STEP.rewound."""
+    skips = run.skips()
+    for step in checkpoints.steps():
+        try:
+            found = seal.read(checkpoints.path(step))
+        except DamagedError:
+            continue
+        if found.skips != tuple(skip for skip in skips if skip.sequences < found.sequences):
+            checkpoints.set_aside(step, "rewound")
+
+
+def check_is_own(found: Seal, step: int, known: Sequence[str]) -> None:
+    """Whether a checkpoint is of this run, and of the step that its folder names.
+
+    Raises:
+      DamagedError: it is not.
+    """
+    if found.step != step:
+        raise DamagedError(f"its manifest is that of step {found.step}")
+    if found.identity not in known:
+        raise DamagedError("it is of another run: its identity is not this run's")

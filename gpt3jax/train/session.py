@@ -1,0 +1,169 @@
+"""One session of training: the run's folder is taken, the state found, and the loop let go."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGTERM
+from typing import Any
+
+import jax
+
+from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.data.manifest import verify
+from gpt3jax.plan.choose import mesh_for
+from gpt3jax.run import Changes, Run
+from gpt3jax.sharding import hosts
+from gpt3jax.train import clock, ledger, resume
+from gpt3jax.train.checkpoint import Checkpoints, Position
+from gpt3jax.train.folder import (
+    caught_signals,
+    check_is_shared,
+    create_or_check,
+    data_identity,
+    only_one,
+)
+from gpt3jax.train.loop import Loop, evaluation_is_owed
+from gpt3jax.train.schedule import is_done
+from gpt3jax.train.state import sharded_state
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended."""
+
+    position: Position
+    steps_taken: int
+    signal: int | None
+    """The signal that stopped it early, if one did."""
+
+
+def train(
+    experiment: Experiment,
+    path: Path,
+    *,
+    stuck_after: float = 0.0,
+    changes: Changes = Changes(),  # noqa: B008 (frozen)
+    began: float | None = None,
+) -> Outcome:
+    """Start the run at `path`, or resume the one that is there.
+
+    Every process of a job calls this; the first alone writes what is shared.
+
+    Args:
+      experiment: what to train.
+      path: the run's folder, which all hosts see.
+      stuck_after: of several processes, seconds without progress after which one
+        ends itself; 0: never.
+      changes: to the run that is there.
+      began: seconds since 1970 at which the caller set out; now, if not given.
+
+    Raises:
+      ConfigError: experiment, data, devices, hosts and run do not go together.
+      NotFiniteError: training diverged; the last checkpoint is finite.
+      SaveError: the checkpoint cannot be written.
+      DamagedError: there are checkpoints, but none is whole.
+    """
+    began = began or time.time()
+    mesh, why, data = _agreed(experiment)
+    run = Run(path)
+    with ExitStack() as held:
+        hosts.on_first(lambda: held.enter_context(only_one(run)) and None)
+        caught = held.enter_context(caught_signals())
+        held.enter_context(jax.set_mesh(mesh))
+        checkpoints = Checkpoints(run.checkpoints, experiment.train.keep)
+        held.callback(checkpoints.close)
+        identity = {**experiment.identity(), "data": data}
+        hosts.on_first(lambda: _prepare(run, experiment, identity, checkpoints, changes))
+        hosts.agree(lambda: {"run": check_is_shared(run)})
+        start = hosts.on_first(lambda: dataclasses.asdict(resume.furthest(checkpoints)))
+        if _is_finished(run, Position(**start), experiment):
+            return Outcome(Position(**start), 0, None)
+        reached = hosts.on_first(lambda: clock.settle(run))
+        # Alone, nobody waits for us: a slow step of a laptop is no reason to end.
+        kept = clock.Clock(run, began, stuck_after if jax.process_count() > 1 else 0.0)
+        held.callback(kept.close)
+        kept.enter("restore")
+        notes: list[str] = []
+        found = resume.restore(run, experiment, mesh, checkpoints, _teller(notes))
+        state, position = found or (sharded_state(experiment, mesh), Position())
+        if hosts.is_first():
+            ledger.record(
+                run.ledger_file, "resume" if found else "start", step=position.step,
+                mesh=dict(mesh.shape), why=why, device=jax.devices()[0].device_kind,
+                hosts=jax.process_count(), **ledger.code_version(),
+            )  # fmt: skip
+        kept.enter("start", position.step)
+        loop = Loop(experiment, run, mesh, checkpoints, position, caught, kept, reached)
+        if "auto" in dataclasses.asdict(experiment.mesh).values():
+            notes.append(why)
+        for note in notes:
+            loop.display.note(note)
+        try:
+            end = loop.go(state)
+        finally:
+            loop.close()
+        signal = (caught or [SIGTERM])[0] if loop.is_stopping else None
+        if hosts.is_first():
+            ledger.record(run.ledger_file, "stop", step=end.step, signal=signal)
+        return Outcome(end, end.step - position.step, signal)
+
+
+def _agreed(experiment: Experiment) -> tuple[jax.sharding.Mesh, str, dict[str, Any]]:
+    """Mesh, why it, and the data's identity, when all hosts have the same code and experiment."""
+    mesh, why = mesh_for(experiment)
+
+    def facts() -> dict[str, Any]:
+        data = data_identity(experiment)
+        for source in experiment.data.sources:
+            verify(source.path, hosts.index(), jax.process_count())
+        return {
+            "code": ledger.code_version(),
+            "experiment": dataclasses.asdict(experiment),
+            "data": data,
+        }
+
+    return mesh, why, hosts.agree(facts)["data"]
+
+
+def _prepare(
+    run: Run,
+    experiment: Experiment,
+    identity: dict[str, Any],
+    checkpoints: Checkpoints,
+    changes: Changes,
+) -> None:
+    """Make the folder what it should be before anything is read from it."""
+    if changes.rewind_to is not None and not run.exists():
+        raise ConfigError(f"{run.path} is no run yet: there is nothing to rewind. Name its --run")
+    if changes.skip and changes.rewind_to is None:
+        raise ConfigError("--skip goes with --rewind-to: from which step on? Name a checkpoint")
+    if not run.exists() and checkpoints.steps():
+        raise ConfigError(
+            f"{run.path} has checkpoints but no experiment.json: whose they are is not known. "
+            "Restore it, or start anew with another --run"
+        )
+    create_or_check(run, experiment, identity, changes.allow_change)
+    if changes.rewind_to is not None:
+        resume.rewind(run, experiment, checkpoints, changes.rewind_to, changes.skip)
+    resume.set_rewound_aside(run, checkpoints)
+
+
+def _is_finished(run: Run, at: Position, experiment: Experiment) -> bool:
+    tokens = at.sequences * experiment.model.context
+    return (
+        at.step > 0
+        and is_done(at.step, tokens, experiment)
+        and not evaluation_is_owed(run, at, experiment)
+    )
+
+
+def _teller(notes: list[str]) -> Callable[[int, str], None]:
+    def tell(step: int, what: str) -> None:
+        notes.append(f"checkpoint {step} is damaged and was passed over: {what}")
+
+    return tell

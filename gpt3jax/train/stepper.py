@@ -1,0 +1,70 @@
+"""Step after step: the batch of a position goes to the devices, the next state comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from gpt3jax.config import Experiment
+from gpt3jax.run import Skip
+from gpt3jax.train.checkpoint import Position
+from gpt3jax.train.feed import Feed
+from gpt3jax.train.schedule import learning_rate, microbatches
+from gpt3jax.train.state import TrainState
+from gpt3jax.train.step import Metrics, compile_train_step
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step reads, and the positions that it leads from and to."""
+
+    before: Position
+    after: Position
+    windows: jax.Array
+    count: int
+    """Microbatches that count."""
+    learning_rate: float
+    waited: float
+    """Seconds, for its data."""
+
+    @property
+    def sequences(self) -> range:
+        """The windows of its batch, counted from the start of the run."""
+        return range(self.before.sequences, self.after.sequences)
+
+
+class Stepper:
+    """The steps of a run from a position on; the same ones each time."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        mesh: jax.sharding.Mesh,
+        start: Position,
+        skips: tuple[Skip, ...],
+    ):
+        """Make ready; the step is compiled when the first is sent."""
+        self._experiment = experiment
+        self.position = start
+        self.feed = Feed(experiment, mesh, start.sequences, skips)
+        self._step = compile_train_step(experiment, mesh)
+        self.is_compiled = False
+
+    def next_batch(self) -> Batch:
+        """The batch of the position, on the devices; the position is then the next."""
+        experiment, before = self._experiment, self.position
+        tokens = before.sequences * experiment.model.context
+        rate, count = learning_rate(tokens, experiment.schedule), microbatches(tokens, experiment)
+        windows, waited = self.feed.take(count)
+        sequences = before.sequences + count * experiment.microbatch
+        self.position = Position(before.step + 1, sequences)
+        return Batch(before, self.position, windows, count, rate, waited)
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Send a step to the devices; its numbers are not there yet. The state is used up."""
+        rate, count = np.float32(batch.learning_rate), np.int32(batch.count)
+        state, metrics = self._step(state, batch.windows, count, rate)
+        self.is_compiled = True
+        return state, metrics

@@ -1,0 +1,136 @@
+"""Whether a run can be trusted: every hash of every checkpoint, and steps done again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from gpt3jax.config import ConfigError, Mesh, RunError
+from gpt3jax.data.manifest import verify as verify_data
+from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.run import Run, open_run
+from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.train import ledger
+from gpt3jax.train.checkpoint import Checkpoints
+from gpt3jax.train.folder import identities
+from gpt3jax.train.replay import replay
+from gpt3jax.train.resume import check_is_own
+from gpt3jax.train.seal import DamagedError
+from gpt3jax.train.state import TrainState, abstract_state
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was looked at, and what is wrong with it."""
+
+    what: str
+    finding: str
+    is_good: bool
+
+
+def verify(path: Path, steps: str | None, *, as_json: bool = False) -> int:
+    """Check a run, or do some of its steps again; prints what it finds.
+
+    Args:
+      path: the run.
+      steps: `A:B` to do steps A+1 to B again; None to check all hashes.
+      as_json: print the verdicts as JSON.
+
+    Returns:
+      The exit code: 0 where all is good.
+
+    Raises:
+      ConfigError: there is no such run, or no such steps.
+    """
+    run = open_run(path)
+    verdicts = _replayed(run, *_span(steps)) if steps else _checked(run)
+    bad = [verdict for verdict in verdicts if not verdict.is_good]
+    if as_json:
+        print(json.dumps([asdict(verdict) for verdict in verdicts], indent=2))
+    else:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for verdict in verdicts:
+            table.add_row("ok" if verdict.is_good else "BAD", verdict.what, verdict.finding)
+        Console(highlight=False, markup=False, soft_wrap=True).print(table)
+    return 1 if bad else 0
+
+
+def _checked(run: Run) -> list[Verdict]:
+    """The data, the tokenizer, and each checkpoint leaf by leaf."""
+    experiment = run.experiment()
+    checkpoints = Checkpoints(run.checkpoints)
+    verdicts = [
+        _verdict(f"data {source.name}", lambda source=source: _check_data(run, source))
+        for source in experiment.data.sources
+    ]
+    verdicts.append(_verdict("tokenizer", lambda: _check_tokenizer(run)))
+    mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
+    abstract = abstract_state(experiment, mesh)
+    steps = checkpoints.steps()
+    for step in steps:
+        verdicts.append(
+            _verdict(
+                f"checkpoint {step}", lambda step=step: _check(run, checkpoints, step, abstract)
+            )
+        )
+    if not steps:
+        verdicts.append(Verdict("checkpoints", "there is none yet", True))
+    return verdicts
+
+
+def _verdict(what: str, check: Any) -> Verdict:
+    try:
+        return Verdict(what, check(), True)
+    except (ConfigError, RunError) as error:
+        return Verdict(what, str(error), False)
+
+
+def _check_data(run: Run, source: Any) -> str:
+    manifest = verify_data(source.path)
+    known = {each["name"]: each["manifest"] for each in run.identity()["data"]["sources"]}
+    if known.get(source.name) != manifest.hash:
+        raise DamagedError(f"{source.path} is not the data that the run began with")
+    return f"{len(manifest.shards)} shards, {manifest.train.windows:,} windows"
+
+
+def _check_tokenizer(run: Run) -> str:
+    tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
+    return f"{tokenizer.vocabulary:,} tokens"
+
+
+def _check(run: Run, checkpoints: Checkpoints, step: int, abstract: TrainState) -> str:
+    found = checkpoints.seal(step)
+    check_is_own(found, step, identities(run))
+    checkpoints.restore(step, abstract)
+    values = sum(
+        jax.ShapeDtypeStruct(leaf.shape, leaf.dtype).size for leaf in found.leaves.values()
+    )
+    return f"{len(found.leaves)} leaves, {values:,} values, {len(found.files)} files: {found.state}"
+
+
+def _span(steps: str) -> tuple[int, int]:
+    first, _, last = steps.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise ConfigError(f"--replay is {steps!r}: it is two steps. Write it as 100:110")
+    return int(first), int(last)
+
+
+def _replayed(run: Run, first: int, last: int) -> list[Verdict]:
+    """Steps first+1 to last, done again from the newest checkpoint at or before `first`."""
+    checkpoints = Checkpoints(run.checkpoints)
+    begin = max((step for step in checkpoints.steps() if step <= first), default=0)
+    found = replay(run, checkpoints, begin, last)
+    verdicts = [Verdict(f"step {step}", what, False) for step, what in found.differences]
+    begun = [event for event in ledger.read(run.ledger_file) if "mesh" in event]
+    others = {json.dumps(event["mesh"]) for event in begun} - {json.dumps(found.mesh)}
+    if others:
+        what = f"the run used {', '.join(others)}, this is {found.mesh}: bits may differ"
+        verdicts.append(Verdict("mesh", what, True))
+    compared = f"{found.compared} logged values and states compared"
+    return [*verdicts, Verdict(f"steps {begin + 1} to {last}", compared, found.compared > 0)]
