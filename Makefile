@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 DATA    = data/python-library
 RUN     = runs/tiny
 
-.PHONY: install demo test tpu parity lint lock clean
+.PHONY: install demo test faults tpu parity lint lock clean
 
 install: $(VENV)/installed
 
@@ -15,6 +15,10 @@ $(VENV)/installed: requirements/cpu.txt setup.cfg
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/cpu.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
+
+faults: install  ## kills, flips and mutations by the thousand; about an hour
+	GPT3JAX_FUZZ=10000 $(BIN)/python -m pytest -n 2 --dist loadfile tests/faults tests/train/test_checkpoint.py
+	$(BIN)/python tests/faults/kills.py --kills 200
 
 demo: install  ## data, tokenizer, training, samples: the main job
 	$(BIN)/gpt3jax data prepare --corpus python-library --out $(DATA) --context 256 --vocabulary 2048

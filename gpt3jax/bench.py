@@ -1,4 +1,4 @@
-"""How fast this machine trains, writes and reads, at the shape of an experiment.
+"""How fast this machine trains, writes, reads and saves, at the shape of an experiment.
 
 MFU convention, printed with each figure: model FLOPs are 6 per matrix element
 and token (the tied head included, embedding lookups not) plus 12 per visible
@@ -9,11 +9,14 @@ figure, it is the rate of a 2048 x 2048 float32 product measured just before.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,7 +33,9 @@ from gpt3jax.model import table as model_table
 from gpt3jax.model.decode import Sampling
 from gpt3jax.plan.chips import peak_flops
 from gpt3jax.plan.choose import mesh_for
-from gpt3jax.train.state import sharded_state
+from gpt3jax.train.checkpoint import Checkpoints, leaves_of
+from gpt3jax.train.seal import Seal
+from gpt3jax.train.state import abstract_state, sharded_state
 from gpt3jax.train.step import compile_train_step
 
 PRODUCT = 2048
@@ -48,7 +53,9 @@ class RandomTokens:
 
 def bench(what: str, experiment: Experiment, repeats: int, *, as_json: bool) -> None:
     """Measure and print; each figure is the median of `repeats`."""
-    measure = {"train": bench_train, "decode": bench_decode, "data": bench_data}[what]
+    measure = {
+        "train": bench_train, "decode": bench_decode, "data": bench_data, "save": bench_save,
+    }[what]  # fmt: skip
     figures = {
         "what": what,
         "parameters": model_table.count(experiment.model),
@@ -129,6 +136,32 @@ def bench_data(experiment: Experiment, repeats: int) -> dict[str, Any]:
     seconds = _median_seconds(lambda: [next(batches) for _ in range(BATCHES)], repeats)
     batches.close()
     return {"tokens_per_s": BATCHES * size * context / seconds, "batch_sequences": size}
+
+
+def bench_save(experiment: Experiment, repeats: int) -> dict[str, Any]:
+    """A checkpoint written and read, in a temporary folder here: seconds, and the hashes' share."""
+    mesh, _ = mesh_for(experiment)
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory(dir=".") as folder:
+        checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=1)
+        state = sharded_state(experiment, mesh)
+        steps = itertools.count(1)
+
+        def save() -> None:
+            checkpoints.save(state, Seal(next(steps), 0, (), "", {}, {}), lambda _: None)
+            checkpoints.wait()
+
+        save_s = _median_seconds(save, repeats)
+        hash_s = _median_seconds(lambda: leaves_of(state), repeats)
+        last, abstract = checkpoints.steps()[-1], abstract_state(experiment, mesh)
+        restore_s = _median_seconds(lambda: checkpoints.restore(last, abstract), repeats)
+        checkpoints.close()
+    return {
+        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
+        "save_s": save_s,
+        "hash_s": hash_s,
+        "hash_share": hash_s / save_s,
+        "restore_s": restore_s,
+    }
 
 
 def _median_seconds(work: Callable[[], Any], repeats: int) -> float:

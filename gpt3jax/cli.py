@@ -7,9 +7,14 @@ after saving.
 from __future__ import annotations
 
 import inspect
+import io
+import itertools
+import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -49,7 +54,7 @@ def parse(name: str, arguments: Sequence[str]) -> dict[str, Any]:
         file = next((word for word in rest if word.endswith(".py")), None)
         is_optional = parameters["experiment"].default is None
         if file is None and not is_optional:
-            words = "FILE.py" if "what" not in parameters else "train|decode|data FILE.py"
+            words = "FILE.py" if "what" not in parameters else "train|decode|data|save FILE.py"
             if "--help" in rest or "-h" in rest:
                 print(f"usage: {prog} {words} [options]\n\n{inspect.getdoc(function)}")
                 raise SystemExit(0)
@@ -60,6 +65,8 @@ def parse(name: str, arguments: Sequence[str]) -> dict[str, Any]:
             rest.remove(file)
             fields["experiment"] = load_experiment(file)
         prog += f" {file or '[FILE.py]'}"
+
+    _refuse_empty_paths(rest, parameters)
 
     def call(**values: Any) -> dict[str, Any]:
         return values
@@ -73,6 +80,14 @@ def parse(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return tyro.cli(call, args=rest, prog=prog)
+
+
+def _refuse_empty_paths(words: Sequence[str], parameters: Mapping[str, inspect.Parameter]) -> None:
+    """A name that is empty, as of a variable that is not set, would be the folder we are in."""
+    names = [name for name, parameter in parameters.items() if "Path" in str(parameter)]
+    for flag, word in itertools.pairwise(words):
+        if flag.removeprefix("--").replace("-", "_") in names and not word:
+            raise ConfigError(f"{flag} is empty: it names a file or folder. Name one, or . (here)")
 
 
 def _for_tyro(parameter: inspect.Parameter, fields: dict[str, Any]) -> inspect.Parameter:
@@ -96,6 +111,9 @@ def _summary(function: Callable[..., Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # Names of files need not be UTF-8.
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help", "help"):
@@ -104,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"gpt3jax {__version__}")
         return 0
+    if not debug:
+        _speak_plainly()
     try:
         return _dispatch(words)
     except BrokenPipeError:
@@ -117,6 +137,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+
+
+def _speak_plainly() -> None:
+    """Warnings in a line; and no pages from libraries' threads: what failed reaches us, too."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -137,7 +165,8 @@ def _dispatch(words: list[str]) -> int:
 def one_line(error: Exception) -> str:
     """An error as one line, fit for a terminal; a library's is shown with its kind."""
     text = " ".join(str(error).split())
-    text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    # What a file holds must not steer the terminal.
+    text = "".join(each if each.isprintable() else "\ufffd" for each in text)
     if isinstance(error, ConfigError | RunError):
         return cut(text, LINE)
     hint = " (--debug shows where)"

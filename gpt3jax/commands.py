@@ -14,11 +14,15 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.config import MOST_WINDOWS, ConfigError, Experiment
 from gpt3jax.run import Changes
 from gpt3jax.sharding.cluster import Hosts
 
 DEFAULT_CORPUS = "python-library"
+MOST_BATCHES = 10**12
+MOST_SAMPLES = 4096
+"""Written together: more would not fit."""
+LONGEST_PROMPT = 1 << 20
 
 
 def data_prepare(
@@ -85,6 +89,9 @@ def data_show(
       batch_sequences: Windows in a batch; of a run, the run's own are taken.
       seed: Of the order; of a run, the run's own is taken.
     """
+    _check_range(0, MOST_BATCHES, batch=batch)
+    _check_range(1, MOST_WINDOWS, rows=rows, batch_sequences=batch_sequences)
+    _check_range(0, 2**32 - 1, seed=seed)
     from gpt3jax.config import Data, Source
     from gpt3jax.data import loader
     from gpt3jax.data.manifest import TOKENIZER, load_manifest
@@ -148,15 +155,23 @@ def generate(
       step: The checkpoint; the newest if not given.
       json: One JSON object with the prompt and the texts.
     """
-    from gpt3jax.write import write
-
+    _check_range(0, 2**32 - 1, seed=seed)
+    _check_range(1, MOST_SAMPLES, samples=samples)
     if prompt is not None and prompt_file is not None:
         raise ConfigError("--prompt and --prompt-file are both given: which is it? Drop one")
     if prompt_file:
         try:
-            prompt = prompt_file.read_text(encoding="utf-8")
+            with prompt_file.open(encoding="utf-8") as file:
+                prompt = file.read(LONGEST_PROMPT + 1)  # A device has no end.
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--prompt-file cannot be read: {error}. Check it") from error
+        if len(prompt) > LONGEST_PROMPT:
+            raise ConfigError(
+                f"--prompt-file {prompt_file} is too long: over {LONGEST_PROMPT:,} letters no "
+                "model reads. Give its end"
+            )
+    from gpt3jax.write import write
+
     write(
         run, prompt or "", new_tokens=new_tokens, samples=samples, temperature=temperature,
         top_k=top_k, top_p=top_p, stop=stop, seed=seed, beams=beams, step=step, as_json=json,
@@ -181,12 +196,12 @@ def report(runs: Positional[tuple[Path, ...]], out: Path | None = None, json: bo
 
 
 def bench(
-    what: Positional[Literal["train", "decode", "data"]],
+    what: Positional[Literal["train", "decode", "data", "save"]],
     experiment: Experiment,
     repeats: int = 5,
     json: bool = False,
 ) -> None:
-    """Measure training, generation or the data pipeline at the shape of an experiment.
+    """Measure training, generation, the data pipeline or saving at the shape of an experiment.
 
     Examples:
       gpt3jax bench train experiments/tiny.py
@@ -194,12 +209,13 @@ def bench(
 
     Args:
       what: train: whole steps on random tokens. decode: cached generation of one sample, random
-        weights. data: the loader alone, which needs the experiment's prepared data.
+        weights. data: the loader alone, which needs the experiment's prepared data. save: a
+        checkpoint, and its hashes.
       experiment: The experiment.
       repeats: Timed repetitions; the median is reported.
       json: Print the figures as JSON.
     """
-    if what == "train":
+    if what in ("train", "save"):
         from gpt3jax.memory import keep_freed_memory
 
         keep_freed_memory()
@@ -236,6 +252,8 @@ def plan(
       price: Dollars per chip and hour, instead of the list price.
       json: Print all figures as JSON.
     """
+    _check_range(1, 10**15, budget=1 if budget is None else budget)
+    _check_range(0.001, 10**6, price=1 if price is None else price)
     from gpt3jax.plan import planner, show, slices
 
     if budget is not None:
@@ -279,18 +297,22 @@ def train(
       changes: To a run that is there; each is recorded in its ledger.
     """
     began = time.time()
+    _check_range(0, 10**9, stuck_after=stuck_after)
+    _check_range(0, MOST_BATCHES, skip=changes.skip, rewind_to=changes.rewind_to or 0)
     from gpt3jax.sharding.cluster import is_likely, join
-    from gpt3jax.train.folder import data_identity
+    from gpt3jax.train.folder import check_writable, data_identity
 
+    path = run or Path("runs") / experiment.name
     if not is_likely(hosts):
-        data_identity(experiment)  # What the data forbids is said before jax is imported.
+        # What data and disk forbid is said before jax is imported.
+        check_writable(path)
+        data_identity(experiment)
     from gpt3jax.memory import keep_freed_memory
 
     keep_freed_memory()
     join(hosts)
     from gpt3jax.write import train_and_tell
 
-    path = run or Path("runs") / experiment.name
     return train_and_tell(experiment, path, stuck_after, changes, began)
 
 
@@ -330,6 +352,15 @@ def verify(run: Positional[Path], replay: str | None = None, json: bool = False)
     from gpt3jax.verify import verify as run_verify
 
     return run_verify(run, replay, as_json=json)
+
+
+def _check_range(least: float, most: float, **values: float) -> None:
+    """Refuse the first of these flags that lies outside."""
+    for name, value in values.items():
+        if not least <= value <= most:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is {value}: it is from {least} to {most:,}. Change it"
+            )
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

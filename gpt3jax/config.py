@@ -67,15 +67,13 @@ def _check_numbers(config: Any, group: str, **minimum: float) -> None:
     for name, least in minimum.items():
         value = getattr(config, name)
         flag = f"--{group}.{name.replace('_', '-')}"
-        # Compared first: a whole number may be too large to be made a float.
-        _check(
-            not value > LARGEST or value == math.inf,
-            f"{flag} is {cut(str(value), 40)}: no machine does that much. Lower it",
-        )
-        _check(math.isfinite(value), f"{flag} is {value}: it must be a finite number. Give one")
+        # A whole number may be too large to be made a float.
+        is_finite = isinstance(value, int) or math.isfinite(value)
+        _check(is_finite, f"{flag} is {value}: it must be a finite number. Give one")
         is_whole = isinstance(value, int) or config.__annotations__[name] != "int"
         _check(is_whole, f"{flag} is {value}: it counts something. Give a whole number")
         _check(value >= least, f"{flag} is {value}: it must be at least {least}. Raise it")
+        _check(value <= LARGEST, f"{flag} is {value}: no machine does that much. Lower it")
 
 
 def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:

@@ -67,10 +67,12 @@ def _named(path: Path) -> Iterator[None]:
     """Turn what an experiment file raises into a ConfigError that names file and line."""
     try:
         yield
-    except (ConfigError, KeyboardInterrupt):
+    except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit, too: it would end us without a word.
         where = f"{path}{_line_of(error, path)}"
+        if isinstance(error, ConfigError):
+            raise ConfigError(f"{where}: {error}") from error
         try:
             said = f": {error}".removesuffix(": ")
         except Exception:  # Its own way to say what it is may be broken.

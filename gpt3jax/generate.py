@@ -72,8 +72,9 @@ class Generator:
     ) -> Iterator[np.ndarray]:
         """Yield `new_tokens` arrays [rows] of token ids; each row is its own sample.
 
-        The same seed gives the same tokens. An empty prompt starts a new document.
+        The same seed (below 2^32) gives the same tokens. An empty prompt starts a new document.
         """
+        seed = np.uint32(seed)  # Of a Python integer jax makes an int32, if it can.
         history = [np.full(rows, token, np.int32) for token in self._or_start(prompt)]
         logits, cache, filled = self._read(history, self.model.context, rows)
         token = self._draw(logits, seed, len(history), sampling)
@@ -167,6 +168,13 @@ class Generator:
         return sorted(finished, key=lambda found: -found.score)[:width]
 
     def _or_start(self, prompt: Sequence[int]) -> list[int]:
+        """The prompt, or the token that starts a document. An array would clamp ids in silence."""
+        wrong = [token for token in prompt if not 0 <= token < self.model.vocabulary]
+        if wrong:
+            raise ConfigError(
+                f"token id {wrong[0]} is not in the model: its vocabulary is "
+                f"{self.model.vocabulary}. Use the model's tokenizer"
+            )
         return list(prompt) or [self.tokenizer.end_of_text]
 
     def _read(

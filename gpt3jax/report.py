@@ -21,7 +21,7 @@ from rich.table import Table
 from gpt3jax.config import ConfigError
 from gpt3jax.goodput import goodput
 from gpt3jax.report_page import Curve, draw_figures, page
-from gpt3jax.run import Run, open_run, read_events
+from gpt3jax.run import Run, check_plain, open_run, read_events
 
 SMOOTHED = 10
 """Records whose mean is the final training loss."""
@@ -101,6 +101,8 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, as_json: bool
     cells = [(row.name, row.cells()) for row in rows]
     samples = [(name, _samples(run)) for name, run in zip(names, opened, strict=True)]
     folder = out or opened[0].path / "report"
+    if out is None:
+        check_plain(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         figures = draw_figures(curves, folder)
@@ -162,6 +164,7 @@ def _begun(events: list[dict[str, Any]], words: str) -> str:
 def _samples(run: Run) -> list[tuple[int, str]]:
     """Step and text of the first and the last sample, or of the only one."""
     files = {int(f.stem): f for f in run.samples.glob("*.txt") if f.stem.isdecimal()}
+    check_plain(run.samples)
     ends = sorted(files)[:1] + sorted(files)[1:][-1:]
     return [(step, files[step].read_text(encoding="utf-8", errors="replace")) for step in ends]
 

@@ -172,18 +172,24 @@ def read_records(file: Path) -> list[dict[str, Any]]:
     """Objects of a JSON-lines file, in their order; none if there is no file.
 
     A line that a crash left half-written, or that is damaged, is skipped; NaN
-    and infinities are None.
+    and infinities are None. Raises as `read_lines`.
+    """
+    records = map(parse_record, read_lines(file))
+    return [record for record in records if record is not None]
+
+
+def read_lines(file: Path) -> list[str]:
+    """Lines of a file; none if it is not there.
 
     Raises:
-      ConfigError: it cannot be read at all.
+      ConfigError: it cannot be read.
     """
     try:
-        lines = stored.read_bytes(file, LONGEST_LOG).decode(errors="replace").splitlines()
+        return stored.read_bytes(file, LONGEST_LOG).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read: {error}. Restore it or delete it") from error
-    return [record for line in lines if (record := parse_record(line)) is not None]
 
 
 def read_events(ledger: Path) -> list[dict[str, Any]]:
@@ -213,6 +219,26 @@ def open_run(path: str | Path) -> Run:
             "Name the folder that `gpt3jax train` printed"
         )
     return run
+
+
+def check_plain(folder: Path, *left_out: str) -> None:
+    """Refuse a folder with links, FIFOs or devices in it: what is written there would go elsewhere.
+
+    Args:
+      folder: need not be there.
+      left_out: names of folders that are not looked at.
+
+    Raises:
+      ConfigError: it has one, which is named.
+    """
+    for here, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in left_out]
+        for path in (Path(here, name) for name in folders + files):
+            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                raise ConfigError(
+                    f"{path} is a link or a device: what is written there goes elsewhere. Put a "
+                    "plain file or folder in its place"
+                )
 
 
 def write_whole(path: Path, text: str) -> None:

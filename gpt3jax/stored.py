@@ -117,8 +117,8 @@ def _is_one(value: Any, kind: Any) -> bool:
     """Whether a value is of a type that has no parts."""
     if kind is Any or isinstance(value, bool):
         return kind in (Any, bool)
-    if kind is Count:
-        return isinstance(value, int) and 0 <= value < 2**63
+    if kind in (int, Count):
+        return isinstance(value, int) and (0 if kind is Count else -(2**63)) <= value < 2**63
     if kind is float:
         # Compared, since an int may be too large to be made a float.
         return isinstance(value, int | float) and -math.inf < value < math.inf

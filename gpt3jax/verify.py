@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,18 +116,23 @@ def _check(run: Run, checkpoints: Checkpoints, step: int, abstract: TrainState) 
 
 
 def _span(steps: str) -> tuple[int, int]:
-    first, _, last = steps.partition(":")
-    if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+    found = re.fullmatch(r"([0-9]{1,15}):([0-9]{1,15})", steps)
+    if not found or int(found[1]) >= int(found[2]):
         raise ConfigError(f"--replay is {steps!r}: it is two steps. Write it as 100:110")
-    return int(first), int(last)
+    return int(found[1]), int(found[2])
 
 
 def _replayed(run: Run, first: int, last: int) -> list[Verdict]:
     """Steps first+1 to last, done again from the newest checkpoint at or before `first`."""
     checkpoints = Checkpoints(run.checkpoints)
+    done = max([0, *checkpoints.steps(), *(record["step"] for record in run.metrics())])
+    if last > done:
+        raise ConfigError(f"--replay ends at {last}: the run is at step {done}. Name steps it did")
     begin = max((step for step in checkpoints.steps() if step <= first), default=0)
     found = replay(run, checkpoints, begin, last)
-    verdicts = [Verdict(f"step {step}", what, False) for step, what in found.differences]
+    verdicts = [
+        Verdict(f"step {step}", what, False) for step, what in found.differences if step > first
+    ]
     begun = [event for event in ledger.read(run.ledger_file) if "mesh" in event]
     others = {json.dumps(event["mesh"]) for event in begun} - {json.dumps(found.mesh)}
     if others:

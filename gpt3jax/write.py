@@ -114,7 +114,7 @@ def train_and_tell(
 
 def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:
     """How training ended: before and after side by side, the figures, and what to type next."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     run = Run(path)
     step = outcome.position.step
     if outcome.signal:

@@ -333,3 +333,11 @@ def test_a_beam_step_takes_the_best_of_all_continuations_of_all_beams():
 )
 def test_the_length_penalty_is_the_papers(length, penalty):
     assert float(decode.length_penalty(length, 0.6)) == pytest.approx(penalty, abs=1e-6)
+
+
+@pytest.mark.parametrize("token", [-1, MODEL.vocabulary])
+def test_ids_that_the_model_does_not_have_are_an_error(generator, token):
+    """JAX would take the nearest one in silence."""
+    for draw in (generator.tokens, generator.beam_search):
+        with pytest.raises(ConfigError, match=f"token id {token} is not in the model"):
+            list(draw([*PROMPT, token], new_tokens=1))

@@ -66,7 +66,9 @@ def _open_files(spec: str, field: str) -> Corpus:
     for key, path in _find(spec):
         try:
             status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):
+            if stat.S_ISDIR(status.st_mode):
+                skipped.append(Skipped(key, "unreadable"))
+            elif not stat.S_ISREG(status.st_mode):
                 skipped.append(Skipped(key, "not a regular file"))
             elif path.endswith(".jsonl"):
                 parts += cut("jsonl", path, key, status.st_size, PART_BYTES)

@@ -11,13 +11,19 @@ from gpt3jax.data.documents import Document, Part, Skipped, decode_document, row
 
 
 def walk(folder: str) -> Iterator[tuple[str, str]]:
-    """(path within the folder, path) of every file under it that is not hidden."""
-    for here, folders, files in os.walk(folder):
+    """(path within the folder, path) of every file under it that is not hidden.
+
+    A folder that cannot be read is given as a file would be.
+    """
+    closed: list[str] = []
+    for here, folders, files in os.walk(folder, onerror=lambda e: closed.append(e.filename)):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if not name.startswith("."):
                 path = os.path.join(here, name)
                 yield os.path.relpath(path, folder).replace(os.sep, "/"), path
+    for path in closed:
+        yield os.path.relpath(path, folder).replace(os.sep, "/"), path
 
 
 def cut(kind: str, path: str, key: str, size: int, limit: int) -> list[Part]:

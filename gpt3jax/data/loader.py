@@ -81,9 +81,7 @@ def identity(data: Data, seed: int, context: int) -> dict[str, Any]:
     }
 
 
-def windows(
-    data: Data, seed: int, context: int, skips: Sequence[tuple[int, int]] = ()
-) -> Windows:
+def windows(data: Data, seed: int, context: int, skips: Sequence[tuple[int, int]] = ()) -> Windows:
     """The training order of a mixture; `skips` are (from which sequence on, how many windows).
 
     Every source is shuffled anew in each epoch and gives each window once per

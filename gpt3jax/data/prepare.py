@@ -34,6 +34,9 @@ SHARD_BYTES = 4 << 20
 SHARDS = 256
 """Shards at most: a reader keeps every one open."""
 
+LARGEST = 10_000_000
+"""Context or vocabulary."""
+
 Progress = Callable[[str, float], None]
 
 
@@ -69,7 +72,7 @@ def prepare(
       ConfigError: the request cannot work, or `out` holds something else.
     """
     workers = workers or os.cpu_count() or 1
-    _check(context, validation_fraction, workers)
+    _check(out, context, vocabulary, validation_fraction, workers)
     given = Tokenizer.load(tokenizer) if tokenizer else None
     corpus = open_corpus(corpus_spec, field)
     settings = {
@@ -95,9 +98,18 @@ def prepare(
     return load_manifest(out)
 
 
-def _check(context: int, validation_fraction: float, workers: int) -> None:
+def _check(
+    out: str, context: int, vocabulary: int, validation_fraction: float, workers: int
+) -> None:
+    if not out.isprintable():
+        raise ConfigError(
+            f"--out is {out!r}: shards take a name that is text, on one line. Choose another"
+        )
     if context < 1:
         raise ConfigError(f"--context is {context}: a window has at least 1 token. Raise it")
+    for flag, value in (("--context", context), ("--vocabulary", vocabulary)):
+        if value > LARGEST:
+            raise ConfigError(f"{flag} is {value}: over {LARGEST:,} no model has. Lower it")
     if not 0 <= validation_fraction < 1:
         raise ConfigError(
             f"--validation-fraction is {validation_fraction}: it is a share from 0 to below 1. "

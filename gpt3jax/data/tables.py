@@ -33,7 +33,7 @@ def parquet_parts(path: str, key: str, field: str) -> list[Part]:
     try:
         with pq.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, ValueError) as error:  # Names in it need not be UTF-8.
         raise OSError(f"not Parquet: {error}") from error
     _check_field(path, field, schema.names)
     kind = schema.field(field).type
@@ -64,7 +64,7 @@ def read_parquet(part: Part, field: str) -> Iterator[Document | Skipped]:
                 for raw in batch.column(0).cast(pa.large_binary()).to_pylist():
                     yield decode_document(f"{part.key}:{row}", raw or b"")
                     row += 1
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         yield Skipped(part.key, "unreadable", str(error))
 
 

@@ -199,6 +199,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> bytes:
             f"Use {SMALLEST_VOCABULARY} or more"
         )
     sentences = _spell_out_rare(list(_sentences(texts)), (vocabulary - SPECIAL_PIECES) // 2)
+    if sentences and not any(" " in sentence for sentence in sentences):
+        # A space must have an id: spelled in bytes, it would come back as U+2581.
+        sentences.append(" ")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

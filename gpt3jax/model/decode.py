@@ -31,9 +31,9 @@ class Sampling:
     """Keep the fewest tokens whose probability adds up to this."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
+        if not (self.temperature == 0 or 1e-6 <= self.temperature < float("inf")):
             raise ConfigError(
-                f"--temperature is {self.temperature}: it must be 0 or more. Change it"
+                f"--temperature is {self.temperature}: it must be 0, or 1e-6 or more. Change it"
             )
         if self.top_k < 0:
             raise ConfigError(f"--top-k is {self.top_k}: it must be 0 or more. Change it")

@@ -212,5 +212,6 @@ def show_budget(experiment: Experiment, dollars: float, *, as_json: bool) -> Non
 
 def wide_console() -> Console:
     """Tables whole where nobody looks at the width (pipes, files)."""
-    console = Console(highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(width=140, highlight=False, soft_wrap=True)
+    look = {"highlight": False, "markup": False, "soft_wrap": True}
+    console = Console(**look)
+    return console if console.is_terminal else Console(width=140, **look)

@@ -10,12 +10,14 @@ on disk is in some leaf's hash, and a damaged file names its leaf.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +33,8 @@ from gpt3jax.train.fingerprint import as_hex, fingerprints, named_leaves
 from gpt3jax.train.seal import DamagedError, Leaf, Seal
 from gpt3jax.train.state import TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)
+# What it logs as an error, it raises, too.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 Loaded = TypeVar("Loaded")
 Tell = Callable[[int, str], None]
@@ -59,9 +62,12 @@ class Checkpoints:
         self.folder, self._keep = folder.absolute(), keep
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="save")
         self._saving: Future[None] | None = None
+        self._inode = 0
         if keep is not None and hosts.is_first():
-            for rest in (*self.folder.glob("*.saving*"), *self.folder.glob("*.pruned")):
-                shutil.rmtree(rest, ignore_errors=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._inode = self.folder.stat().st_ino
+            self._clear("*.saving*")
+            self._clear("*.pruned*")
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending; whether it is whole is not looked at."""
@@ -115,7 +121,7 @@ class Checkpoints:
                         on_saved(sealed)
                         self._prune()
                 except Exception:
-                    shutil.rmtree(unfinished, ignore_errors=True)
+                    self._clear(f"{unsealed.step}.saving*")
                     raise
 
         self._saving = self._saver.submit(commit)
@@ -189,6 +195,9 @@ class Checkpoints:
     def close(self) -> None:
         """No more saves; alone, wait for the one under way. Of several hosts, one may be gone."""
         self._saver.shutdown(wait=jax.process_count() == 1)
+        if self._keep is not None and jax.process_count() == 1:
+            # Threads of a failed save may still have been writing when it was cleared.
+            self._clear("*.saving*")
 
     def _restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         expected = seal.read(self.path(step)).leaves
@@ -215,18 +224,28 @@ class Checkpoints:
         if not hosts.is_first():
             return
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        try:
-            free = shutil.disk_usage(self.folder.parent).free
-        except OSError as error:
-            raise SaveError(_failed(step, error)) from error
+        with _saving(step):
+            self._check_is_there()
+            free = shutil.disk_usage(self.folder).free
         if free < need:
             raise SaveError(
-                f"checkpoint {step} needs {need / 1e9:.3g} GB, but {self.folder.parent} has "
+                f"checkpoint {step} needs {need / 1e9:.3g} GB, but {self.folder} has "
                 f"{free / 1e9:.3g} GB free. Free some; older checkpoints are whole"
             )
 
+    def _check_is_there(self) -> None:
+        """Refuse to make a folder again that somebody has removed or unmounted."""
+        if self.folder.stat().st_ino != self._inode:
+            raise FileNotFoundError(errno.ENOENT, f"{self.folder} is another folder than before")
+
+    def _clear(self, pattern: str) -> None:
+        with suppress(OSError):
+            for rest in self.folder.glob(pattern):
+                shutil.rmtree(rest, ignore_errors=True)
+
     def _name(self, unfinished: Path, step: int) -> None:
         """The moment from which the checkpoint is there."""
+        self._check_is_there()
         if self.path(step).exists():
             self.set_aside(step, "stray")
         os.rename(unfinished, self.path(step))
@@ -260,11 +279,20 @@ def _saving(step: int) -> Iterator[None]:
 
 
 def _failed(step: int, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:90]
     return (
-        f"checkpoint {step} could not be written: {type(error).__name__}: {reason}. "
+        f"checkpoint {step} could not be written: {_reason(error)}. "
         "Older ones are whole; mend the disk and relaunch"
     )
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, also where TensorStore has it in the middle of a page."""
+    for each in _chain(error):
+        if isinstance(each, OSError) and each.strerror:
+            return each.strerror
+        if code := re.search(r"os_error_code='(\d+)'", str(each)):
+            return os.strerror(int(code[1]))
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:90]}"
 
 
 def _plain_files() -> ocp.Context:

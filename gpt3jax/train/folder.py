@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from gpt3jax.config import ConfigError, Experiment, short_hash
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import TOKENIZER, load_manifest
-from gpt3jax.run import Run, write_whole
+from gpt3jax.run import Run, check_plain, write_whole
 from gpt3jax.train import ledger
 
 SHAPES = {
@@ -42,6 +42,17 @@ def data_identity(experiment: Experiment) -> dict[str, Any]:
             f"would have no embedding. Use {tokens} or more"
         )
     return identity
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a folder for a run that cannot be written, before anything takes time.
+
+    Raises:
+      ConfigError: neither it nor the folder that it would be made in can be.
+    """
+    there = next(each for each in (path, *path.absolute().parents) if os.path.exists(each))
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ConfigError(f"{path} cannot be written: {there} is not ours. Choose another --run")
 
 
 def create_or_check(
@@ -136,10 +147,12 @@ def only_one(run: Run) -> Iterator[None]:
     """Hold the run's lock; the kernel frees it when the process ends, however it ends.
 
     Raises:
-      ConfigError: another process trains this run, or the folder cannot be written.
+      ConfigError: another process trains this run, or the folder cannot be written, or only
+        through a link.
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
+        check_plain(run.path, run.checkpoints.name)
         lock = run.lock_file.open("a+")
     except OSError as error:
         raise ConfigError(f"{run.path} cannot be written: {error}. Choose another --run") from error

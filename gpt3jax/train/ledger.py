@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpt3jax import __version__
 from gpt3jax.run import read_events
@@ -17,12 +18,20 @@ from gpt3jax.run import read_events
 
 def record(path: Path, event: str, **facts: Any) -> None:
     """Append an event with its time (seconds since 1970). A full disk costs it, not the run."""
-    line = json.dumps({"event": event, "time": round(time.time(), 3), **facts})
+    line = json.dumps({"event": event, "time": round(time.time(), 3), **facts}) + "\n"
     try:
-        with path.open("a") as file:
-            file.write(line + "\n")
+        with path.open("ab+") as file:
+            # Behind a line that a kill has torn, this one would be lost, too.
+            if file.tell() and not _ends_a_line(file):
+                line = "\n" + line
+            file.write(line.encode())
     except OSError as error:
         warnings.warn(f"{path} was not written ({event}): {error}", stacklevel=2)
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -141,10 +141,12 @@ class Loop:
 
     def _rest(self, state: TrainState) -> None:
         """Between two steps, nothing under way: save first, so that a kill costs least."""
-        if self._save_is_due():
+        if saved := self._save_is_due():
             self._save(state)
         if self._evaluation_is_due() and not self.is_stopping:
             self._evaluate(state)
+            if self.is_stopping and not saved:
+                self._save(state)
         self.meter.restart()
 
     def _save(self, state: TrainState) -> None:

@@ -23,7 +23,7 @@ import jax
 from gpt3jax.config import Model
 from gpt3jax.model.table import flops_per_token
 from gpt3jax.plan.chips import peak_flops
-from gpt3jax.run import is_logged, parse_record
+from gpt3jax.run import is_logged, parse_record, read_lines
 from gpt3jax.sharding import hosts
 
 
@@ -89,10 +89,10 @@ def _told(what: str) -> Iterator[None]:
 
 def cut_after(file: Path, step: int) -> None:
     """Drop the records after a step, and a line that a crash left half-written."""
-    if not file.exists():
+    lines, kept = read_lines(file), []
+    if not lines:
         return
-    kept = []
-    for line in file.read_text(errors="replace").splitlines():
+    for line in lines:
         record = parse_record(line)
         if record and is_logged(record) and record["step"] <= step:
             kept.append(line + "\n")

@@ -58,13 +58,14 @@ def replay(run: Run, checkpoints: Checkpoints, begin: int, last: int) -> Replay:
                 batch = stepper.next_batch()
                 state, metrics = stepper.step(state, batch)
                 step, found = batch.after.step, _numbers(batch, metrics)
-                known = {name: logged.get(step, {}).get(name) for name in COMPARED}
+                record = logged.get(step, {})
+                known = {name: record[name] for name in COMPARED if name in record}
                 if step in states:
                     known["state"] = states[step].state
                     found["state"] = _state_hash(states[step], state)
+                compared += len(known)
                 for name, value in known.items():
-                    compared += value is not None
-                    if value is not None and value != found[name]:
+                    if value != found[name]:
                         differences.append((step, f"{name} was {value}, is {found[name]}"))
                 if found["loss"] is None or found["grad_norm"] is None:
                     # Its update was left out: the state is still the one that made it.

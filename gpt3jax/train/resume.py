@@ -31,8 +31,8 @@ def furthest(checkpoints: Checkpoints) -> Position:
 
 def restore(
     run: Run, experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, tell: Tell
-) -> tuple[TrainState, Position] | None:
-    """The newest state that can be trusted; None where the run has no checkpoint at all.
+) -> tuple[TrainState, Seal] | None:
+    """The newest state that can be trusted, and its seal; None where there is no checkpoint.
 
     One that cannot is told, entered in the ledger and renamed, so that its step
     can be saved again.
@@ -43,10 +43,10 @@ def restore(
     abstract = abstract_state(experiment, mesh)
     known = hosts.on_first(lambda: identities(run))
 
-    def load(step: int) -> tuple[TrainState, Position]:
+    def load(step: int) -> tuple[TrainState, Seal]:
         found = seal.read(checkpoints.path(step))
         check_is_own(found, step, known)
-        return checkpoints.restore(step, abstract), Position(found.step, found.sequences)
+        return checkpoints.restore(step, abstract), found
 
     passed_over: list[int] = []
 

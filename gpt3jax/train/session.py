@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +24,12 @@ from gpt3jax.train.folder import (
     check_is_shared,
     create_or_check,
     data_identity,
+    differences,
     only_one,
 )
 from gpt3jax.train.loop import Loop, evaluation_is_owed
 from gpt3jax.train.schedule import is_done
-from gpt3jax.train.state import sharded_state
+from gpt3jax.train.state import TrainState, sharded_state
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,10 @@ def train(
         held.callback(kept.close)
         kept.enter("restore")
         notes: list[str] = []
-        found = resume.restore(run, experiment, mesh, checkpoints, _teller(notes))
-        state, position = found or (sharded_state(experiment, mesh), Position())
+        state, position = _begin(run, experiment, mesh, checkpoints, notes)
         if hosts.is_first():
             ledger.record(
-                run.ledger_file, "resume" if found else "start", step=position.step,
+                run.ledger_file, "resume" if position.step else "start", step=position.step,
                 mesh=dict(mesh.shape), why=why, device=jax.devices()[0].device_kind,
                 hosts=jax.process_count(), **ledger.code_version(),
             )  # fmt: skip
@@ -153,6 +152,28 @@ def _prepare(
     resume.set_rewound_aside(run, checkpoints)
 
 
+def _begin(
+    run: Run,
+    experiment: Experiment,
+    mesh: jax.sharding.Mesh,
+    checkpoints: Checkpoints,
+    notes: list[str],
+) -> tuple[TrainState, Position]:
+    """The state to go on from; `notes` gets what there is to say of it."""
+
+    def tell(step: int, what: str) -> None:
+        notes.append(f"checkpoint {step} is damaged and was passed over: {what}")
+
+    found = resume.restore(run, experiment, mesh, checkpoints, tell)
+    if found is None:
+        return sharded_state(experiment, mesh), Position()
+    state, sealed = found
+    if changed := differences(sealed.code, ledger.code_version()):
+        what = "; ".join(map(str, changed))
+        notes.append(f"since the checkpoint, {what}: losses may differ in their last bits")
+    return state, Position(sealed.step, sealed.sequences)
+
+
 def _is_finished(run: Run, at: Position, experiment: Experiment) -> bool:
     tokens = at.sequences * experiment.model.context
     return (
@@ -160,10 +181,3 @@ def _is_finished(run: Run, at: Position, experiment: Experiment) -> bool:
         and is_done(at.step, tokens, experiment)
         and not evaluation_is_owed(run, at, experiment)
     )
-
-
-def _teller(notes: list[str]) -> Callable[[int, str], None]:
-    def tell(step: int, what: str) -> None:
-        notes.append(f"checkpoint {step} is damaged and was passed over: {what}")
-
-    return tell

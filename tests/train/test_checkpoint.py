@@ -83,7 +83,7 @@ def found_parts(state):
 
 
 def test_every_flipped_bit_is_found(run):
-    """Of any file, by its bytes; and of values by their leaf alone, as in files too large to hash."""
+    """Of any file by its bytes; of values also by their leaf alone, as in files of gigabytes."""
     run, experiment = run
     mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
     abstract, checkpoints = abstract_state(experiment, mesh), Checkpoints(run.checkpoints)
@@ -176,7 +176,8 @@ def test_stray_folders_are_no_checkpoints(run):
     (run.checkpoints / "5" / "notes.txt").write_text("mine")
     (run.checkpoints / "7.saving").mkdir()
     assert Checkpoints(run.checkpoints).steps() == [2, 4]
-    assert train(changed(experiment, train={"steps": 6, "save_every": 1}), run.path).steps_taken == 2
+    longer = changed(experiment, train={"steps": 6, "save_every": 1})
+    assert train(longer, run.path).steps_taken == 2
     assert Checkpoints(run.checkpoints).steps() == [4, 5, 6]
     assert (run.checkpoints / "5.stray" / "notes.txt").read_text() == "mine"
     assert not (run.checkpoints / "7.saving").exists()
@@ -290,11 +291,20 @@ def test_a_save_that_fails_once_is_tried_again(run, monkeypatch, capsys):
     monkeypatch.setattr(seal.Seal, "write", fails_once)
     train(changed(experiment, train={"steps": 9, "save_every": 2}), run.path)
     assert failed == [6]
-    assert "checkpoint 6 could not be written: OSError: [Errno 5]" in capsys.readouterr().out
+    assert "checkpoint 6 could not be written: Input/output error" in capsys.readouterr().out
     steps = Checkpoints(run.checkpoints).steps()
     assert steps[-2:] == [8, 9] and not list(run.checkpoints.glob("*.saving*"))
     failures = [each for each in ledger.read(run.ledger_file) if each["event"] == "save failed"]
     assert len(failures) == 1
+
+
+def test_other_code_than_the_checkpoints_is_said(run, monkeypatch, capsys):
+    run, experiment = run
+    now = ledger.code_version()
+    monkeypatch.setattr(ledger, "code_version", lambda: now | {"jaxlib": "9.9.9"})
+    train(changed(experiment, train={"steps": 5}), run.path)
+    told = f'since the checkpoint, jaxlib was "{now["jaxlib"]}", now "9.9.9"'
+    assert told in capsys.readouterr().out
 
 
 def test_the_manifest_says_what_the_design_says(run):

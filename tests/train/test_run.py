@@ -247,3 +247,11 @@ def test_missing_data_and_meshes_that_do_not_fit_are_refused_in_words(experiment
         with pytest.raises(ConfigError, match=words):
             train(dataclasses.replace(experiment, mesh=mesh), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_event_behind_a_torn_line_is_not_lost(tmp_path):
+    ledger.record(tmp_path / "ledger.jsonl", "start", step=0)
+    with (tmp_path / "ledger.jsonl").open("a") as file:
+        file.write('{"event": "sa')
+    ledger.record(tmp_path / "ledger.jsonl", "resume", step=4)
+    assert [each["event"] for each in ledger.read(tmp_path / "ledger.jsonl")] == ["start", "resume"]
