@@ -24,8 +24,8 @@ from gpt3jax import stored
 VOCABULARY_MULTIPLE = 128
 """Embedding rows are padded to this multiple, so that any mesh divides them."""
 
-LARGEST = 10**18
-"""No field is larger."""
+LARGEST, FLOAT32 = 10**18, 3e38
+"""No whole number is larger, and no other."""
 MOST_LAYERS = 10_000
 MOST_WINDOWS = 2**20
 """Of a batch: what is one entry each in lists."""
@@ -73,7 +73,8 @@ def _check_numbers(config: Any, group: str, **minimum: float) -> None:
         is_whole = isinstance(value, int) or config.__annotations__[name] != "int"
         _check(is_whole, f"{flag} is {value}: it counts something. Give a whole number")
         _check(value >= least, f"{flag} is {value}: it must be at least {least}. Raise it")
-        _check(value <= LARGEST, f"{flag} is {value}: no machine does that much. Lower it")
+        most = LARGEST if isinstance(value, int) else FLOAT32
+        _check(value <= most, f"{flag} is {value}: no machine does that much. Lower it")
 
 
 def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:

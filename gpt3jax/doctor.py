@@ -140,7 +140,7 @@ def write_access(run: Run) -> Check:
 
 def lock(run: Run) -> Check:
     """Whether another process trains this run."""
-    if not run.lock_file.exists():
+    if not run.lock_file.is_file():
         return Check("lock", "ok", "free: there is no such run yet")
     with run.lock_file.open() as file:
         try:
@@ -288,7 +288,7 @@ def _bytes_of(checkpoints: Path) -> int:
 def _nearest(path: Path) -> Path:
     """The path, or what there is of it."""
     path = path.absolute()
-    return next(each for each in (path, *path.parents) if each.exists())
+    return next(each for each in (path, *path.parents) if os.path.exists(each))
 
 
 def _what_and_fix(error: Exception) -> tuple[str, str]:

@@ -106,6 +106,42 @@ def test_nothing_is_unpickled():
         assert not {name.split(".")[0] for name in imported(file)} & banned, file
 
 
+RUNS_WHAT_IT_READS = {
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load",
+    "yaml.unsafe_load", "yaml.full_load", "torch.load", "pd.read_pickle", "np.load", "numpy.load",
+    "jnp.load",
+}  # fmt: skip
+
+
+def dangers(file: Path) -> list[str]:
+    """Calls in a file that could run what somebody else wrote, with their lines."""
+    found = []
+    for call in definitions(file, ast.Call):
+        words = {(keyword.arg, ast.unparse(keyword.value)) for keyword in call.keywords}
+        name = ast.unparse(call.func)
+        if (name in RUNS_WHAT_IT_READS and ("allow_pickle", "False") not in words) or (
+            words & {("allow_pickle", "True"), ("shell", "True"), ("weights_only", "False")}
+        ):
+            found.append(f"{call.lineno}: {name}")
+    return found
+
+
+def test_nothing_that_is_read_is_run():
+    """But an experiment file, which is code."""
+    found = {str(file.relative_to(PACKAGE)): dangers(file) for file in FILES}
+    (exec_,) = found.pop("experiments.py")
+    assert exec_.endswith(": exec")
+    assert not any(found.values()), found
+
+
+def test_the_test_sees_dangers_of_every_form(tmp_path):
+    lines = ("eval(x)", "np.load(f)", "np.load(f, allow_pickle=True)", "torch.load(f)",
+             "yaml.load(t, L)", "run(c, shell=True)", "[exec(x) for x in y]")  # fmt: skip
+    safe = ("np.load(f, allow_pickle=False)", "json.load(f)", "yaml.safe_load(t)", "run(c)")
+    (tmp_path / "x.py").write_text("\n".join((*lines, *safe)))
+    assert len(dangers(tmp_path / "x.py")) == len(lines)
+
+
 def test_every_public_module_class_and_function_says_what_it_is_for():
     for file in FILES:
         tree = ast.parse(file.read_text())

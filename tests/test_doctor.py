@@ -321,8 +321,8 @@ def test_data_that_is_not_there_not_whole_or_not_for_this_model_is_refused(
     )
     status, finding, cure = found(doctor.data, at_copy)
     assert status == "failure" and finding == "words is not there"
-    flags = f"--out {copy} --context 48 --vocabulary 300"
-    assert cure == f"gpt3jax data prepare --corpus FILES {flags}"
+    assert cure.startswith("gpt3jax data prepare --corpus FILES --out ")
+    assert cure.endswith("/copy --context 48 --vocabulary 300")
     shutil.copytree(prepared, copy)
     assert found(doctor.data, at_copy)[0] == "ok"
 

@@ -112,16 +112,18 @@ def on_first(work: Callable[[], Any]) -> Any:
     return exchange(value)[0]
 
 
-def any_host(flag: bool, mesh: Mesh) -> bool | jax.Array:
-    """Whether the flag is set on any host; an array where there are several, not waited for.
+def any_host(flag: Any, mesh: Mesh) -> Any:
+    """Whether the flag is true on any host, as something that is true or false.
 
-    Ask before a step is sent off, and the answer is there when the step before it is done.
+    Of several hosts, an array that is not waited for: ask before a step is sent
+    off, and the answer is there when the step before it is done. Alone, the flag
+    itself, which may become true later.
     """
     if jax.process_count() == 1:
         return flag
     everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     flags = jax.make_array_from_callback(
-        (mesh.size,), everywhere, lambda _: np.array([flag], np.bool_)
+        (mesh.size,), everywhere, lambda _: np.array([bool(flag)])
     )
     return _any(flags)
 

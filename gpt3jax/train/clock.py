@@ -103,13 +103,13 @@ class Clock:
     def _end(self, phase: str, lasted: float) -> None:
         report = self._run.stuck_file(hosts.index())
         print(
-            f"error: {hosts.name()} is stuck in phase {phase} for {lasted:.0f} s at step "
-            f"{self._step}: all hosts end. Stacks are in {report}; relaunch to resume",
+            f"error: {hosts.name()} is stuck in phase {phase} for {lasted:.0f} s after "
+            f"step {self._step}: all hosts end. Stacks are in {report}; relaunch to resume",
             file=sys.stderr,
             flush=True,
         )
         with report.open("w") as file:
-            print(f"{hosts.name()}, phase {phase}, step {self._step}", file=file, flush=True)
+            print(f"{hosts.name()}, phase {phase}, after step {self._step}", file=file, flush=True)
             faulthandler.dump_traceback(file, all_threads=True)
         os._exit(STUCK_EXIT)
 

@@ -89,7 +89,7 @@ class Loop:
         unread: tuple[Batch, Metrics] | None = None
         self.meter.restart()
         while not self._is_last():
-            stop = hosts.any_host(bool(self.caught), self.mesh)
+            stop = hosts.any_host(self.caught, self.mesh)
             self.clock.enter("data", self.position.step)
             batch = self.stepper.next_batch()
             self._enter_step()
@@ -192,7 +192,7 @@ class Loop:
         self.clock.enter("evaluate", step)
 
         def is_stopping() -> bool:
-            self.is_stopping |= bool(hosts.any_host(bool(self.caught), self.mesh))
+            self.is_stopping |= bool(hosts.any_host(self.caught, self.mesh))
             return self.is_stopping
 
         found = self.evaluation.measure(state.params, is_stopping)

@@ -158,7 +158,7 @@ def test_a_field_that_is_not_known_names_the_nearest():
         Experiment.from_json(text)
 
 
-@tries(15, cost=50)
+@tries(15, cost=100)
 @given(broken=broken_files)
 def test_a_report_of_a_broken_run_is_drawn_or_refused_in_a_line(folder, broken, quick_figures):
     run = write_run(folder, [broken])

@@ -22,6 +22,7 @@ from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.experiments import load_experiment
 from gpt3jax.generate import Generator
 from gpt3jax.train.folder import data_identity
+from gpt3jax.train.schedule import microbatches, sequences_after, total_tokens
 
 TINY = (Path(__file__).parents[2] / "experiments/tiny.py").read_text()
 SECONDS = 2
@@ -108,6 +109,7 @@ def is_loaded_or_refused(file):
     return True
 
 
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
 @tries(150)
 @given(source=broken_source())
 def test_a_broken_experiment_file_is_loaded_or_refused_in_a_line(here, source):
@@ -185,7 +187,6 @@ def hostile_line(draw, command):
 @pytest.fixture(scope="module")
 def given_words(here, corpus, prepared):
     """Per command, the words that make it right: what is hostile comes on top."""
-    os.chdir(here)
     experiment = Experiment(
         name="small",
         model=Model(2, 32, 4, 8, vocabulary=300, context=48, band=12),
@@ -321,3 +322,34 @@ def test_every_seed_that_is_taken_writes(prepared, seed):
     tokenizer = Tokenizer.load(prepared / "tokenizer.model")
     generator = Generator(randomised(model), model, tokenizer)
     assert len(list(generator.tokens([2], new_tokens=1, seed=seed))) == 1
+
+
+@tries(200)
+@given(
+    full=st.integers(1, 30), size=st.integers(1, 3), start=st.integers(1, 5000),
+    ramp=st.integers(0, 20_000), batch=st.integers(0, 300),
+)  # fmt: skip
+def test_a_batch_is_found_at_once_where_walking_leads(full, size, start, ramp, batch):
+    experiment = ramped(full, size, start, ramp)
+    walked = 0
+    for _ in range(batch):
+        walked += microbatches(8 * walked, experiment) * size
+    assert sequences_after(batch, experiment) == walked
+
+
+def test_a_ramp_that_nobody_could_walk_takes_no_time(here):
+    experiment = ramped(full=1000, size=1, start=1, ramp=10**13)
+    with bounds(here, SECONDS):
+        assert sequences_after(10**12, experiment) > 10**12
+        assert total_tokens(experiment) == experiment.train.tokens
+
+
+def ramped(full, size, start, ramp):
+    """An experiment whose batch grows to `full` microbatches of `size` windows of 8 tokens."""
+    train = Train(
+        batch_tokens=8 * size * full, microbatch=size, ramp_from_tokens=start, ramp_tokens=ramp,
+        tokens=10**12, steps=10**15,
+    )  # fmt: skip
+    model = Model(1, 8, 1, 8, vocabulary=300, context=8)
+    data, rates = config.Data((config.Source("a", "a"),)), config.Schedule(1e-3, 1, 10)
+    return Experiment("ramped", model, data, rates, train)

@@ -137,7 +137,7 @@ def test_a_stuck_process_is_found_named_and_its_stacks_are_kept(file, tmp_path):
     code, out = finish(launch(file, tmp_path / "run", "--stuck-after", "5", program=program))
     assert code == 70
     assert "host 1" in out and "stuck in phase data" in out
-    assert "at step 4" in out
+    assert "after step 3" in out
     stacks = (tmp_path / "run" / "stuck-1.txt").read_text()
     assert "in stuck" in stacks and "phase data" in stacks
 

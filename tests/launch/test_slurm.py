@@ -97,7 +97,7 @@ def final_state(path):
     """Every leaf of the newest checkpoint, by value, on one device."""
     run = Run(path)
     checkpoints, mesh = Checkpoints(run.checkpoints), make_mesh(Mesh(), jax.devices()[:1])
-    state = checkpoints.restore(checkpoints.latest().step, abstract_state(run.experiment(), mesh))
+    state = checkpoints.restore(checkpoints.steps()[-1], abstract_state(run.experiment(), mesh))
     checkpoints.close()
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 

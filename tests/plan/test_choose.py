@@ -10,7 +10,7 @@ from gpt3jax.plan.choose import choose
 from gpt3jax.plan.layouts import check_fits
 from gpt3jax.run import Run
 from gpt3jax.train import ledger
-from gpt3jax.train.loop import train
+from gpt3jax.train.session import train
 
 AUTO = Mesh("auto", "auto", "auto")
 
