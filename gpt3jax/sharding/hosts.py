@@ -122,9 +122,7 @@ def any_host(flag: Any, mesh: Mesh) -> Any:
     if jax.process_count() == 1:
         return flag
     everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    flags = jax.make_array_from_callback(
-        (mesh.size,), everywhere, lambda _: np.array([bool(flag)])
-    )
+    flags = jax.make_array_from_callback((mesh.size,), everywhere, lambda _: np.array([bool(flag)]))
     return _any(flags)
 
 
