@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,7 +235,11 @@ def check_plain(folder: Path, *left_out: str) -> None:
     for here, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in left_out]
         for path in (Path(here, name) for name in folders + files):
-            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # Gone since: a run may be under way.
+                continue
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise ConfigError(
                     f"{path} is a link or a device: what is written there goes elsewhere. Put a "
                     "plain file or folder in its place"
