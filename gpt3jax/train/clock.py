@@ -28,8 +28,12 @@ Phase = Literal["start", "restore", "compile", "data", "step", "replay", "save",
 
 TICK_S = 1.0
 STUCK_EXIT = 70
-LONGER = {"start": 6.0, "restore": 6.0, "compile": 6.0, "evaluate": 6.0, "save": 6.0}
-"""Phases that may take this many times as long before the process counts as stuck."""
+LONGER = {
+    "start": 6.0, "restore": 6.0, "compile": 6.0, "evaluate": 6.0, "save": 6.0,
+    "step": 2.0, "replay": 2.0,
+}  # fmt: skip
+"""Phases that may take this many times as long before the process counts as stuck. In a step
+it waits for the others: the one that keeps them waiting should be the first to say so."""
 
 
 class Clock:
