@@ -34,7 +34,7 @@ class Changes:
     """What is to be done to a run before it goes on; each is recorded in it."""
 
     allow_change: tuple[str, ...] = ()
-    """Fields that may differ from the run's, by dotted name or group: schedule, data.seed."""
+    """Fields that may differ from the run's, by dotted name or group: schedule, data."""
     rewind_to: int | None = None
     """Go back to the checkpoint of this step."""
     skip: int = 0

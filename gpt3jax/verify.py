@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
-from gpt3jax.config import ConfigError, Mesh, RunError
+from gpt3jax.config import ConfigError, Mesh, RunError, Source
 from gpt3jax.data.manifest import verify as verify_data
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.run import Run, open_run
@@ -74,25 +75,23 @@ def _checked(run: Run) -> list[Verdict]:
     mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
     abstract = abstract_state(experiment, mesh)
     steps = checkpoints.steps()
-    for step in steps:
-        verdicts.append(
-            _verdict(
-                f"checkpoint {step}", lambda step=step: _check(run, checkpoints, step, abstract)
-            )
-        )
+    verdicts += [
+        _verdict(f"checkpoint {step}", lambda step=step: _check(run, checkpoints, step, abstract))
+        for step in steps
+    ]
     if not steps:
         verdicts.append(Verdict("checkpoints", "there is none yet", True))
     return verdicts
 
 
-def _verdict(what: str, check: Any) -> Verdict:
+def _verdict(what: str, check: Callable[[], str]) -> Verdict:
     try:
         return Verdict(what, check(), True)
     except (ConfigError, RunError) as error:
         return Verdict(what, str(error), False)
 
 
-def _check_data(run: Run, source: Any) -> str:
+def _check_data(run: Run, source: Source) -> str:
     manifest = verify_data(source.path)
     known = {each["name"]: each["manifest"] for each in run.identity()["data"]["sources"]}
     if known.get(source.name) != manifest.hash:
@@ -109,9 +108,7 @@ def _check(run: Run, checkpoints: Checkpoints, step: int, abstract: TrainState) 
     found = checkpoints.seal(step)
     check_is_own(found, step, identities(run))
     checkpoints.restore(step, abstract)
-    values = sum(
-        jax.ShapeDtypeStruct(leaf.shape, leaf.dtype).size for leaf in found.leaves.values()
-    )
+    values = sum(math.prod(leaf.shape) for leaf in found.leaves.values())
     return f"{len(found.leaves)} leaves, {values:,} values, {len(found.files)} files: {found.state}"
 
 

@@ -10,9 +10,11 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import random  # noqa: E402
+from unittest import mock  # noqa: E402
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
-from building import randomised  # noqa: E402
+from building import changed, randomised  # noqa: E402
 
 from gpt3jax.config import (  # noqa: E402
     Data,
@@ -25,6 +27,14 @@ from gpt3jax.config import (  # noqa: E402
     Train,
 )
 from gpt3jax.data.prepare import prepare  # noqa: E402
+
+
+@pytest.fixture
+def one_device():
+    """`train` sees one device, as on a laptop; apart from what a test patches and undoes."""
+    only = jax.devices()[:1]
+    with mock.patch.object(jax, "devices", lambda *_: only):
+        yield
 
 
 @pytest.fixture
@@ -87,3 +97,12 @@ def experiment(model, prepared):
         mesh=Mesh(data=1),
         evaluate=Evaluate(every=100, windows=16, sample_tokens=4),
     )
+
+
+@pytest.fixture
+def short(experiment):
+    """Eight steps of two layers, each second one saved and all saves kept; no samples."""
+    return changed(
+        experiment, model={"n_layers": 2}, train={"steps": 8, "save_every": 2, "keep": 9},
+        evaluate={"sample_tokens": 0},
+    )  # fmt: skip

@@ -3,8 +3,7 @@
 Each element's bits are mixed with its place; the mixes are added up modulo
 2^32, so that the order, and with it the mesh, does not matter. The mix is
 one-to-one: a single changed element always changes the hash. Of other changes,
-one in 2^64 would slip through. No protection against a forger: sha256 of the
-manifest's own lines is not either.
+one in 2^64 would slip through. Against accidents, not against a forger.
 """
 
 from __future__ import annotations

@@ -74,9 +74,11 @@ def create_or_check(
         changed = differences(run.identity(), identity)
         refused = [each for each in changed if not _is_allowed(each, allowed)]
         if refused:
+            names = [change.name for change in refused]
+            insist = f", or insist: --allow-change {' '.join(names)}"
             raise ConfigError(
                 f"{run.path} holds another experiment: {'; '.join(map(str, refused))}. Give the "
-                f"new one its own --run, or insist: --allow-change {refused[0].name}"
+                f"new one its own --run{'' if SHAPES & set(names) else insist}"
             )
         if changed:
             before = short_hash(run.identity())

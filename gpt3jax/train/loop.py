@@ -104,8 +104,7 @@ class Loop:
                 self._finish(*unread, state)
                 unread = None
                 self._rest(state)
-        while not self._settle_save():
-            self._save(state)
+        self._wait_for_save(state)
         return self.position
 
     def close(self) -> None:
@@ -177,6 +176,11 @@ class Loop:
             self._tell_failed_save(error)
         return not self.save_again
 
+    def _wait_for_save(self, state: TrainState) -> None:
+        """Until the state is on disk, or has failed to get there too often."""
+        while not self._settle_save():
+            self._save(state)
+
     def _tell_failed_save(self, error: SaveError) -> None:
         self._record("save failed", step=self.position.step, what=str(error))
         self.failed_saves += 1
@@ -222,7 +226,7 @@ class Loop:
         self.display.note(f"step {step}: loss is {loss}, its update was left out. {where}")
         if self.bad_steps == BAD_STEPS:
             self._save(state)
-            self._settle_save()
+            self._wait_for_save(state)
             raise NotFiniteError(
                 f"step {step}: loss is {loss}, gradient norm {norm}, {BAD_STEPS} steps in a row: "
                 f"training diverged. See {self.run.incidents}; the last state is finite and saved. "

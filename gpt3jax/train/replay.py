@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,12 +14,9 @@ from gpt3jax.plan.choose import mesh_for
 from gpt3jax.run import Run
 from gpt3jax.train import incident, seal
 from gpt3jax.train.checkpoint import Checkpoints, Position, leaves_of
-from gpt3jax.train.seal import Seal
 from gpt3jax.train.state import TrainState, abstract_state, sharded_state
 from gpt3jax.train.step import Metrics
 from gpt3jax.train.stepper import Batch, Stepper
-
-COMPARED = ("loss", "grad_norm", "learning_rate", "sequences")
 
 
 @dataclass(frozen=True)
@@ -48,33 +46,32 @@ def replay(run: Run, checkpoints: Checkpoints, begin: int, last: int) -> Replay:
     experiment = run.experiment()
     mesh, _ = mesh_for(experiment)
     logged = {record["step"]: record for record in run.metrics()}
-    states = {step: seal.read(checkpoints.path(step)) for step in checkpoints.steps()}
+    seals = {step: seal.read(checkpoints.path(step)) for step in checkpoints.steps()}
     compared, differences = 0, []
     with jax.set_mesh(mesh):
         state, start = _begin(experiment, mesh, checkpoints, begin)
         stepper = Stepper(experiment, mesh, start, run.skips())
-        try:
+        with closing(stepper.feed):
             while stepper.position.step < last:
                 batch = stepper.next_batch()
                 state, metrics = stepper.step(state, batch)
                 step, found = batch.after.step, _numbers(batch, metrics)
-                record = logged.get(step, {})
-                known = {name: record[name] for name in COMPARED if name in record}
-                if step in states:
-                    known["state"] = states[step].state
-                    found["state"] = _state_hash(states[step], state)
+                known = {k: v for k, v in logged.get(step, {}).items() if k in found}
+                if step in seals:
+                    known["state"] = seals[step].state
+                    found["state"] = replace(seals[step], leaves=leaves_of(state)).state
                 compared += len(known)
-                for name, value in known.items():
-                    if value != found[name]:
-                        differences.append((step, f"{name} was {value}, is {found[name]}"))
+                whats = [
+                    f"{name} was {value}, is {found[name]}"
+                    for name, value in known.items()
+                    if value != found[name]
+                ]
                 if found["loss"] is None or found["grad_norm"] is None:
                     # Its update was left out: the state is still the one that made it.
-                    bad = incident.first_bad(
-                        state.params, batch.windows, batch.count, experiment.model
-                    )
-                    differences.append((step, f"not finite. First: {bad}"))
-        finally:
-            stepper.feed.close()
+                    model, windows = experiment.model, batch.windows
+                    bad = incident.first_bad(state.params, windows, batch.count, model)
+                    whats.append(f"not finite. First: {bad}")
+                differences += [(step, what) for what in whats]
     return Replay(dict(mesh.shape), compared, differences)
 
 
@@ -95,7 +92,3 @@ def _numbers(batch: Batch, metrics: Metrics) -> dict[str, Any]:
     return {
         **finite, "learning_rate": batch.learning_rate, "sequences": batch.after.sequences,
     }  # fmt: skip
-
-
-def _state_hash(known: Seal, state: TrainState) -> str:
-    return replace(known, leaves=leaves_of(state)).state

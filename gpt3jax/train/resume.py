@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from jax.sharding import Mesh
 
@@ -85,11 +86,12 @@ def rewind(
       batches: how many to pass over.
 
     Raises:
-      ConfigError: there is no such checkpoint, or it is damaged.
+      ConfigError: there is no such checkpoint.
+      DamagedError: it is not whole.
     """
-    if step not in checkpoints.steps():
-        raise ConfigError(f"there is no checkpoint {step} to rewind to. {run.path} has "
-                          f"{json.dumps(checkpoints.steps())}")  # fmt: skip
+    steps = checkpoints.steps()
+    if step not in steps:
+        raise ConfigError(f"there is no checkpoint {step} to rewind to. {run.path} has {steps}")
     if batches < 0:
         raise ConfigError(f"--skip is {batches}: it counts batches. Use 0 or more")
     found = checkpoints.seal(step)
@@ -100,9 +102,9 @@ def rewind(
         return
     ledger.record(
         run.ledger_file, "rewind", step=step, batches=batches, windows=windows,
-        was_at=checkpoints.steps()[-1],
+        was_at=steps[-1],
     )  # fmt: skip
-    write_whole(run.skips_file, json.dumps([skip.__dict__ for skip in skips], indent=2) + "\n")
+    write_whole(run.skips_file, json.dumps([asdict(skip) for skip in skips], indent=2) + "\n")
 
 
 def set_rewound_aside(run: Run, checkpoints: Checkpoints) -> None:

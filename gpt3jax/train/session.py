@@ -72,7 +72,7 @@ def train(
     mesh, why, data = _agreed(experiment)
     run = Run(path)
     with ExitStack() as held:
-        hosts.on_first(lambda: held.enter_context(only_one(run)) and None)
+        hosts.on_first(lambda: held.enter_context(only_one(run)))
         caught = held.enter_context(caught_signals())
         held.enter_context(jax.set_mesh(mesh))
         checkpoints = Checkpoints(run.checkpoints, experiment.train.keep)

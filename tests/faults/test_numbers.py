@@ -19,18 +19,7 @@ from gpt3jax.train.session import train
 from gpt3jax.train.spikes import FEWEST, Spikes
 from gpt3jax.verify import verify
 
-
-@pytest.fixture(autouse=True)
-def one_device(one_device_only):
-    """All of these train on one device."""
-
-
-@pytest.fixture
-def short(experiment):
-    return changed(
-        experiment, model={"n_layers": 2}, train={"steps": 8, "save_every": 2, "keep": 9},
-        evaluate={"sample_tokens": 0},
-    )  # fmt: skip
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def poison(monkeypatch, experiment, sequences, factor=jnp.nan):

@@ -19,10 +19,7 @@ from gpt3jax.train.checkpoint import Checkpoints
 from gpt3jax.train.resume import furthest
 from gpt3jax.train.session import train
 
-
-@pytest.fixture(autouse=True)
-def one_device(one_device_only):
-    """All of these train on one device."""
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture

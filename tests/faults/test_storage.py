@@ -1,5 +1,6 @@
 """Storage that fails: a clear line within seconds, and nothing lost."""
 
+import dataclasses
 import os
 import resource
 import shutil
@@ -12,7 +13,7 @@ import pytest
 from building import changed
 from kills import ENVIRONMENT, ROOT, make_data, session, whole
 
-from gpt3jax.config import ConfigError
+from gpt3jax.config import ConfigError, Data
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import load_manifest
 from gpt3jax.run import Run
@@ -20,20 +21,9 @@ from gpt3jax.train import clock, metrics
 from gpt3jax.train.checkpoint import Checkpoints, SaveError
 from gpt3jax.train.session import train
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 IS_ROOT = os.geteuid() == 0
-
-
-@pytest.fixture(autouse=True)
-def one_device(one_device_only):
-    """All of these train on one device."""
-
-
-@pytest.fixture
-def short(experiment):
-    return changed(
-        experiment, model={"n_layers": 2}, train={"steps": 8, "save_every": 2, "keep": 9},
-        evaluate={"sample_tokens": 0},
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +131,8 @@ def own_data(short, prepared, tmp_path):
     """The experiment on a copy of the data that may be spoilt."""
     folder = tmp_path / "data"
     shutil.copytree(prepared, folder)
-    source = short.data.sources[0]
-    moved = type(short.data)(sources=(type(source)(source.name, str(folder)),))
-    return folder, changed(short, train={"steps": 2}).__class__(**{**short.__dict__, "data": moved})
+    source = dataclasses.replace(short.data.sources[0], path=str(folder))
+    return folder, dataclasses.replace(short, data=Data(sources=(source,)))
 
 
 def spoil_flip(path):

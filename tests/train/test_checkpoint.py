@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import sys
 import threading
 
 import jax
@@ -21,14 +22,12 @@ from gpt3jax.train.seal import DamagedError
 from gpt3jax.train.session import train
 from gpt3jax.train.state import abstract_state
 
+hooks = []
+"""Called with each thing that Python is about to do; a hook itself cannot be taken off."""
+sys.addaudithook(lambda *event: [hook(*event) for hook in hooks])
+
 FLIPS = int(os.environ.get("GPT3JAX_FUZZ", 1000)) // 10
 """`make faults` tries a thousand."""
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    only = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda *_: only)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture
-def run(experiment, small, tmp_path):
+def run(experiment, small, tmp_path, one_device):
     """A run with checkpoints of steps 2 and 4, and its experiment."""
     experiment = changed(
         experiment, model={"n_layers": 2}, train={"steps": 4, "save_every": 2},
@@ -211,8 +210,7 @@ def test_a_change_that_is_allowed_is_recorded_and_older_checkpoints_stay_good(ru
         train(wider, run.path, changes=Changes(allow_change=("model", "schedule")))
 
 
-def test_the_hash_of_a_leaf_is_the_same_on_every_mesh(monkeypatch, experiment):
-    monkeypatch.undo()
+def test_the_hash_of_a_leaf_is_the_same_on_every_mesh():
     values = np.random.default_rng(0).standard_normal((8, 16, 24)).astype(np.float32)
     sharding = jax.sharding.NamedSharding
     spec = jax.sharding.PartitionSpec
@@ -230,7 +228,7 @@ def test_the_hash_of_a_leaf_is_the_same_on_every_mesh(monkeypatch, experiment):
         assert as_hex(fingerprints({"x": swapped})["x"]) not in found, "places count"
 
 
-def test_saves_never_leave_fewer_than_one_whole_checkpoint(run, monkeypatch):
+def test_saves_never_leave_fewer_than_one_whole_checkpoint(run):
     """With keep=1, before every file that a save opens, renames or removes."""
     run, experiment = run
     whole = []
@@ -257,19 +255,6 @@ def test_saves_never_leave_fewer_than_one_whole_checkpoint(run, monkeypatch):
     train(changed(experiment, train={"steps": 7, "save_every": 1, "keep": 1}), run.path)
     hooks.clear()
     assert len(whole) > 50 and min(whole) >= 1
-
-
-hooks = []
-
-
-def _audit(event, arguments):
-    for hook in hooks:
-        hook(event, arguments)
-
-
-import sys  # noqa: E402
-
-sys.addaudithook(_audit)
 
 
 def test_a_full_disk_is_told_before_a_byte_is_written(run, monkeypatch):

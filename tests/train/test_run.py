@@ -49,13 +49,6 @@ def exact_records(path):
 
 
 @pytest.fixture
-def one_device(monkeypatch):
-    """`train` sees one device, as on a laptop."""
-    only = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda *_: only)
-
-
-@pytest.fixture
 def ramped(experiment):
     """Batches grow from 2 windows to 8, two at a time."""
     return changed(experiment, train={"microbatch": 2, "ramp_from_tokens": 96, "ramp_tokens": 1200})
