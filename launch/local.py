@@ -62,7 +62,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run them all; the first exit code that is not 0."""
+    """Run them all; the exit code of the one that failed first: the others fail for its sake."""
     arguments, port = parse(), free_port()
     running = [
         subprocess.Popen(command(arguments, process, port), env=environment(arguments.devices))
@@ -76,26 +76,28 @@ def main() -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, pass_on)
-    wait_for(running)
+    failed_first = wait_for(running)
     for process, each in enumerate(running):
         if each.returncode < 0:
             name = signal.Signals(-each.returncode).name
             print(f"process {process} was ended by {name}", file=sys.stderr)
-    return next((exit_code(each) for each in running if each.returncode), 0)
+    return exit_code(failed_first) if failed_first else 0
 
 
-def wait_for(running: list[subprocess.Popen]) -> None:
-    """Until all have ended; when one has failed, the others have GRACE_S to notice."""
-    deadline = None
+def wait_for(running: list[subprocess.Popen]) -> subprocess.Popen | None:
+    """Until all have ended; returns the first that failed, after which others have GRACE_S."""
+    first, deadline = None, 0.0
     while any(each.poll() is None for each in running):
-        time.sleep(0.1)
-        if deadline is None and any(each.returncode for each in running):
-            deadline = time.monotonic() + GRACE_S
-        if deadline and time.monotonic() > deadline:
+        time.sleep(0.05)
+        failed = [each for each in running if each.poll()]
+        if failed and first is None:
+            first, deadline = failed[0], time.monotonic() + GRACE_S
+        if first and time.monotonic() > deadline:
             for process, each in enumerate(running):
                 if each.poll() is None:
                     print(f"process {process} does not end: killed", file=sys.stderr)
                     each.kill()
+    return first or next((each for each in running if each.returncode), None)
 
 
 def exit_code(process: subprocess.Popen) -> int:

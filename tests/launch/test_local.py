@@ -93,7 +93,7 @@ def test_a_killed_process_ends_the_job_and_the_relaunch_goes_on_to_the_same_bits
     os.kill(children(job)[1], signal.SIGKILL)
     code, out = finish(job)
     assert time.monotonic() - began < 30
-    assert code == 134 and "process 1 was ended by SIGKILL" in out
+    assert code == 137 and "process 1 was ended by SIGKILL" in out
     assert "heartbeats): 1" in " ".join(out.split()), "JAX names the dead process"
     assert finish(launch(file, tmp_path / "killed", *overrides))[0] == 0
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
