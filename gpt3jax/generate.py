@@ -17,7 +17,7 @@ import numpy as np
 
 from gpt3jax.config import ConfigError, Model
 from gpt3jax.data.tokenizer import StreamDecoder, Tokenizer
-from gpt3jax.model import decode
+from gpt3jax.model import decode, search
 from gpt3jax.model.decode import Sampling
 from gpt3jax.model.gpt3 import Cache
 from gpt3jax.model.params import Params
@@ -55,7 +55,9 @@ class Generator:
         self._decode = step(decode.decode, static_argnames="model")
         self._draw = jax.jit(decode.draw, static_argnames="sampling")
         self._take_rows = jax.jit(decode.take_rows)
-        self._beam_step = jax.jit(decode.beam_step, static_argnames="width")
+        self._search = jax.jit(
+            search.search, static_argnames=("model", "new_tokens", "width", "alpha")
+        )
 
     def load(self, params: Params) -> None:
         """Write with these parameters from now on; nothing is compiled again."""
@@ -137,35 +139,22 @@ class Generator:
                 f"{self.model.context - 1} tokens, and at most half the vocabulary. Change them"
             )
         prompt = self._or_start(prompt)[-(self.model.context - new_tokens) :]
-        logits, cache, _ = self._read([np.array([t], np.int32) for t in prompt], len(prompt), 1)
-        beams: list[list[int]] = [[]]
-        scores = jnp.zeros(1)
-        finished: list[Continuation] = []
-
-        def finish(tokens: list[int], log_probability: float, length: int) -> None:
-            score = log_probability / float(decode.length_penalty(length, alpha))
-            finished.append(Continuation(tokens, log_probability, score))
-
-        for length in range(1, new_tokens + 1):
-            best = map(np.asarray, self._beam_step(logits, scores, width))
-            going = []
-            for rank, (total, origin, token) in enumerate(zip(*best, strict=True)):
-                if token != self.tokenizer.end_of_text:
-                    going.append((float(total), int(origin), int(token)))
-                elif rank < width:
-                    finish(beams[origin], float(total), length)
-            going = going[:width]
-            beams = [[*beams[origin], token] for _, origin, token in going]
-            if len(finished) >= width:
-                break
-            scores = jnp.array([total for total, _, _ in going])
-            cache = self._take_rows(cache, jnp.array([origin for _, origin, _ in going]))
-            tokens = jnp.array([token for _, _, token in going], jnp.int32)
-            logits, cache = self._decode(self.params, cache, tokens, self.model)
-        else:
-            for beam, (total, _, _) in zip(beams, going, strict=True):
-                finish(beam, total, new_tokens)
-        return sorted(finished, key=lambda found: -found.score)[:width]
+        logits, cache, filled = self._read(
+            [np.array([t], np.int32) for t in prompt], len(prompt), 1
+        )
+        is_end = np.arange(self.model.vocabulary) == self.tokenizer.end_of_text
+        found = self._search(
+            self.params, logits, cache, np.array([filled]), is_end, self.model,
+            new_tokens=new_tokens, width=width, alpha=alpha,
+        )  # fmt: skip
+        found = jax.tree.map(lambda each: np.asarray(each)[0], found)
+        return [
+            Continuation(tokens[:length].tolist(), float(log_probability), float(score))
+            for tokens, length, log_probability, score in zip(
+                found.tokens, found.length, found.log_probability, found.score, strict=True
+            )
+            if np.isfinite(score)
+        ]
 
     def _or_start(self, prompt: Sequence[int]) -> list[int]:
         """The prompt, or the token that starts a document. An array would clamp ids in silence."""

@@ -12,7 +12,7 @@ import pytest
 from gpt3jax.config import ConfigError, Model
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.generate import Generator
-from gpt3jax.model import decode
+from gpt3jax.model import decode, search
 from gpt3jax.model import params as model_params
 from gpt3jax.model.decode import Sampling
 from gpt3jax.model.gpt3 import forward
@@ -322,9 +322,9 @@ def test_a_beam_step_takes_the_best_of_all_continuations_of_all_beams():
     logits = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
     totals = np.array([[-1.0], [-3.0], [-2.0]]) + np.asarray(jax.nn.log_softmax(logits))
     order = sorted(np.ndindex(3, 12), key=lambda where: -totals[where])[:8]
-    best, beams, tokens = decode.beam_step(logits, jnp.array([-1.0, -3.0, -2.0]), 4)
-    assert list(zip(beams.tolist(), tokens.tolist(), strict=True)) == order
-    np.testing.assert_allclose(best, [totals[where] for where in order], rtol=1e-5)
+    best, beams, tokens = search._best(logits[None], jnp.array([[-1.0, -3.0, -2.0]]))
+    assert list(zip(beams[0].tolist(), tokens[0].tolist(), strict=True)) == order[:6]
+    np.testing.assert_allclose(best[0], [totals[where] for where in order[:6]], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_a_beam_step_takes_the_best_of_all_continuations_of_all_beams():
     [(1, 1.0), (2, 1.096903), (5, 1.358655), (10, 1.732862), (20, 2.354362)],
 )
 def test_the_length_penalty_is_the_papers(length, penalty):
-    assert float(decode.length_penalty(length, 0.6)) == pytest.approx(penalty, abs=1e-6)
+    assert float(search.length_penalty(length, 0.6)) == pytest.approx(penalty, abs=1e-6)
 
 
 @pytest.mark.parametrize("token", [-1, MODEL.vocabulary])

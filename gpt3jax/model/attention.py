@@ -3,6 +3,9 @@
 Legend: B batch, T query tokens, S cached keys, H heads, K head width. A band
 of w lets query i see the keys i-w+1 .. i, itself included (Child et al. 2019,
 mode "local"; the paper alternates it with dense layers, section 2.1).
+
+Where a row holds several texts, or begins with padding, `place_BT` gives each
+token's place in its own text: a token sees that far back and no further.
 """
 
 from __future__ import annotations
@@ -23,14 +26,22 @@ SPLASH_LANES = 128
 """Windows must be a multiple of this for the TPU kernel."""
 
 
-def causal(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None) -> jax.Array:
+def causal(
+    q_BTHK: jax.Array,
+    k_BTHK: jax.Array,
+    v_BTHK: jax.Array,
+    band: int | None,
+    place_BT: jax.Array | None = None,
+) -> jax.Array:
     """Attention within a window; `band` None is dense. Returns [B, T, H, K].
 
     The platform of the mesh chooses: a kernel where there is one for these
     shapes and arrays are one device's own (kernels cannot be partitioned),
-    blocks of plain products elsewhere.
+    blocks of plain products elsewhere, and where rows are not one text each.
     """
     T, dtype = q_BTHK.shape[1], q_BTHK.dtype
+    if place_BT is not None:
+        return blocked(q_BTHK, k_BTHK, v_BTHK, band, place_BT)
     if is_per_device() and platform() == "tpu" and T % SPLASH_LANES == 0:
         return splash(q_BTHK, k_BTHK, v_BTHK, band)
     if is_per_device() and platform() == "gpu" and dtype in (jnp.bfloat16, jnp.float16):
@@ -81,7 +92,13 @@ def cudnn(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | N
     return checkpoint_name(out_BTHK, "context")
 
 
-def blocked(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None) -> jax.Array:
+def blocked(
+    q_BTHK: jax.Array,
+    k_BTHK: jax.Array,
+    v_BTHK: jax.Array,
+    band: int | None,
+    place_BT: jax.Array | None = None,
+) -> jax.Array:
     """Plain matrix products and softmax, for any platform.
 
     Queries go in blocks, each against only the keys that some query of the
@@ -94,7 +111,8 @@ def blocked(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int |
     for start in range(0, T, block):
         stop = min(start + block, T)
         first = 0 if band is None else max(0, start - band + 1)
-        mask = visible(jnp.arange(start, stop), jnp.arange(first, stop), band)
+        place = None if place_BT is None else place_BT[:, start:stop]
+        mask = visible(jnp.arange(start, stop), jnp.arange(first, stop), band, place)
         outputs.append(_attend(q[:, :, start:stop], k[:, :, first:stop], v[:, :, first:stop], mask))
     out_BTHK = jnp.concatenate(outputs, axis=2).transpose(0, 2, 1, 3)
     return checkpoint_name(out_BTHK, "context")
@@ -106,6 +124,7 @@ def cached(
     v_BTHK: jax.Array,
     band: int | None,
     past: tuple[jax.Array, jax.Array, jax.Array],
+    place_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of new tokens to cached ones and to themselves.
 
@@ -117,8 +136,8 @@ def cached(
     T, S = q_BTHK.shape[1], cache_k_BHSK.shape[2]
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BTHK, k_BTHK, v_BTHK))
     queries, slots = length + jnp.arange(T), jnp.arange(S)
-    old = visible(queries, slots, band) & (slots < length)
-    new = visible(queries, queries, band)
+    old = visible(queries, slots, band, place_BT) & (slots < length)
+    new = visible(queries, queries, band, place_BT)
     scores = jnp.concatenate(
         [_scores(q, cache_k_BHSK, old), _scores(q, k, new)], axis=-1
     )  # fmt: skip
@@ -127,21 +146,27 @@ def cached(
     return out.transpose(0, 2, 1, 3)
 
 
-def visible(queries: jax.Array, keys: jax.Array, band: int | None) -> jax.Array:
-    """Boolean mask [queries, keys] of positions: causal, and within the band if there is one."""
+def visible(
+    queries: jax.Array, keys: jax.Array, band: int | None, place_BT: jax.Array | None = None
+) -> jax.Array:
+    """Boolean mask [queries, keys] of slots: causal, and within the band if there is one.
+
+    With places, [B, 1, queries, keys]: within each query's own text.
+    """
     distance = queries[:, None] - keys[None, :]
-    return (distance >= 0) if band is None else (distance >= 0) & (distance < band)
+    mask = (distance >= 0) if band is None else (distance >= 0) & (distance < band)
+    return mask if place_BT is None else mask & (distance <= place_BT[:, None, :, None])
 
 
-def _attend(q_BHTK, k_BHSK, v_BHSK, mask_TS):
-    weights = jax.nn.softmax(_scores(q_BHTK, k_BHSK, mask_TS), axis=-1)
+def _attend(q_BHTK, k_BHSK, v_BHSK, mask):
+    weights = jax.nn.softmax(_scores(q_BHTK, k_BHSK, mask), axis=-1)
     return weights.astype(v_BHSK.dtype) @ v_BHSK
 
 
-def _scores(q_BHTK, k_BHSK, mask_TS):
+def _scores(q_BHTK, k_BHSK, mask):
     """Scaled dot products in float32, hidden where the mask is False."""
     scale = q_BHTK.shape[-1] ** -0.5
     scores = jnp.einsum(
         "bhtk,bhsk->bhts", q_BHTK * scale, k_BHSK, preferred_element_type=jnp.float32
     )
-    return jnp.where(mask_TS, scores, HIDDEN)
+    return jnp.where(mask, scores, HIDDEN)

@@ -125,24 +125,6 @@ def next_token(
     return draw(logits_BV, seed, position, sampling), cache
 
 
-def length_penalty(length: int | jax.Array, alpha: float) -> jax.Array:
-    """((5 + length) / 6) ** alpha (Wu et al. 2016, equation 14); the paper uses alpha 0.6."""
-    return ((5.0 + length) / 6.0) ** alpha
-
-
-def beam_step(
-    logits_BV: jax.Array, scores_B: jax.Array, width: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The 2 x width best continuations of all beams by one token, best first.
-
-    Twice the width, so that `width` of them do not end the text. Returns their
-    summed log-probabilities, the beams they continue, and their tokens.
-    """
-    totals_BV = scores_B[:, None] + jax.nn.log_softmax(logits_BV, -1)
-    best, flat = jax.lax.top_k(totals_BV.reshape(-1), 2 * width)
-    return best, flat // logits_BV.shape[1], flat % logits_BV.shape[1]
-
-
 def take_rows(cache: Cache, rows: jax.Array) -> Cache:
     """The cache of these rows, in this order; a row may be taken more than once."""
     pick = partial(jnp.take, indices=rows, axis=0)

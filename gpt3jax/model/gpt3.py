@@ -66,6 +66,7 @@ def forward(
     model: Model,
     *,
     cache: Cache | None = None,
+    place_BT: jax.Array | None = None,
     want: Collection[str] = (),
 ) -> Output:
     """Predict the next token at each position.
@@ -74,11 +75,15 @@ def forward(
       params: as `table` describes; `layers` stacked, or a list (see `unstack`).
       tokens_BT: int32 token ids, at most `model.context` with those in the cache.
       cache: earlier tokens; the result then holds the cache with the new ones.
+      place_BT: int32, each token's place in its own text, where rows are not one text
+        each: the position it gets, and how far back it sees. Of padding, negative.
       want: names of activations to return: `residual` (the stream after each
         layer, [B, T, D]), `keys`, `values` ([B, T, H, K]), `finite` (whether all of
         the stream is, a boolean). Others cost nothing.
     """
-    x_BTD, cache, activations = trunk(params, tokens_BT, model, cache=cache, want=want)
+    x_BTD, cache, activations = trunk(
+        params, tokens_BT, model, cache=cache, place_BT=place_BT, want=want
+    )
     with jax.named_scope("unembed"):
         logits_BTV = unembed(head(params, model), x_BTD, model)
     return Output(logits_BTV, cache, activations)
@@ -90,6 +95,7 @@ def trunk(
     model: Model,
     *,
     cache: Cache | None = None,
+    place_BT: jax.Array | None = None,
     want: Collection[str] = (),
 ) -> tuple[jax.Array, Cache | None, dict[str, Any]]:
     """All of `forward` but the head: the residual stream [B, T, D] after the last layer."""
@@ -97,15 +103,15 @@ def trunk(
     with jax.named_scope("embed"):
         tables = {name: params[name] for name in ("token_embedding", "position_embedding")}
         tables = gather_weights(tables, table(model))
-        x_BTD = embed(tables, tokens_BT, 0 if cache is None else cache.length)
+        x_BTD = embed(tables, tokens_BT, 0 if cache is None else cache.length, place_BT)
     layers = params["layers"]
     if cache is None and isinstance(layers, dict) and model.scan_layers:
-        x_BTD, activations = _scan(layers, x_BTD, model, want)
+        x_BTD, activations = _scan(layers, x_BTD, model, place_BT, want)
         return x_BTD, None, activations
 
     per_layer = unstack(layers, model.n_layers) if isinstance(layers, dict) else layers
     names = {*want, "keys", "values"} if cache is not None else want
-    run, found = _rematerialised(model, names), []
+    run, found = _rematerialised(model, place_BT, names), []
     for index, layer in enumerate(per_layer):
         past = cache and (cache.keys[index], cache.values[index], cache.length)
         x_BTD, recorded = run(layer, x_BTD, past, model.is_dense(index))
@@ -150,12 +156,14 @@ def compute_dtype(model: Model) -> jnp.dtype:
     return jnp.dtype(model.dtype)
 
 
-def _rematerialised(model: Model, want: Collection[str]) -> Callable[..., tuple]:
+def _rematerialised(
+    model: Model, place_BT: jax.Array | None, want: Collection[str]
+) -> Callable[..., tuple]:
     """A layer as (params, x, past, is_dense) -> (x, wanted) that keeps what `remat` says."""
     specs = table(model)["layers"]
 
     def run(params, x_BTD, past, is_dense):
-        attend = _attention_of(model, past, is_dense)
+        attend = _attention_of(model, past, place_BT, is_dense)
         x_BTD, recorded = block(gather_weights(params, specs), x_BTD, attend)
         return x_BTD, {name: recorded[name] for name in want}
 
@@ -170,9 +178,12 @@ def _rematerialised(model: Model, want: Collection[str]) -> Callable[..., tuple]
     )
 
 
-def _attention_of(model: Model, past: tuple | None, is_dense: bool | jax.Array) -> Attend:
+def _attention_of(
+    model: Model, past: tuple | None, place_BT: jax.Array | None, is_dense: bool | jax.Array
+) -> Attend:
     """Dense or banded, over a cache if there is one; in a loop over layers, chosen as it runs."""
     kind = attention.causal if past is None else partial(attention.cached, past=past)
+    kind = partial(kind, place_BT=place_BT)
     dense, banded = partial(kind, band=None), partial(kind, band=model.band)
     if isinstance(is_dense, bool):
         return dense if is_dense else banded
@@ -181,9 +192,15 @@ def _attention_of(model: Model, past: tuple | None, is_dense: bool | jax.Array) 
     return lambda q, k, v: jax.lax.cond(is_dense, dense, banded, q, k, v)
 
 
-def _scan(layers: Params, x_BTD: jax.Array, model: Model, want: Collection[str]):
+def _scan(
+    layers: Params,
+    x_BTD: jax.Array,
+    model: Model,
+    place_BT: jax.Array | None,
+    want: Collection[str],
+):
     """Loop over the layers: one is compiled, for both kinds of attention."""
-    run = _rematerialised(model, want)
+    run = _rematerialised(model, place_BT, want)
     is_dense_N = jnp.array([model.is_dense(index) for index in range(model.n_layers)])
     return jax.lax.scan(
         lambda x_BTD, layer: run(layer[0], x_BTD, None, layer[1]), x_BTD, (layers, is_dense_N)

@@ -90,20 +90,30 @@ def mlp(params: Params, x_BTD: jax.Array) -> jax.Array:
     return linear_sum(params["down"], h_BTF)
 
 
-def embed(params: Params, tokens_BT: jax.Array, start: jax.Array | int) -> jax.Array:
-    """Token embedding plus the learned position, counted from `start`; tokens come out split."""
+def embed(
+    params: Params,
+    tokens_BT: jax.Array,
+    start: jax.Array | int,
+    place_BT: jax.Array | None = None,
+) -> jax.Array:
+    """Token embedding plus the learned position; tokens come out split.
+
+    Positions are counted from `start`, but where each token's place is given.
+    """
     rows_VD = params["token_embedding"]
     if size("tensor") == 1:
         x_BTD = jnp.take(rows_VD, tokens_BT, axis=0)
     else:
-        place_BT = tokens_BT - index("tensor") * len(rows_VD)
-        is_here = (place_BT >= 0) & (place_BT < len(rows_VD))
-        found_BTD = jnp.take(rows_VD, place_BT, axis=0, mode="clip")
+        here_BT = tokens_BT - index("tensor") * len(rows_VD)
+        is_here = (here_BT >= 0) & (here_BT < len(rows_VD))
+        found_BTD = jnp.take(rows_VD, here_BT, axis=0, mode="clip")
         x_BTD = scatter_sum(jnp.where(is_here[..., None], found_BTD, 0), "tensor", 1)
-    length = x_BTD.shape[1]
-    return x_BTD + jax.lax.dynamic_slice_in_dim(
-        params["position_embedding"], start + index("tensor") * length, length
-    )
+    positions_PD, length = params["position_embedding"], x_BTD.shape[1]
+    first = index("tensor") * length
+    if place_BT is None:
+        return x_BTD + jax.lax.dynamic_slice_in_dim(positions_PD, start + first, length)
+    own_BT = jax.lax.dynamic_slice_in_dim(place_BT, first, length, axis=1)
+    return x_BTD + jnp.take(positions_PD, own_BT, axis=0, mode="clip")
 
 
 def unembed(params: Params, x_BTD: jax.Array, model: Model) -> jax.Array:

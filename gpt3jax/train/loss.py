@@ -15,11 +15,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from gpt3jax.config import LOGIT_ROWS, Model
+from gpt3jax.config import Model
 from gpt3jax.model.gpt3 import head, trunk
-from gpt3jax.model.layers import hide_padding, layer_norm
+from gpt3jax.model.layers import layer_norm
+from gpt3jax.model.likelihood import in_rows, logits_of, scores_of
 from gpt3jax.model.params import Params
-from gpt3jax.sharding.collectives import gather, index, largest, scatter_sum, size, total
+from gpt3jax.sharding.collectives import gather, index, scatter_sum, size
 
 
 def window_loss(params: Params, windows_BT1: jax.Array, model: Model) -> jax.Array:
@@ -51,7 +52,7 @@ def head_loss(x_MD: jax.Array, w_VD: jax.Array, targets_M: jax.Array, vocabulary
         losses_R, _ = _losses(x_RD, w_VD, targets_R, vocabulary)
         return loss + losses_R.sum(), None
 
-    return jax.lax.scan(add, jnp.zeros(()), _in_rows(x_MD, targets_M))[0]
+    return jax.lax.scan(add, jnp.zeros(()), in_rows(x_MD, targets_M))[0]
 
 
 def _head_loss_forward(x_MD, w_VD, targets_M, vocabulary):
@@ -65,7 +66,7 @@ def _head_loss_forward(x_MD, w_VD, targets_M, vocabulary):
         return (loss + losses_R.sum(), dw_VD), scatter_sum(dlogits_RV @ w_VD, "tensor", 0)
 
     zero = (jnp.zeros(()), jnp.zeros(w_VD.shape, jnp.float32))
-    (loss, dw_VD), dx = jax.lax.scan(add, zero, _in_rows(x_MD, targets_M))
+    (loss, dw_VD), dx = jax.lax.scan(add, zero, in_rows(x_MD, targets_M))
     return loss, (dx.reshape(x_MD.shape), dw_VD.astype(w_VD.dtype))
 
 
@@ -78,22 +79,7 @@ def _head_loss_backward(vocabulary, residuals, dloss):
 head_loss.defvjp(_head_loss_forward, _head_loss_backward)
 
 
-def _in_rows(x_MD, targets_M):
-    """Both arrays as [M / R, R, ...], with R the largest divisor of M within bounds."""
-    count, most = len(targets_M), max(1, LOGIT_ROWS // size("tensor"))
-    rows = next(n for n in range(min(count, most), 0, -1) if count % n == 0)
-    return x_MD.reshape(-1, rows, x_MD.shape[1]), targets_M.reshape(-1, rows)
-
-
 def _losses(x_RD, w_VD, targets_R, vocabulary):
     """-log p(target) of each row and its gradient by the logits; rows of w are this device's."""
-    logits_RV = jnp.matmul(x_RD, w_VD.T, preferred_element_type=jnp.float32)
-    logits_RV = hide_padding(logits_RV, vocabulary)
-    top_R = largest(logits_RV.max(-1), "tensor")
-    e_RV = jnp.exp(logits_RV - top_R[:, None])
-    sum_R = total(e_RV.sum(-1), "tensor")
-    here_R = targets_R - index("tensor") * len(w_VD)
-    is_target_RV = here_R[:, None] == jnp.arange(len(w_VD))
-    target_R = total(jnp.where(is_target_RV, logits_RV, 0).sum(-1), "tensor")
-    dlogits_RV = e_RV / sum_R[:, None] - is_target_RV
-    return jnp.log(sum_R) + top_R - target_R, dlogits_RV.astype(x_RD.dtype)
+    scores, probability_RV, is_target_RV = scores_of(logits_of(x_RD, w_VD, vocabulary), targets_R)
+    return -scores.log_probability, (probability_RV - is_target_RV).astype(x_RD.dtype)

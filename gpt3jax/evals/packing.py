@@ -1,0 +1,151 @@
+"""Token ids of many lengths as arrays of a few shapes; no jax.
+
+Legend: B prompts, T slots, Q slots of what differs between prompts, P tokens of
+what they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Tokens = tuple[int, ...]
+Pair = tuple[Tokens, Tokens]
+"""A prompt and a completion."""
+
+SMALLEST = 16
+"""Slots of the shortest prompts."""
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Prompts that end at one slot; see model/reading.py."""
+
+    tokens: np.ndarray
+    """int32 [B, T], padded on the left; or [B, Q], the ends of prompts that begin alike."""
+    start: np.ndarray
+    """int32 [B]: slot of each prompt's first token."""
+    shared: Tokens | None
+    """What they begin with, if it is read apart."""
+    length: int
+    """Slot at which they end."""
+
+    @property
+    def rows(self) -> int:
+        """B, with the rows that only fill the batch."""
+        return len(self.start)
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """As `read` takes them; or as `read_after` does."""
+        if self.shared is None:
+            return self.tokens, self.start
+        shared = np.zeros((1, bucket(len(self.shared), SMALLEST)), np.int32)
+        shared[0, : len(self.shared)] = self.shared
+        length = np.int32(self.length)
+        return shared, np.int32(len(self.shared)), self.tokens, length, self.start
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Whole texts in rows, one after another."""
+
+    rows: np.ndarray
+    """int32 [B, T]."""
+    places: np.ndarray
+    """int32 [B, T]: each token's place in its text; of padding, 0."""
+    where: dict[int, tuple[int, int]]
+    """Number of a text to its row and the slot of its first token."""
+
+
+def bucket(size: int, least: int = 1) -> int:
+    """The power of two at or above."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+def common_beginning(texts: Sequence[Tokens]) -> Tokens:
+    """What all texts begin with, but never a whole text; nothing if there is only one."""
+    if len(texts) < 2:
+        return ()
+    first, last = min(texts), max(texts)
+    most = min(map(len, texts)) - 1
+    size = next(
+        (n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first)
+    )
+    return first[: min(size, most)]
+
+
+def batches(prompts: Sequence[Tokens], most: int, multiple: int) -> Iterator[list[int]]:
+    """Numbers of prompts, those of about one length together, longest first.
+
+    Args:
+      prompts: token ids.
+      most: slots of a batch.
+      multiple: rows of a batch are a multiple of this.
+    """
+    order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+    while order:
+        size = bucket(len(prompts[order[0]]), SMALLEST)
+        rows = max(1, most // (size * multiple)) * multiple
+        yield order[:rows]
+        order = order[rows:]
+
+
+def align(prompts: Sequence[Tokens], shared: Tokens, most: int, multiple: int) -> Aligned:
+    """A batch of `batches`: as many rows as fit, whether there are prompts for all or not."""
+    longest, shortest = max(map(len, prompts)), min(map(len, prompts))
+    size = bucket(longest, SMALLEST)
+    rows = max(1, most // (size * multiple)) * multiple
+    apart = bucket(longest - len(shared), SMALLEST)
+    # Worth it where most is shared; and the end of the shortest must be its own.
+    is_apart = 2 * apart <= size and apart <= shortest
+    width, end = (apart, longest) if is_apart else (size, size)
+    tokens = np.zeros((rows, width), np.int32)
+    start = np.full(rows, end - 1, np.int32)
+    for row, prompt in enumerate(prompts):
+        kept = prompt[-width:]
+        tokens[row, width - len(kept) :] = kept
+        start[row] = end - len(prompt)
+    return Aligned(tokens, start, shared if is_apart else None, end)
+
+
+def pack(texts: Sequence[Tokens], context: int, most: int, multiple: int) -> Iterator[Packed]:
+    """Every text in some row, first fit, longest first.
+
+    Args:
+      texts: of at most `context` + 1 tokens.
+      context: a row is one token longer, as a window is; or short, if all texts are.
+      most: slots of a batch.
+      multiple: rows of a batch are a multiple of this.
+    """
+    order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
+    total = sum(map(len, texts))
+    size = min(context, bucket(max(len(texts[order[0]]) - 1, total // multiple), SMALLEST)) + 1
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for number in order:
+        fit = next((n for n, left in enumerate(room) if left >= len(texts[number])), None)
+        if fit is None:
+            bins.append([])
+            room.append(size)
+            fit = len(bins) - 1
+        bins[fit].append(number)
+        room[fit] -= len(texts[number])
+    rows = max(1, min(most // size, len(bins)) // multiple) * multiple
+    for first in range(0, len(bins), rows):
+        yield _filled(texts, bins[first : first + rows], rows, size)
+
+
+def _filled(texts: Sequence[Tokens], bins: list[list[int]], rows: int, size: int) -> Packed:
+    tokens, places = np.zeros((rows, size), np.int32), np.zeros((rows, size), np.int32)
+    where = {}
+    for row, numbers in enumerate(bins):
+        start = 0
+        for number in numbers:
+            stop = start + len(texts[number])
+            tokens[row, start:stop] = texts[number]
+            places[row, start:stop] = np.arange(stop - start)
+            where[number] = (row, start)
+            start = stop
+    return Packed(tokens, places, where)

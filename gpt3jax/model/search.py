@@ -1,0 +1,164 @@
+"""Beam search (section 2.4: width 4, length penalty 0.6), many prompts at once, in one program.
+
+Of width 1 it is greedy decoding.
+
+Legend: B prompts, W beams of each, N tokens written at most, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from gpt3jax.config import Model
+from gpt3jax.model.decode import take_rows
+from gpt3jax.model.gpt3 import Cache, forward
+from gpt3jax.model.params import Params
+
+
+@struct.dataclass
+class Found:
+    """The best continuations of each prompt, best first; those not found score -inf."""
+
+    tokens: jax.Array
+    """int32 [B, W, N]; what follows the first `length` means nothing."""
+    length: jax.Array
+    """int32 [B, W], without the token that ended it."""
+    log_probability: jax.Array
+    """Sum over its tokens, the one that ended it included; nats [B, W]."""
+    score: jax.Array
+    """log_probability over the length penalty, [B, W]."""
+
+
+@struct.dataclass
+class _Search:
+    """Where a search stands after `step` tokens."""
+
+    step: jax.Array
+    tokens: jax.Array
+    """[B, W, N] of the beams that go on."""
+    totals: jax.Array
+    """[B, W]: their log-probabilities; -inf where there is none."""
+    origin: jax.Array
+    """[B, W]: which beams of the step before they continue."""
+    found: Found
+    ended: jax.Array
+    """[B]: continuations that ended so far."""
+
+
+def length_penalty(length: int | jax.Array, alpha: float) -> jax.Array:
+    """((5 + length) / 6) ** alpha (Wu et al. 2016, equation 14); the paper uses alpha 0.6."""
+    return ((5.0 + length) / 6.0) ** alpha
+
+
+def search(
+    params: Params,
+    logits_BV: jax.Array,
+    cache: Cache,
+    place_B: jax.Array,
+    is_end_V: jax.Array,
+    model: Model,
+    *,
+    new_tokens: int,
+    width: int,
+    alpha: float,
+) -> Found:
+    """Continue prompts that have been read.
+
+    A beam ends with a token of `is_end_V`, or after `new_tokens`. A prompt's
+    search is over when as many of its continuations have ended as there are
+    beams.
+
+    Args:
+      params: as `for_decoding` gives them.
+      logits_BV: after each prompt.
+      cache: the prompts, with room for `new_tokens` more.
+      place_B: their lengths.
+      is_end_V: boolean, the tokens that end an answer.
+      model: its shape.
+      new_tokens: N.
+      width: W.
+      alpha: of the length penalty.
+    """
+    B, W, N = len(logits_BV), width, new_tokens
+    rows = jnp.repeat(jnp.arange(B), W)
+    if W > 1:
+        logits_BV, cache = logits_BV[rows], take_rows(cache, rows)
+    none_BW = jnp.full((B, W), -jnp.inf)
+    tokens_BWN, zeros_BW = jnp.zeros((B, W, N), jnp.int32), jnp.zeros((B, W), jnp.int32)
+    begin = _Search(
+        step=jnp.int32(0), tokens=tokens_BWN, totals=none_BW.at[:, 0].set(0.0), origin=zeros_BW,
+        found=Found(tokens_BWN, zeros_BW, none_BW, none_BW), ended=jnp.zeros(B, jnp.int32),
+    )  # fmt: skip
+    choose = partial(_choose, is_end_V=is_end_V, alpha=alpha)
+
+    def is_going(state: tuple[_Search, Cache]) -> jax.Array:
+        now, _ = state
+        return (now.step < N) & (now.ended < W).any()
+
+    def go(state: tuple[_Search, Cache]) -> tuple[_Search, Cache]:
+        now, cache = state
+        if W > 1:
+            cache = take_rows(cache, (jnp.arange(B)[:, None] * W + now.origin).reshape(-1))
+        newest_B1 = now.tokens[:, :, now.step - 1].reshape(-1, 1)
+        place_B1 = (place_B[rows] + now.step - 1)[:, None]
+        output = forward(params, newest_B1, model, cache=cache, place_BT=place_B1)
+        return choose(now, output.logits[:, 0, : model.vocabulary]), output.cache
+
+    end, _ = jax.lax.while_loop(is_going, go, (choose(begin, logits_BV), cache))
+    return end.found
+
+
+def _choose(now: _Search, logits_BV: jax.Array, is_end_V: jax.Array, alpha: float) -> _Search:
+    """One more token for each beam: which end, and which go on."""
+    B, W, N = now.tokens.shape
+    take = partial(jnp.take_along_axis, axis=1)
+    # Twice the beams are taken, so that as many go on though others end.
+    totals, origins, tokens = _best(logits_BV.reshape(B, W, -1), now.totals)
+    written = take(now.tokens, origins[..., None]).at[:, :, now.step].set(tokens)
+    is_end, is_open = is_end_V[tokens], (now.ended < W)[:, None]
+    ends = is_end & (jnp.arange(2 * W) < W) & is_open & (totals > -jnp.inf)
+    ended = now.ended + ends.sum(1, dtype=jnp.int32)
+    goes_on = ~is_end & (jnp.cumsum(~is_end, 1) <= W)
+    # With its last token a beam is over, unless enough have ended before it.
+    is_cut = goes_on & (now.step == N - 1) & (ended < W)[:, None]
+    more = Found(
+        tokens=written,
+        length=now.step + (~is_end).astype(jnp.int32),
+        log_probability=totals,
+        score=jnp.where(
+            ends | is_cut, totals / length_penalty(now.step + 1, alpha), -jnp.inf
+        ),
+    )  # fmt: skip
+    order = jnp.argsort(~goes_on, axis=1, stable=True)[:, :W]
+    return _Search(
+        step=now.step + 1,
+        tokens=take(written, order[..., None]),
+        totals=jnp.where(take(goes_on, order), take(totals, order), -jnp.inf),
+        origin=take(origins, order),
+        found=_best_of(now.found, more, W),
+        ended=ended,
+    )
+
+
+def _best(logits_BWV: jax.Array, totals_BW: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The 2 x W best continuations by one token: [B, 2W] totals, beams continued, tokens."""
+    B, W, V = logits_BWV.shape
+    totals_BWV = totals_BW[..., None] + jax.nn.log_softmax(logits_BWV, -1)
+    best, flat = jax.lax.top_k(totals_BWV.reshape(B, W * V), 2 * W)
+    return best, flat // V, flat % V
+
+
+def _best_of(found: Found, more: Found, width: int) -> Found:
+    """The best of both by score."""
+    both = jax.tree.map(lambda a, b: jnp.concatenate((a, b), axis=1), found, more)
+    _, order = jax.lax.top_k(both.score, width)
+    return jax.tree.map(
+        lambda each: jnp.take_along_axis(
+            each, order.reshape(*order.shape, *(1,) * (each.ndim - 2)), axis=1
+        ),
+        both,
+    )

@@ -1,0 +1,138 @@
+"""Prompts of different lengths in one batch: each is read as if it were alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from building import randomised
+
+from gpt3jax.config import Mesh, Model
+from gpt3jax.model.decode import for_decoding
+from gpt3jax.model.gpt3 import forward
+from gpt3jax.model.likelihood import suffix_scores, token_scores
+from gpt3jax.model.reading import read, read_after
+from gpt3jax.model.search import search
+from gpt3jax.model.table import table
+from gpt3jax.sharding.collectives import each_device
+from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.sharding.rules import partition, partitions
+
+MODEL = Model(
+    n_layers=4, d_model=32, n_heads=4, d_head=8, vocabulary=53, context=48, band=7,
+    scan_layers=False,
+)  # fmt: skip
+LENGTHS = (9, 20, 14)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return randomised(MODEL)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    draw = np.random.default_rng(1).integers
+    shared = draw(0, 53, 6)
+    return [np.concatenate([shared, draw(0, 53, length - 6)]) for length in LENGTHS]
+
+
+def aligned(prompts, width):
+    rows = np.stack([np.pad(each, (width - len(each), 0))[-width:] for each in prompts])
+    return rows.astype(np.int32)
+
+
+def log_softmax(params, tokens):
+    """[T, V] of one row, alone."""
+    logits = forward(params, jnp.asarray(tokens, jnp.int32)[None], MODEL).logits[0, :, :53]
+    return np.asarray(jax.nn.log_softmax(logits))
+
+
+def whole(params, prompts):
+    start = jnp.array([20 - len(each) for each in prompts])
+    return read(for_decoding(params, MODEL), aligned(prompts, 20), start, MODEL, 32)
+
+
+def shared(params, prompts):
+    """Six tokens are read once; of the longest, 14 differ, so the others' ends overlap them."""
+    start = jnp.array([20 - len(each) for each in prompts])
+    beginning = np.pad(prompts[0][:6], (0, 10))[None].astype(np.int32)
+    return read_after(
+        for_decoding(params, MODEL), beginning, jnp.int32(6), aligned(prompts, 20)[:, -14:],
+        jnp.int32(20), start, MODEL, 32,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("way", [whole, shared])
+def test_prompts_in_a_batch_are_read_as_alone(params, prompts, way):
+    logits, cache = way(params, prompts)
+    found = np.asarray(jax.nn.log_softmax(logits))
+    for row, prompt in enumerate(prompts):
+        np.testing.assert_allclose(found[row], log_softmax(params, prompt)[-1], atol=1e-5)
+    assert cache.length == 20
+
+
+@pytest.mark.parametrize("way", [whole, shared])
+def test_candidates_after_prompts_are_scored_as_alone(params, prompts, way):
+    logits, cache = way(params, prompts)
+    suffixes = np.random.default_rng(2).integers(0, 53, (3, 5)).astype(np.int32)
+    places = jnp.array(LENGTHS)
+    found = suffix_scores(for_decoding(params, MODEL), logits, cache, places, suffixes, MODEL)
+    for row, prompt in enumerate(prompts):
+        log_p = log_softmax(params, np.concatenate([prompt, suffixes[row]]))[len(prompt) - 1 : -1]
+        expected = log_p[np.arange(5), suffixes[row]]
+        np.testing.assert_allclose(found.log_probability[row], expected, atol=1e-5)
+        assert (found.is_likeliest[row] == (log_p.argmax(-1) == suffixes[row])).all()
+
+
+def test_texts_packed_into_a_row_do_not_see_each_other(params, prompts):
+    row = np.concatenate(prompts)[None].astype(np.int32)
+    places = np.concatenate([np.arange(length) for length in LENGTHS])[None]
+    found = token_scores(params, row, MODEL, places[:, :-1])
+    start = 0
+    for prompt in prompts:
+        expected = log_softmax(params, prompt)[:-1][np.arange(len(prompt) - 1), prompt[1:]]
+        of_text = found.log_probability[0, start : start + len(prompt) - 1]
+        np.testing.assert_allclose(of_text, expected, atol=1e-5)
+        start += len(prompt)
+
+
+@pytest.mark.parametrize("axes", [(8, 1, 1), (1, 4, 2), (2, 1, 4)], ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_token_scores_are_the_same_on_every_mesh(params, axes, packed):
+    rows = np.random.default_rng(3).integers(0, 53, (8, 41)).astype(np.int32)
+    places = np.tile(np.arange(40) % 13, (8, 1)) if packed else np.tile(np.arange(40), (8, 1))
+    expected = token_scores(params, rows, MODEL, places)
+    with jax.set_mesh(make_mesh(Mesh(*axes))):
+        batch = partition(("batch", None))
+        specs = (partitions(table(MODEL)), batch, batch)
+
+        def run(params, rows, places):
+            return token_scores(params, rows, MODEL, places)
+
+        found = jax.jit(each_device(run, specs, partition(("batch", "heads"))))(
+            params, rows, places
+        )
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_search_over_a_batch_finds_what_it_finds_alone(params, prompts, width):
+    decoding, is_end = for_decoding(params, MODEL), jnp.arange(53) < 4
+
+    def best(prompts):
+        logits, cache = read(
+            decoding, aligned(prompts, 20), jnp.array([20 - len(p) for p in prompts]), MODEL, 32
+        )
+        places = jnp.array([len(p) for p in prompts])
+        return search(
+            decoding, logits, cache, places, is_end, MODEL, new_tokens=7, width=width, alpha=0.6
+        )
+
+    together = best(prompts)
+    for row, prompt in enumerate(prompts):
+        alone = best([prompt])
+        np.testing.assert_allclose(together.score[row], alone.score[0], atol=1e-5)
+        assert (together.length[row] == alone.length[0]).all()
+        for beam, length in enumerate(alone.length[0]):
+            assert (together.tokens[row, beam, :length] == alone.tokens[0, beam, :length]).all()
