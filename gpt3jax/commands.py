@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from gpt3jax.config import MOST_WINDOWS, ConfigError, Experiment
+from gpt3jax.config import MOST_WINDOWS, ConfigError, Experiment, Mesh
 from gpt3jax.run import Changes
 from gpt3jax.sharding.cluster import Hosts
 
@@ -176,6 +176,87 @@ def generate(
         run, prompt or "", new_tokens=new_tokens, samples=samples, temperature=temperature,
         top_k=top_k, top_p=top_p, stop=stop, seed=seed, beams=beams, step=step, as_json=json,
     )  # fmt: skip
+
+
+def evaluate(
+    run: Positional[Path],
+    tasks: tuple[str, ...],
+    shots: tuple[int | Literal["few"], ...] = (0, 1, "few"),
+    examples: int | None = None,
+    draws: int = 1,
+    seed: int = 0,
+    shared: bool = False,
+    beams: int = 4,
+    words: Path | None = None,
+    mesh: Mesh = Mesh(data=1, fsdp=-1),  # noqa: B008 (frozen)
+    step: int | None = None,
+    out: Path | None = None,
+    plot: bool = False,
+    json: bool = False,
+) -> None:
+    """Ask a run's model tasks with no, one and few demonstrations; nothing is updated.
+
+    Examples:
+      gpt3jax evaluate runs/tiny --tasks arithmetic scrambles --shots 0 1 few --examples 200
+      gpt3jax evaluate runs/in-context --tasks patterns --shots 0 1 2 4 8 16 --plot
+      gpt3jax evaluate runs/tiny --tasks mine.jsonl mine.py --beams 1 --out results
+
+    Args:
+      run: The run.
+      tasks: Names (two_digit_addition, reversed_words, ...), groups of them (arithmetic,
+        scrambles, patterns), .jsonl files, or .py files with a function task().
+      shots: Demonstrations in front of each question; few: the task's own number.
+      examples: Ask only so many of each task.
+      draws: Draw the demonstrations anew so often, for an error bar over draws.
+      seed: Of the drawings, and of generated tasks.
+      shared: Draw once for all questions, and read it once: faster, noisier.
+      beams: Of generated answers (the paper: 4); 1: greedy; 0: nothing is generated, and an
+        answer is right when each of its tokens is the likeliest.
+      words: A word list for the scrambles; the run's training data if not given.
+      mesh: How the devices are used.
+      step: The checkpoint; the newest if not given.
+      out: Folder to write; RUN/evaluations/STEP if not given.
+      plot: Also draw the scores against the shots: scores.png.
+      json: Print the scores as JSON.
+    """
+    _check_range(1, 10**7, examples=1 if examples is None else examples, draws=draws)
+    _check_range(0, 2**32 - 1, seed=seed)
+    _check_range(0, 64, beams=beams)
+    from gpt3jax.evals.evaluate import Protocol
+    from gpt3jax.evaluate import evaluate_run
+
+    evaluate_run(
+        run, tasks, Protocol(shots, draws, seed, shared, beams), examples=examples, words=words,
+        mesh=mesh, step=step, out=out, draw_plot=plot, as_json=json,
+    )  # fmt: skip
+
+
+def perplexity(
+    run: Positional[Path],
+    data: Path | None = None,
+    windows: int = 0,
+    mesh: Mesh = Mesh(data=1, fsdp=-1),  # noqa: B008 (frozen)
+    step: int | None = None,
+    json: bool = False,
+) -> None:
+    """How well a run's model predicts held-out text: per token, byte, word, and place.
+
+    Examples:
+      gpt3jax perplexity runs/tiny
+      gpt3jax perplexity runs/tiny --data data/books --windows 500 --json
+
+    Args:
+      run: The run.
+      data: A folder that `data prepare` made with the run's tokenizer; the run's own if not given.
+      windows: So many held-out windows; 0: all.
+      mesh: How the devices are used.
+      step: The checkpoint; the newest if not given.
+      json: Print the figures as JSON.
+    """
+    _check_range(0, 10**9, windows=windows)
+    from gpt3jax.evaluate import measure_perplexity
+
+    measure_perplexity(run, data, windows, mesh, step, json)
 
 
 def report(runs: Positional[tuple[Path, ...]], out: Path | None = None, json: bool = False) -> None:
@@ -370,6 +451,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "doctor": doctor,
     "train": train,
     "generate": generate,
+    "evaluate": evaluate,
+    "perplexity": perplexity,
     "report": report,
     "verify": verify,
     "bench": bench,

@@ -14,46 +14,23 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt3jax.config import ConfigError, Experiment, Mesh
-from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.generate import Generator
 from gpt3jax.model import table as model_table
 from gpt3jax.model.decode import Sampling
-from gpt3jax.run import Changes, Run, open_run
+from gpt3jax.run import Changes, Run
+from gpt3jax.saved import load_model
 from gpt3jax.sharding import hosts
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.train.checkpoint import Checkpoints
 from gpt3jax.train.session import Outcome, train
-from gpt3jax.train.state import abstract_state
 
 
 def load_generator(path: Path, step: int | None = None) -> Generator:
     """A run's model at a checkpoint (the newest if `step` is None), on one device.
 
-    Raises:
-      ConfigError: there is no such run or checkpoint.
-      DamagedError: it is not what was saved.
+    Raises: as `load_model`.
     """
-    run = open_run(path)
-    experiment = run.experiment()
-    mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
-    checkpoints = Checkpoints(run.checkpoints)
-    abstract = abstract_state(experiment, mesh)
-    tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
-    steps = checkpoints.steps()
-    if not steps:
-        raise ConfigError(f"{run.path} has no checkpoint yet: it was stopped early. Train it first")
-    if step is None:
-        params = checkpoints.newest(lambda each: checkpoints.restore_params(each, abstract), _warn)
-    elif step in steps:
-        checkpoints.seal(step)
-        params = checkpoints.restore_params(step, abstract)
-    else:
-        raise ConfigError(f"{run.path} has no checkpoint of step {step}. It has {steps}")
-    return Generator(params, experiment.model, tokenizer)
-
-
-def _warn(step: int, what: str) -> None:
-    print(f"warning: checkpoint {step} was passed over: {what}", file=sys.stderr)
+    found = load_model(path, step, make_mesh(Mesh(data=1), jax.devices()[:1]))
+    return Generator(found.params, found.model, found.tokenizer)
 
 
 def write(

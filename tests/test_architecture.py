@@ -11,13 +11,14 @@ PACKAGE = ROOT / "gpt3jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    {"stored"},
+    {"stored", "style"},
     {"config"},
     {"run", "experiments", "memory", "progress", "sharding", "data"},
     {"model", "goodput"},
     {"generate", "plan", "report_time", "evals"},
     {"train", "inspect", "interchange", "report_page", "machine"},
-    {"write", "report", "bench", "sweep", "serve", "verify", "doctor"},
+    {"saved"},
+    {"write", "evaluate", "report", "bench", "sweep", "serve", "verify", "doctor"},
     {"commands"},
     {"cli"},
     {"__main__"},
@@ -25,7 +26,7 @@ LAYERS = [
 """Lowest first. A part imports from layers below its own, and from itself."""
 
 ONLY = {
-    "config": {"stored"},
+    "config": {"stored", "style"},
     "sharding": {"config", "sharding"},
     "model": {"config", "sharding", "model"},
     "data": {"config", "data", "stored"},

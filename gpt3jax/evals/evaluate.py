@@ -1,0 +1,185 @@
+"""The paper's evaluation: tasks asked with no, one and few demonstrations (section 2.4).
+
+Nothing is updated: what a model learns, it learns from its prompt. Every prompt
+and every score is kept in the results, so that a number can be looked into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gpt3jax.config import ConfigError
+from gpt3jax.evals.prompts import Asked, ask
+from gpt3jax.evals.scoring import Scored, Scorer
+from gpt3jax.evals.task import Task, exact_match, f1
+
+Report = Callable[[str, float], None]
+METRICS = {"exact match": exact_match, "F1": f1}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How tasks are asked; recorded with the results."""
+
+    shots: tuple[int | Literal["few"], ...] = (0, 1, "few")
+    """Demonstrations per question; few is the task's own K."""
+    draws: int = 1
+    """How often demonstrations are drawn anew, for an error bar over draws."""
+    seed: int = 0
+    """Of the drawings."""
+    shared: bool = False
+    """Draw once for all questions of a group: faster, and its noise does not average out."""
+    beams: int = 4
+    """Of generated answers (the paper: 4); 1 is greedy; 0 generates nothing, and an answer
+    counts as right when each of its tokens is the likeliest."""
+    alpha: float = 0.6
+    """Of the length penalty (the paper: 0.6)."""
+
+    def __post_init__(self) -> None:
+        if not self.shots or any(each != "few" and each < 0 for each in self.shots):
+            raise ConfigError("--shots counts demonstrations: 0, 1, ... or few. Change it")
+        if self.draws < 1 or self.beams < 0 or not 0 <= self.alpha <= 10:
+            raise ConfigError(
+                f"--draws is {self.draws}, --beams {self.beams}, the length penalty {self.alpha}: "
+                "from 1, from 0, and from 0 to 10. Change them"
+            )
+
+
+def evaluate(
+    scorer: Scorer, tasks: Sequence[Task], protocol: Protocol, report: Report = lambda *_: None
+) -> Iterator[dict[str, Any]]:
+    """Ask every task at every number of shots, once per draw.
+
+    Yields:
+      A JSON object per task, shots and draw: what was asked, `score` (mean over the
+      examples, 0 to 1), and `examples`, one record each (`record_of`).
+
+    Raises:
+      ConfigError: an answer leaves no room for a prompt.
+    """
+    for task in tasks:
+        for shots in dict.fromkeys(protocol.shots):
+            k = task.few if shots == "few" else shots
+            # Without demonstrations there is nothing to draw.
+            for draw in range(protocol.draws if k else 1):
+                yield _setting(scorer, task, k, draw, protocol, report)
+
+
+def _setting(
+    scorer: Scorer, task: Task, k: int, draw: int, protocol: Protocol, report: Report
+) -> dict[str, Any]:
+    is_written = task.metric in METRICS and protocol.beams > 0
+    new_tokens = _longest(task, scorer) + 1 if is_written else 0
+    context = scorer.model.context
+    if new_tokens >= context:
+        raise ConfigError(
+            f"task {task.name!r} has answers of {new_tokens - 1} tokens, but the model sees "
+            f"{context}: nothing is left for a question. Take a model with more context"
+        )
+    asked = ask(
+        task, k, scorer.tokenizer, context, draw=draw, seed=protocol.seed,
+        shared=protocol.shared, new_tokens=new_tokens,
+    )  # fmt: skip
+    name = f"{task.name}, {k} shots"
+    pairs = [pair for each in asked for pair in each.pairs]
+    scored = iter(scorer.score(pairs, lambda share: report(name, share)))
+    by_example = [[next(scored) for _ in each.pairs] for each in asked]
+    unconditional = _unconditional(scorer, task, asked)
+    answers: list[str | None] = [None] * len(asked)
+    if is_written:
+        found = scorer.answer(
+            [each.prompts[0] for each in asked], new_tokens=new_tokens, stop=task.stop,
+            width=protocol.beams, alpha=protocol.alpha,
+            report=lambda share: report(f"{name}, answers", share),
+        )  # fmt: skip
+        texts = (scorer.tokenizer.decode(each.tokens) for each in found)
+        answers = [text.split(task.stop)[0] if task.stop else text for text in texts]
+    examples = [
+        record_of(task, each, scores, unconditional, answer, scorer)
+        for each, scores, answer in zip(asked, by_example, answers, strict=True)
+    ]
+    return {
+        "task": task.name, "metric": task.metric if is_written or task.metric == "choice"
+        else "greedy match", "shots": k, "draw": draw,
+        "score": sum(each["score"] for each in examples) / len(examples),
+        "chance": chance(task), "examples": examples,
+        **({"normalise": task.normalise} if task.metric == "choice" else {}),
+        **({"paper": [list(row) for row in task.paper]} if task.paper else {}),
+        "few": task.few,
+    }  # fmt: skip
+
+
+def record_of(
+    task: Task,
+    asked: Asked,
+    scores: Sequence[Scored],
+    unconditional: dict[tuple[int, ...], float],
+    answer: str | None,
+    scorer: Scorer,
+) -> dict[str, Any]:
+    """Everything about one question: what the model read, what it thought of each candidate.
+
+    `score` is 1 for a right choice or answer (F1: the overlap), `margin` how much
+    better the truth did than the best of the rest (nats, as normalised).
+    """
+    example, decode = asked.example, scorer.tokenizer.decode
+    candidates = []
+    for (_, completion), (_, text), each in zip(
+        asked.pairs, example.candidates, scores, strict=True
+    ):
+        total = sum(each.log_probabilities)
+        by = {"none": total, "token": total / len(completion), "character": total / len(text)}
+        if completion in unconditional:
+            by["answer context"] = total - unconditional[completion]
+        candidates.append({
+            "text": text, "tokens": list(completion),
+            "log_probabilities": list(each.log_probabilities),
+            "is_likeliest": all(each.is_likeliest), "scores": by,
+        })  # fmt: skip
+    record = {
+        "prompts": [decode(prompt) for prompt in asked.prompts],
+        "demonstrations": len(asked.demonstrations), "dropped": asked.dropped, "cut": asked.cut,
+        "candidates": candidates, "truth": example.truth,
+    }  # fmt: skip
+    if task.metric == "choice":
+        by = [each["scores"][task.normalise] for each in candidates]
+        choice = max(range(len(by)), key=by.__getitem__)
+        others = [score for number, score in enumerate(by) if number != example.truth]
+        margin = by[example.truth] - max(others, default=by[example.truth])
+        return record | {
+            "choice": choice, "score": float(choice == example.truth), "margin": margin,
+        }  # fmt: skip
+    margin = max(sum(each.log_probabilities) for each in scores)
+    if answer is None:
+        score = float(any(each["is_likeliest"] for each in candidates))
+        return record | {"score": score, "margin": margin}
+    score = METRICS[task.metric](answer, example.completions)
+    checks = {name: bool(check(answer)) for name, check in task.checks.items()}
+    return record | {"answer": answer, "score": score, "margin": margin, "checks": checks}
+
+
+def chance(task: Task) -> float | None:
+    """Score of guessing among the candidates; None of an answer that is written freely."""
+    if task.chance is not None or task.metric != "choice":
+        return task.chance
+    return sum(1 / len(each.candidates) for each in task.examples) / len(task.examples)
+
+
+def _unconditional(
+    scorer: Scorer, task: Task, asked: Sequence[Asked]
+) -> dict[tuple[int, ...], float]:
+    """Log-likelihood of each completion after the answer context alone, where it is asked for."""
+    if task.metric != "choice" or task.normalise != "answer context":
+        return {}
+    prompt = tuple(scorer.tokenizer.encode(task.answer_context)) or (scorer.tokenizer.end_of_text,)
+    texts = list(dict.fromkeys(text for each in asked for text in each.completions))
+    scored = scorer.score([(prompt, text) for text in texts])
+    return {t: sum(each.log_probabilities) for t, each in zip(texts, scored, strict=True)}
+
+
+def _longest(task: Task, scorer: Scorer) -> int:
+    """Tokens of the longest answer accepted."""
+    texts = {text for each in task.examples for text in each.completions}
+    return max(len(scorer.tokenizer.encode(text)) for text in texts)

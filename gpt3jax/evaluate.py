@@ -1,0 +1,188 @@
+"""Evaluate a run: its tasks asked, and what came of it printed and written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from gpt3jax.config import ConfigError, Data, Mesh, Source
+from gpt3jax.data import loader
+from gpt3jax.data.manifest import load_manifest
+from gpt3jax.evals.evaluate import Protocol, evaluate
+from gpt3jax.evals.files import load_tasks
+from gpt3jax.evals.page import page, percent
+from gpt3jax.evals.perplexity import perplexity
+from gpt3jax.evals.plot import plot
+from gpt3jax.evals.scoring import Scorer
+from gpt3jax.evals.summary import summarise
+from gpt3jax.evals.words import read_words, words_of
+from gpt3jax.model.table import count
+from gpt3jax.progress import progress
+from gpt3jax.run import write_whole
+from gpt3jax.saved import Saved, load_model
+from gpt3jax.sharding import hosts
+from gpt3jax.sharding.mesh import make_mesh
+
+CORPUS_WINDOWS = 20_000
+"""Of the training data, read for the word list of the scrambles."""
+
+
+def evaluate_run(
+    path: Path,
+    names: Sequence[str],
+    protocol: Protocol,
+    *,
+    examples: int | None,
+    words: Path | None,
+    mesh: Mesh,
+    step: int | None,
+    out: Path | None,
+    draw_plot: bool,
+    as_json: bool,
+) -> None:
+    """Ask a run's model, print a table, write results.json and index.html (and scores.png).
+
+    Raises:
+      ConfigError: run, tasks or protocol cannot be used.
+    """
+    devices = make_mesh(mesh, jax.devices() if jax.process_count() > 1 else None)
+    with jax.set_mesh(devices):
+        saved = load_model(path, step, devices)
+        tasks = load_tasks(
+            names, words=lambda: _words(words, saved), count=examples, seed=protocol.seed
+        )
+        scorer = Scorer(saved.params, saved.model, saved.tokenizer, devices)
+        with progress() as report:
+            settings = list(evaluate(scorer, tasks, protocol, report))
+    if not hosts.is_first():
+        return
+    rows = summarise(settings)
+    folder = out or path / "evaluations" / str(saved.step)
+    _write(folder, saved, protocol, rows, settings, draw_plot)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    _print(rows)
+    print(f"{folder}/index.html shows every question; results.json has all of it")
+
+
+def _words(file: Path | None, saved: Saved) -> list[str]:
+    """The word list: a file's, or the most frequent words of the run's own training data."""
+    if file is not None:
+        return read_words(file)
+    data, context = saved.experiment.data, saved.model.context
+    order = loader.windows(data, saved.experiment.seed, context)
+    most = sum(load_manifest(source.path).train_windows for source in data.sources)
+    return words_of(
+        saved.tokenizer.decode(order[i].tolist()) for i in range(min(most, CORPUS_WINDOWS))
+    )
+
+
+def _write(
+    folder: Path,
+    saved: Saved,
+    protocol: Protocol,
+    rows: list[dict[str, Any]],
+    settings: list[dict[str, Any]],
+    draw_plot: bool,
+) -> None:
+    record = {
+        "run": str(saved.run.path), "step": saved.step, "experiment": saved.experiment.name,
+        "parameters": count(saved.model), "tokenizer": saved.tokenizer.hash,
+        "protocol": dataclasses.asdict(protocol), "scores": rows, "settings": settings,
+    }  # fmt: skip
+    figure = folder / "scores.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if draw_plot:
+            plot(rows, figure)
+        title = f"{saved.experiment.name}, step {saved.step:,}"
+        drawn = figure.read_bytes() if draw_plot else None
+        write_whole(folder / "results.json", json.dumps(record, ensure_ascii=False) + "\n")
+        write_whole(folder / "index.html", page(title, rows, settings, drawn))
+    except OSError as error:
+        raise ConfigError(
+            f"--out {folder} cannot be written: {error.strerror or error}. Name another"
+        ) from error
+
+
+def _print(rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in ("task", "shots", "score, %", "guessing", "truth, nats", "GPT-3 175B", "metric"):
+        table.add_column(name, justify="left" if name in ("task", "metric") else "right")
+    for row in rows:
+        how = row["metric"] + (f", by {row['normalise']}" if "normalise" in row else "")
+        for count_of in ("shortened", "cut"):
+            how += f"; {row[count_of]:,} {count_of}" if row[count_of] else ""
+        table.add_row(
+            row["task"], str(row["shots"]), percent(row["score"], row["standard_error"]),
+            percent(row["chance"]), f"{row['truth_nats']:.2f}", percent(row.get("paper_175b")), how,
+        )  # fmt: skip
+    Console(highlight=False, markup=False).print(table)
+
+
+def measure_perplexity(
+    path: Path, data: Path | None, windows: int, mesh: Mesh, step: int | None, as_json: bool
+) -> None:
+    """Print how well a run's model predicts held-out text: its own, or other prepared data.
+
+    Raises:
+      ConfigError: the run or the data cannot be used, or have two tokenizers.
+    """
+    devices = make_mesh(mesh, jax.devices() if jax.process_count() > 1 else None)
+    with jax.set_mesh(devices):
+        saved = load_model(path, step, devices)
+        found = _held_out(saved, data, windows)
+        with progress() as report:
+            measured = perplexity(
+                saved.params, saved.model, devices, found, saved.tokenizer,
+                lambda share: report("windows", share),
+            )  # fmt: skip
+    if not hosts.is_first():
+        return
+    record = {
+        "run": str(path), "step": saved.step, "windows": len(found), "tokens": measured.tokens,
+        "val_loss": measured.per_token, "val_bits_per_byte": measured.bits_per_byte,
+        "word_perplexity": measured.per_word, "words": measured.words,
+        "loss_by_position": list(measured.by_position),
+    }  # fmt: skip
+    if as_json:
+        print(json.dumps(record))
+        return
+    print(
+        f"{measured.tokens:,} tokens in {len(found):,} windows: {measured.per_token:.4f} "
+        f"nats/token, {measured.bits_per_byte:.4f} bits/byte, perplexity {measured.per_word:,.1f} "
+        f"per word ({measured.words:,} words and line ends)"
+    )
+    print("tokens before it, and the mean loss there in nats:")
+    last = len(measured.by_position)
+    for first in sorted({0, *(1 << n for n in range(last.bit_length() - 1))}):
+        stop = min(last, max(first + 1, 2 * first))
+        mean = sum(measured.by_position[first:stop]) / (stop - first)
+        name = f"{first + 1}" if stop == first + 1 else f"{first + 1} to {stop}"
+        print(f"  {name:>14}  {mean:.3f}")
+
+
+def _held_out(saved: Saved, data: Path | None, windows: int) -> np.ndarray:
+    """Held-out windows [n, context+1] of the run's data, or of another folder."""
+    context, sources = saved.model.context, saved.experiment.data
+    if data is not None:
+        sources = Data(sources=(Source(data.name or "data", str(data)),))
+    for source in sources.sources:
+        manifest = load_manifest(source.path)
+        if manifest.tokenizer != saved.tokenizer.hash:
+            raise ConfigError(
+                f"data {source.path} has tokenizer {manifest.tokenizer}, the run "
+                f"{saved.tokenizer.hash}: ids would not mean the same. Prepare it with "
+                f"--tokenizer {saved.run.tokenizer_file}"
+            )
+    most = sum(load_manifest(source.path).validation_windows for source in sources.sources)
+    return loader.validation_windows(sources, min(windows or most, most), context)

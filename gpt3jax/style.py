@@ -1,0 +1,46 @@
+"""How figures and pages look: one look for all of them."""
+
+# Okabe and Ito's colours: told apart with any colour vision. Past them, other strokes.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STROKES = ("-", "--", ":", "-.")
+GREY = "#666666"
+
+# Small with large letters, so that a phone shows them legibly.
+STYLE = {
+    "figure.figsize": (5.0, 3.5), "figure.constrained_layout.use": True, "savefig.dpi": 200,
+    "font.size": 10.5, "legend.fontsize": 10, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
+    "axes.linewidth": 0.6, "axes.axisbelow": True, "axes.grid": True, "axes.labelcolor": "#333333",
+    "grid.color": "#e3e3e3", "grid.linewidth": 0.5, "lines.linewidth": 1.5,
+    "xtick.color": GREY, "ytick.color": GREY, "xtick.minor.size": 0, "ytick.minor.size": 0,
+    "xtick.labelcolor": "#333333", "ytick.labelcolor": "#333333",
+}  # fmt: skip
+
+CSS = """
+:root{color-scheme:light dark;--ink:#222;--soft:#666;--line:#ddd;--paper:#fff}
+@media(prefers-color-scheme:dark){
+:root{--ink:#ddd;--soft:#999;--line:#3a3a3a;--paper:#121212}
+img{filter:invert(.93) hue-rotate(180deg)}}
+*{box-sizing:border-box}
+body{margin:0 auto;padding:1.5rem 1rem 4rem;max-width:72rem;background:var(--paper);
+color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+h1{font-size:1.6rem;line-height:1.2;margin:.5rem 0 1.5rem;overflow-wrap:anywhere}
+h2{font-size:1.1rem;margin:2.5rem 0 .5rem}
+h3{font-size:.9rem;margin:1rem 0 0;overflow-wrap:anywhere}
+p,figcaption{color:var(--soft);font-size:.85rem;max-width:40rem}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
+th,td{padding:.3rem 0 .3rem 1.5rem;text-align:right;vertical-align:top;
+border-bottom:1px solid var(--line)}
+th:first-child{padding-left:0;text-align:left;font-weight:400;color:var(--soft);
+position:sticky;left:0;background:var(--paper)}
+small{color:var(--soft)} .time{white-space:nowrap}
+.why{text-align:left;color:var(--soft);min-width:14rem}
+@media(min-width:40rem){th:first-child{white-space:nowrap}}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));
+gap:0 2.5rem}
+figure{margin:0} img{display:block;width:100%;height:auto}
+pre{margin:0 0 1.5rem;padding:.8rem 1rem;border:1px solid var(--line);border-radius:4px;
+max-height:24rem;overflow:auto;white-space:pre-wrap;overflow-wrap:anywhere;
+font:.8rem/1.45 ui-monospace,monospace}
+"""
