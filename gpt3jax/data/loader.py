@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,6 +166,30 @@ def validation_windows(data: Data, count: int, context: int) -> np.ndarray:
             "nothing was held out. Prepare with --validation-fraction 0.01"
         )
     return np.stack(found)
+
+
+def documents(path: str | Path) -> Iterator[list[int]]:
+    """Token ids of a data folder's training documents, in the order of its shards.
+
+    The text that was dropped at the end of a shard is not among them.
+
+    Raises:
+      ConfigError: no such data, or a window is damaged.
+    """
+    manifest = load_manifest(path)
+    for shard in manifest.train.shards:
+        stored = _Stored(str(path), manifest, replace(manifest.train, shards=(shard,)))
+        document: list[int] = []
+        for i in range(len(stored)):
+            # A window begins with the last token of the one before.
+            for token in stored.read(i)[1:].tolist():
+                if token == manifest.end_of_text:
+                    yield document
+                    document = []
+                else:
+                    document.append(token)
+        if document:
+            yield document
 
 
 def _shares(data: Data) -> list[float]:

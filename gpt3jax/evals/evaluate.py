@@ -90,12 +90,12 @@ def _setting(
     answers: list[str | None] = [None] * len(asked)
     if is_written:
         found = scorer.answer(
-            [each.prompts[0] for each in asked], new_tokens=new_tokens, stop=task.stop,
+            [each.prompts[0] for each in asked], new_tokens=new_tokens, stop=(task.stop,),
             width=protocol.beams, alpha=protocol.alpha,
             report=lambda share: report(f"{name}, answers", share),
         )  # fmt: skip
         texts = (scorer.tokenizer.decode(each.tokens) for each in found)
-        answers = [text.split(task.stop)[0] if task.stop else text for text in texts]
+        answers = [text.split(task.stop)[0] for text in texts]
     examples = [
         record_of(task, each, scores, unconditional, answer, scorer)
         for each, scores, answer in zip(asked, by_example, answers, strict=True)

@@ -102,7 +102,7 @@ class Scorer:
         prompts: Sequence[Tokens],
         *,
         new_tokens: int,
-        stop: str,
+        stop: Sequence[str],
         width: int = 4,
         alpha: float = 0.6,
         report: Report = lambda _: None,
@@ -112,7 +112,7 @@ class Scorer:
         Args:
           prompts: token ids.
           new_tokens: at most this many.
-          stop: an answer ends with a token that holds this text, or with a document.
+          stop: an answer ends with a token that holds one of these, or with a document.
           width: beams.
           alpha: of the length penalty.
           report: gets the share done.
@@ -174,10 +174,10 @@ class Scorer:
                 found[number] = _scored(scores, row, first, first + len(completion))
             yield found
 
-    def _ends(self, stop: str) -> np.ndarray:
+    def _ends(self, stop: Sequence[str]) -> np.ndarray:
         """Boolean [V]: which tokens end an answer."""
         ends = [
-            bool(stop) and stop.encode() in self.tokenizer.token_bytes(token)
+            any(each.encode() in self.tokenizer.token_bytes(token) for each in stop)
             for token in range(self.model.vocabulary)
         ]
         ends[self.tokenizer.end_of_text] = True

@@ -100,6 +100,8 @@ class Task:
     def __post_init__(self) -> None:
         if not self.examples:
             raise ConfigError(f"task {self.name!r} has no examples: nothing to ask. Add some")
+        if not self.stop:
+            raise ConfigError(f"task {self.name!r} has an empty stop: answers never end. Name one")
 
     def prompt(self, demonstrations: Sequence[Example], context: str) -> str:
         """What the model reads before a completion."""

@@ -115,7 +115,7 @@ def test_scores_on_a_mesh_are_the_same(scorer, params, model, tokenizer, axes, p
 def test_a_greedy_answer_is_the_likeliest_token_each_time(scorer, alone, tokenizer):
     prompts = [*texts([5, 9, 30], 8), *texts([22], 10, BEGINNING)]
     for prompt, answer in zip(
-        prompts, scorer.answer(prompts, new_tokens=6, stop="\n", width=1), strict=True
+        prompts, scorer.answer(prompts, new_tokens=6, stop=("\n",), width=1), strict=True
     ):
         written, total = [], 0.0
         while len(written) < 6:
@@ -130,9 +130,9 @@ def test_a_greedy_answer_is_the_likeliest_token_each_time(scorer, alone, tokeniz
 
 def test_answers_after_a_shared_beginning_are_those_of_prompts_alone(scorer):
     prompts = texts([20, 19, 24], 11, BEGINNING)
-    together = scorer.answer(prompts, new_tokens=5, stop="\n", width=3)
+    together = scorer.answer(prompts, new_tokens=5, stop=("\n",), width=3)
     for prompt, answer in zip(prompts, together, strict=True):
-        (alone,) = scorer.answer([prompt], new_tokens=5, stop="\n", width=3)
+        (alone,) = scorer.answer([prompt], new_tokens=5, stop=("\n",), width=3)
         assert alone.tokens == answer.tokens
         assert alone.log_probability == pytest.approx(answer.log_probability, abs=1e-4)
 
