@@ -44,7 +44,8 @@ def data_prepare(
       gpt3jax data prepare --corpus web.jsonl --field content --tokenizer data/books/tokenizer.model
 
     Args:
-      corpus: python-library, a file, folder or glob of text, a .jsonl or .parquet file, or hf:NAME.
+      corpus: python-library, a file, folder or glob of text, a .jsonl or .parquet file, hf:NAME, or
+        generated:FILE.py, whose function documents() yields each text.
       out: Folder to write; it appears when all of it is there.
       context: Tokens a model will see at once.
       vocabulary: Size of the tokenizer to train.

@@ -117,7 +117,8 @@ def _write(
 def _print(rows: Sequence[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("task", "shots", "score, %", "guessing", "truth, nats", "GPT-3 175B", "metric"):
-        table.add_column(name, justify="left" if name in ("task", "metric") else "right")
+        is_text = name in ("task", "metric")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=name != "metric")
     for row in rows:
         how = row["metric"] + (f", by {row['normalise']}" if "normalise" in row else "")
         for count_of in ("shortened", "cut"):

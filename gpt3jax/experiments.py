@@ -1,44 +1,11 @@
-"""Load an experiment file: a Python file with a function `experiment() -> Experiment`.
-
-It is code, and runs with the rights of whoever loads it: look into one that
-somebody else made before you do.
-"""
+"""Load an experiment file: a Python file with a function `experiment() -> Experiment`."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
 
+from gpt3jax.code import call, naming
 from gpt3jax.config import ConfigError, Experiment
-
-
-def load_module(path: str | Path) -> ModuleType:
-    """Run the file as Python runs a script: its own folder is on the import path.
-
-    Raises:
-      ConfigError: it is not there, or cannot be imported.
-    """
-    path = Path(path)
-    if not os.path.isfile(path):
-        raise ConfigError(f"there is no experiment file {path}. Files lie in experiments/")
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    # Under a name of its own, so that it shadows no module; dataclasses look it up there.
-    name = f"experiment_{path.stem}"
-    loader = SourceFileLoader(name, str(path))
-    spec = importlib.util.spec_from_loader(name, loader)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    with _named(path):
-        # Not by the loader: it would take compiled code of the same second and size for this.
-        exec(loader.source_to_code(path.read_bytes(), str(path)), vars(module))
-    return module
 
 
 def load_experiment(path: str | Path) -> Experiment:
@@ -47,46 +14,11 @@ def load_experiment(path: str | Path) -> Experiment:
     Raises:
       ConfigError: it defines none, or one that cannot work.
     """
-    module = load_module(path)
-    function = getattr(module, "experiment", None)
-    if not callable(function):
-        raise ConfigError(f"{path} has no function experiment(): nothing to run. Define one")
-    with _named(Path(path)):
-        made = function()
+    made = call(path, "experiment")
     if not isinstance(made, Experiment):
         raise ConfigError(
             f"{path}: experiment() returned {type(made).__name__}, not an Experiment. Return one"
         )
-    with _named(Path(path)):
+    with naming(Path(path)):
         # What a run stores: it must be of the declared types, or no resume could read it.
         return Experiment.from_json(made.to_json())
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Turn what an experiment file raises into a ConfigError that names file and line."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # SystemExit, too: it would end us without a word.
-        where = f"{path}{_line_of(error, path)}"
-        if isinstance(error, ConfigError):
-            raise ConfigError(f"{where}: {error}") from error
-        try:
-            said = f": {error}".removesuffix(": ")
-        except Exception:  # Its own way to say what it is may be broken.
-            said = ""
-        raise ConfigError(f"{where}: {type(error).__name__}{said}. Mend the file") from error
-
-
-def _line_of(error: BaseException, path: Path) -> str:
-    """`:LINE` where the file itself raised or broke, if it did."""
-    if isinstance(error, SyntaxError) and error.filename == str(path) and error.lineno:
-        return f":{error.lineno}"
-    traceback, line = error.__traceback__, ""
-    while traceback:
-        if traceback.tb_frame.f_code.co_filename == str(path):
-            line = f":{traceback.tb_lineno}"
-        traceback = traceback.tb_next
-    return line

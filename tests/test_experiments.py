@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from gpt3jax.code import load_module
 from gpt3jax.config import (
     ConfigError,
     Data,
@@ -21,7 +22,7 @@ from gpt3jax.config import (
     Source,
     Train,
 )
-from gpt3jax.experiments import load_experiment, load_module
+from gpt3jax.experiments import load_experiment
 from gpt3jax.model.table import count
 from gpt3jax.train.state import new_state
 from gpt3jax.train.step import train_step

@@ -1,4 +1,4 @@
-"""A corpus: documents from text files, JSONL, Parquet, Hugging Face data sets, or Python itself.
+"""A corpus: documents from files, Hugging Face data sets, Python itself, or a function of yours.
 
 It is opened into parts, small records that pickle, so that any process can read
 any part, one document at a time. What cannot be a document is yielded as
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from gpt3jax.config import ConfigError
 from gpt3jax.data.documents import PART_BYTES, Document, Part, Skipped
 from gpt3jax.data.files import cut, read_jsonl, read_text, walk
+from gpt3jax.data.generated import generated_parts, read_generated
 from gpt3jax.data.library import python_parts, read_python, read_topics
 from gpt3jax.data.tables import huggingface_parts, parquet_parts, read_huggingface, read_parquet
 
@@ -38,13 +39,14 @@ class Corpus:
 
 
 def open_corpus(spec: str, field: str = "text") -> Corpus:
-    """Find the parts of a corpus without reading its text.
+    """Find the parts of a corpus, without reading its text where that can be.
 
     Args:
       spec: `python-library` (source and documentation of the running Python),
-        `hf:NAME` or `hf:NAME:CONFIG` (the train split), or a file, a folder or a
-        glob. Files ending in .jsonl and .parquet are read as such, all others
-        as text. Hidden files are left out.
+        `hf:NAME` or `hf:NAME:CONFIG` (the train split), `generated:FILE.py` (what
+        its function `documents()` yields), or a file, a folder or a glob. Files
+        ending in .jsonl and .parquet are read as such, all others as text. Hidden
+        files are left out.
       field: where JSONL, Parquet and Hugging Face rows keep the text.
 
     A text file is one document. In a corpus of under 100 files, one that holds
@@ -58,6 +60,8 @@ def open_corpus(spec: str, field: str = "text") -> Corpus:
         return Corpus(spec, field, tuple(python_parts()))
     if spec.startswith("hf:"):
         return Corpus(spec, field, tuple(huggingface_parts(spec, field)))
+    if spec.startswith("generated:"):
+        return Corpus(spec, field, tuple(generated_parts(spec)))
     return _open_files(spec, field)
 
 
@@ -111,4 +115,5 @@ _READERS: dict[str, Callable[[Part, str], Iterator[Document | Skipped]]] = {
     "hf": read_huggingface,
     "python": read_python,
     "topics": read_topics,
+    "generated": read_generated,
 }

@@ -93,7 +93,7 @@ def _example(record: dict[str, Any]) -> str:
         said = record["candidates"][record["choice"]]["text"]
     else:
         said = record.get("answer", "")
-    question = record["prompts"][0][-60:]
+    question = " ".join(record["prompts"][0].split())[-80:]
     mark = "right" if record["score"] == 1 else "wrong" if record["score"] == 0 else "partly"
     lines = "".join(_candidate(record, number) for number in range(len(record["candidates"])))
     texts = "".join(f"<pre>{html.escape(text)}</pre>" for text in record["prompts"])
