@@ -14,18 +14,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from gpt3jax import stored
+from gpt3jax.checks import LARGEST, ConfigError, check, check_choice, check_numbers
+from gpt3jax.checks import RunError as RunError
 
 VOCABULARY_MULTIPLE = 128
 """Embedding rows are padded to this multiple, so that any mesh divides them."""
 
-LARGEST, FLOAT32 = 10**18, 3e38
-"""No whole number is larger, and no other."""
 MOST_LAYERS = 10_000
 MOST_WINDOWS = 2**20
 """Of a batch: what is one entry each in lists."""
@@ -36,49 +35,14 @@ LOGIT_ROWS = 2048
 Remat = Literal["none", "dots", "mlp", "full"]
 """What the backward pass recomputes: nothing; all but matrix products; the MLP's too; all."""
 
-
-class ConfigError(Exception):
-    """A value that cannot work. The message is `WHAT: WHY. FIX`.
-
-    Not a ValueError, which tyro would take for its own and reword.
-    """
-
-
-class RunError(Exception):
-    """What went wrong and is nobody's mistake: a full disk, a damaged file, a diverged run.
-
-    Told in one line, as ConfigError is; the exit code is 1.
-    """
+Matrix = Literal["qkv", "out", "up", "down"]
+"""The matrices of a layer."""
 
 
 def cut(text: str, length: int) -> str:
     """A text of at most so many characters: of a longer one, what it begins and ends with."""
     half = (length - 3) // 2
     return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
-
-
-def _check(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)
-
-
-def _check_numbers(config: Any, group: str, **minimum: float) -> None:
-    """Refuse fields that are not finite or lie below their minimum."""
-    for name, least in minimum.items():
-        value = getattr(config, name)
-        flag = f"--{group}.{name.replace('_', '-')}"
-        # A whole number may be too large to be made a float.
-        is_finite = isinstance(value, int) or math.isfinite(value)
-        _check(is_finite, f"{flag} is {value}: it must be a finite number. Give one")
-        is_whole = isinstance(value, int) or config.__annotations__[name] != "int"
-        _check(is_whole, f"{flag} is {value}: it counts something. Give a whole number")
-        _check(value >= least, f"{flag} is {value}: it must be at least {least}. Raise it")
-        most = LARGEST if isinstance(value, int) else FLOAT32
-        _check(value <= most, f"{flag} is {value}: no machine does that much. Lower it")
-
-
-def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
-    _check(value in choices, f"{flag} is {value!r}: it is one of {', '.join(choices)}. Choose one")
 
 
 @dataclass(frozen=True)
@@ -109,25 +73,44 @@ class Model:
     scan_layers: bool = True
     """Compile one layer and loop (large models), or unroll (faster on CPU). Same numbers."""
     remat: Remat = "none"
+    lora_rank: int = 0
+    """Of the changes that low-rank adaptation learns (arXiv 2106.09685); 0: none."""
+    lora_matrices: tuple[Matrix, ...] = ("qkv", "out")
+    """Which matrices of each layer they change."""
+    lora_alpha: float = 16.0
+    """A change is alpha / rank times the product of its two factors."""
 
     def __post_init__(self) -> None:
-        _check_numbers(
+        check_numbers(
             self, "model", n_layers=1, d_model=1, n_heads=1, d_head=1, vocabulary=2, context=1,
-            band=1, dense_every=1, init_std=0.0,
+            band=1, dense_every=1, init_std=0.0, lora_rank=0, lora_alpha=0.0,
         )  # fmt: skip
-        _check(
+        check(
             self.n_layers <= MOST_LAYERS,
             f"--model.n-layers is {self.n_layers}: over {MOST_LAYERS:,} no model has. Lower it",
         )
-        _check(
+        check(
             self.parameters_estimate < 1e14,
             f"the model has about {self.parameters_estimate:.1e} parameters: no machine holds "
             "that. Lower --model.d-model or --model.n-layers",
         )
-        _check_choice("--model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
-        _check_choice("--model.remat", self.remat, get_args(Remat))
+        check_choice("--model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        check_choice("--model.remat", self.remat, get_args(Remat))
+        for name in self.lora_matrices:
+            check_choice("--model.lora-matrices", name, get_args(Matrix))
+        distinct = len(set(self.lora_matrices))
+        check(
+            distinct == len(self.lora_matrices) and (distinct > 0 or self.lora_rank == 0),
+            f"--model.lora-matrices is {list(self.lora_matrices)}: each is named once, and one at "
+            f"least. Choose of {', '.join(get_args(Matrix))}",
+        )
+        check(
+            self.lora_rank <= self.d_model,
+            f"--model.lora-rank is {self.lora_rank}, over the width {self.d_model}: no matrix has "
+            "that rank. Lower it",
+        )
         width = self.n_heads * self.d_head
-        _check(
+        check(
             width == self.d_model or self.free_head_width,
             f"--model.n-heads {self.n_heads} x --model.d-head {self.d_head} = {width}, not d_model "
             f"{self.d_model}: the heads share the model's width. Change one of the three, or pass "
@@ -165,7 +148,7 @@ class Source:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             0 < self.weight <= LARGEST,
             f"data source {self.name!r} has weight {self.weight}: a share must be above 0, and "
             "finite. Change it, or leave the source out",
@@ -179,9 +162,9 @@ class Data:
     sources: tuple[Source, ...]
 
     def __post_init__(self) -> None:
-        _check(len(self.sources) > 0, "data has no sources: nothing to train on. Name one Source")
+        check(len(self.sources) > 0, "data has no sources: nothing to train on. Name one Source")
         names = [source.name for source in self.sources]
-        _check(len(set(names)) == len(names), f"data sources {names} repeat a name. Rename one")
+        check(len(set(names)) == len(names), f"data sources {names} repeat a name. Rename one")
 
 
 @dataclass(frozen=True)
@@ -199,10 +182,10 @@ class Optimizer:
     weight_decay: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "optimizer", b1=0, b2=0, epsilon=0, clip_norm=1e-12, weight_decay=0)
+        check_numbers(self, "optimizer", b1=0, b2=0, epsilon=0, clip_norm=1e-12, weight_decay=0)
         for name in ("b1", "b2"):
             value = getattr(self, name)
-            _check(value < 1, f"--optimizer.{name} is {value}: a decay rate is below 1. Lower it")
+            check(value < 1, f"--optimizer.{name} is {value}: a decay rate is below 1. Lower it")
 
 
 @dataclass(frozen=True)
@@ -216,11 +199,11 @@ class Schedule:
     final_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_numbers(
+        check_numbers(
             self, "schedule", peak_learning_rate=0, warmup_tokens=0, decay_tokens=0,
             final_fraction=0,
         )  # fmt: skip
-        _check(
+        check(
             self.decay_tokens > self.warmup_tokens,
             f"--schedule.decay-tokens is {self.decay_tokens}, within the warm-up of "
             f"{self.warmup_tokens} tokens: the cosine has no room. Raise it",
@@ -247,13 +230,19 @@ class Train:
     save_every: int = 1000
     keep: int = 3
     """Newest checkpoints kept; the last one always is."""
+    only: tuple[str, ...] = ()
+    """Parameters to train, by path: layers/qkv, */bias, layers[8:12], position_embedding. Empty:
+    all; with LoRA, its factors."""
+    patience: int = 0
+    """Evaluations without a better val_loss after which the run ends, at its best checkpoint; 0:
+    however many."""
 
     def __post_init__(self) -> None:
-        _check_numbers(
+        check_numbers(
             self, "train", batch_tokens=1, tokens=1, ramp_from_tokens=1, ramp_tokens=0,
-            microbatch=0, log_every=1, save_every=1, keep=1,
+            microbatch=0, log_every=1, save_every=1, keep=1, patience=0,
         )  # fmt: skip
-        _check(
+        check(
             self.steps is None or self.steps >= 1,
             f"--train.steps is {self.steps}: a run takes at least one step. Raise it, or None",
         )
@@ -273,11 +262,11 @@ class Mesh:
     def __post_init__(self) -> None:
         sizes = dataclasses.asdict(self)
         found = list(sizes.values())
-        _check(
+        check(
             all(size == "auto" or size == -1 or (size != 0 and size > 0) for size in found),
             f"mesh {sizes}: an axis has 1 or more devices, -1 for the rest, or auto. Change it",
         )
-        _check(
+        check(
             found.count(-1) <= 1 and not (-1 in found and "auto" in found),
             f"mesh {sizes}: only one axis can take the rest, and none beside auto. "
             "Give the others a number",
@@ -297,8 +286,8 @@ class Evaluate:
     sample_tokens: int = 128
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "evaluate", every=1, windows=1, sample_tokens=0)
-        _check(
+        check_numbers(self, "evaluate", every=1, windows=1, sample_tokens=0)
+        check(
             not re.search("[\ud800-\udfff]", self.prompt),
             "--evaluate.prompt is not text: its bytes are not UTF-8. Write it in UTF-8",
         )
@@ -317,31 +306,31 @@ class Experiment:
     mesh: Mesh = field(default_factory=Mesh)
     evaluate: Evaluate = field(default_factory=Evaluate)
     seed: int = 0
+    init_from: str = ""
+    """Start from the parameters of a run, RUN or RUN@STEP (the newest); empty: from the seed."""
 
     def __post_init__(self) -> None:
         batch, context = self.train.batch_tokens, self.model.context
-        _check(
+        check(
             re.fullmatch(r"\w[\w.,=+-]{0,99}", self.name) is not None,
             f"--name is {self.name!r}: a run's folder is named so. Use letters, digits and _.,=+-",
         )
-        _check(
+        check(
             batch % context == 0,
             f"--train.batch-tokens is {batch}, not a multiple of the context {context}: a batch "
             f"is whole windows. Use {max(1, round(batch / context)) * context}",
         )
-        _check(
+        check(
             self.batch_sequences <= MOST_WINDOWS,
             f"--train.batch-tokens is {batch}, {self.batch_sequences:,} windows of {context}: "
             f"over {MOST_WINDOWS:,} are too many to list. Lower it",
         )
-        _check(
+        check(
             self.batch_sequences % self.microbatch == 0,
             f"--train.microbatch is {self.microbatch}, but the batch has {self.batch_sequences} "
             "windows: it must divide them. Use a divisor",
         )
-        _check(
-            0 <= self.seed < 2**32, f"--seed is {self.seed}: it is from 0 to 2^32 - 1. Change it"
-        )
+        check(0 <= self.seed < 2**32, f"--seed is {self.seed}: it is from 0 to 2^32 - 1. Change it")
 
     @property
     def batch_sequences(self) -> int:
@@ -373,15 +362,24 @@ class Experiment:
         """The fields that decide the numbers of a run; two runs that differ here do not mix.
 
         What only decides how it is computed or shown (mesh, kernels, logging,
-        when to stop) is left out and may change at a resume.
+        when to stop) is left out and may change at a resume. So are fields that
+        have no say, so that runs from before there were such fields are the same.
         """
         fields = dataclasses.asdict(self)
         for name in ("name", "mesh", "evaluate"):
             del fields[name]
         for name in ("dtype", "scan_layers", "remat"):
             del fields["model"][name]
-        for name in ("tokens", "steps", "microbatch", "log_every", "save_every", "keep"):
+        for name in ("tokens", "steps", "microbatch", "log_every", "save_every", "keep",
+                     "patience"):  # fmt: skip
             del fields["train"][name]
+        if not self.model.lora_rank:
+            for name in ("lora_rank", "lora_matrices", "lora_alpha"):
+                del fields["model"][name]
+        if not self.train.only:
+            del fields["train"]["only"]
+        if not self.init_from:
+            del fields["init_from"]
         for source in fields["data"]["sources"]:
             del source["path"]
         return fields

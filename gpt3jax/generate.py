@@ -43,7 +43,9 @@ class Generator:
         self.tokenizer = tokenizer
         # Rows past the tokenizer's vocabulary stand for no text: they are never written, like
         # those that pad the table.
-        self.model = replace(model, vocabulary=min(model.vocabulary, tokenizer.vocabulary))
+        # Once laid out, kernels hold what LoRA has changed.
+        vocabulary = min(model.vocabulary, tokenizer.vocabulary)
+        self.model = replace(model, vocabulary=vocabulary, lora_rank=0)
         self._lay_out = jax.jit(decode.for_decoding, static_argnames="model")
         self.load(params)
         # Without region analysis XLA's CPU backend copies the whole cache every token.

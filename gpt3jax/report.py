@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -42,6 +43,9 @@ class Row:
     val_loss: float | None
     """Validation loss, nats/token: the last one measured."""
     val_bits_per_byte: float | None
+    base_val_loss: tuple[float, float] | None
+    """Of a fine-tuned run, on what its base was trained on, nats/token: at first, and at the end.
+    What it grew by was forgotten."""
     tokens_per_s: float | None
     """Median over the records; as for mfu."""
     mfu: float | None
@@ -66,6 +70,7 @@ class Row:
             "training loss, nats/token": _number(self.loss, ".4f"),
             "validation loss, nats/token": _number(self.val_loss, ".4f"),
             "validation, bits/byte": _number(self.val_bits_per_byte, ".4f"),
+            "base's validation, nats/token": _change(self.base_val_loss),
             "tokens/s, median": _number(self.tokens_per_s, ",.0f"),
             "MFU, median": _number(self.mfu, ".1%"),
             "training, hours": _hours(self.seconds),
@@ -126,22 +131,27 @@ def _row_and_curve(run: Run, name: str) -> tuple[Row, Curve]:
     # Imported here: it needs jax, which takes seconds.
     from gpt3jax.model.table import count, flops_per_token
 
+    events = read_events(run.ledger_file)
+    # Of a run that ended early, the state that counts is an earlier one; the curve shows all.
+    lasting = [record for record in records if record["step"] <= _end(events)] or records
+
     def values(metric: str) -> list[float]:
-        return [record[metric] for record in records if record.get(metric) is not None]
+        return [record[metric] for record in lasting if record.get(metric) is not None]
 
     losses, rates, mfu = values("loss"), values("tokens_per_s"), values("mfu")
-    events = read_events(run.ledger_file)
+    of_base = values("base_val_loss")
     spent = goodput(run)
     model = run.experiment().model
     row = Row(
         name=name,
         path=str(run.path),
         parameters=count(model),
-        tokens=records[-1]["tokens"],
-        steps=records[-1]["step"],
+        tokens=lasting[-1]["tokens"],
+        steps=lasting[-1]["step"],
         loss=statistics.fmean(losses[-SMOOTHED:]) if losses else None,
         val_loss=(values("val_loss") or [None])[-1],
         val_bits_per_byte=(values("val_bits_per_byte") or [None])[-1],
+        base_val_loss=(of_base[0], of_base[-1]) if of_base else None,
         tokens_per_s=statistics.median(rates) if rates else None,
         mfu=statistics.median(mfu) if mfu else None,
         seconds=spent and spent.seconds_by_phase["step"],
@@ -152,6 +162,17 @@ def _row_and_curve(run: Run, name: str) -> tuple[Row, Curve]:
         code=_begun(events, "{gpt3jax} ({commit})"),
     )
     return row, Curve(name, records, flops_per_token(model), spent)
+
+
+def _end(events: list[dict[str, Any]]) -> float:
+    """The step that a run is over at, if it ended early; its state is the newest that there is."""
+    end = math.inf
+    for event in events:
+        if event["event"] == "early stop" and isinstance(event.get("step"), int):
+            end = event["step"]
+        elif event["event"] in ("start", "resume"):
+            end = math.inf
+    return end
 
 
 def _begun(events: list[dict[str, Any]], words: str) -> str:
@@ -171,6 +192,10 @@ def _samples(run: Run) -> list[tuple[int, str]]:
 
 def _hours(seconds: float | None) -> str:
     return _number(seconds and seconds / 3600, ",.3f")
+
+
+def _change(values: tuple[float, float] | None) -> str:
+    return "–" if values is None else f"{values[0]:.4f}, then {values[1]:.4f}"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -21,6 +21,8 @@ from gpt3jax.run import Changes, Run
 from gpt3jax.saved import load_model
 from gpt3jax.sharding import hosts
 from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.train.checkpoint import Position
+from gpt3jax.train.schedule import is_done
 from gpt3jax.train.session import Outcome, train
 
 
@@ -98,14 +100,16 @@ def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:
         console.print(f"stopped at step {step:,} and saved; the same command goes on from there")
         return
     if outcome.steps_taken == 0:
-        console.print(f"{path} is done: {step:,} steps. To go on, raise --train.tokens")
+        more = "--train.tokens" if _is_whole(outcome.position, experiment) else "--train.patience"
+        console.print(f"{path} is done: {step:,} steps. To go on, raise {more}")
     if _sample(run, 0).exists() and _sample(run, step).exists():
         side_by_side = Table.grid(expand=True)
         side_by_side.add_column(ratio=1)
         side_by_side.add_column(ratio=1)
         side_by_side.add_row(_panel(run, 0), _panel(run, step))
         console.print(side_by_side)
-    figures = next((r for r in reversed(run.metrics()) if "val_loss" in r), {})
+    measured = [r for r in run.metrics() if "val_loss" in r and r["step"] <= step]
+    figures = measured[-1] if measured else {}
     size = model_table.count(experiment.model)
     console.print(f"{path}: {size:,} parameters, {figures.get('tokens', 0):,} tokens", markup=False)
     if figures.get("val_loss") is not None:
@@ -113,9 +117,19 @@ def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:
             f"validation: {figures['val_loss']:.3f} nats/token, "
             f"{figures['val_bits_per_byte']:.3f} bits/byte"
         )
+    of_base = [r["base_val_loss"] for r in measured if r.get("base_val_loss") is not None]
+    if of_base:
+        console.print(
+            f"on what the base was trained on: {of_base[0]:.3f} nats/token before, "
+            f"{of_base[-1]:.3f} now"
+        )
     console.print("To go on:")
     for command in _next_commands(path, experiment, step):
         console.print(f"  {command}", markup=False, soft_wrap=True)
+
+
+def _is_whole(at: Position, experiment: Experiment) -> bool:
+    return is_done(at.step, at.sequences * experiment.model.context, experiment)
 
 
 def _next_commands(path: Path, experiment: Experiment, step: int) -> list[str]:

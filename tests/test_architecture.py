@@ -11,7 +11,7 @@ PACKAGE = ROOT / "gpt3jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    {"stored", "style"},
+    {"stored", "style", "checks"},
     {"config"},
     {"code"},
     {"run", "experiments", "memory", "progress", "sharding", "data"},
@@ -38,7 +38,7 @@ LAYERS = [
 """Lowest first. A part imports from layers below its own, and from itself."""
 
 ONLY = {
-    "config": {"stored", "style"},
+    "config": {"stored", "checks"},
     "sharding": {"config", "sharding"},
     "model": {"config", "sharding", "model"},
     "code": {"config"},

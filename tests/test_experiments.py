@@ -22,13 +22,17 @@ from gpt3jax.config import (
     Source,
     Train,
 )
+from gpt3jax.data.prepare import prepare
 from gpt3jax.experiments import load_experiment
 from gpt3jax.model.table import count
 from gpt3jax.train.state import new_state
 from gpt3jax.train.step import train_step
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-FILES = sorted(f for f in FOLDER.glob("*.py") if "def experiment()" in f.read_text())
+WHOLE = sorted(f for f in FOLDER.glob("*.py") if "def experiment()" in f.read_text())
+TUNED = [file for file in WHOLE if file.stem.startswith("finetune")]
+"""These begin from runs, which must be there."""
+FILES = [file for file in WHOLE if file not in TUNED]
 
 # Table 2.1: layers, width, heads, head width, batch tokens, learning rate; then our exact count.
 # The shapes of 1b3 and 13b are those that round to Table D.1's counts.
@@ -51,6 +55,40 @@ def of_size(size):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_experiment_loads_and_is_named_after_its_file(file):
     assert load_experiment(file).name == file.stem
+
+
+@pytest.mark.parametrize("file", TUNED, ids=lambda file: file.stem)
+def test_a_fine_tuning_takes_the_model_of_its_base_and_the_length_of_its_data(
+    file, prepared, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"{file.name}:\d+: runs/tiny is not a run"):
+        load_experiment(file)
+    base = load_experiment(FOLDER / "tiny.py")
+    Path("runs/tiny").mkdir(parents=True)
+    Path("runs/tiny/experiment.json").write_text(base.to_json())
+    words = load_module(FOLDER / "finetune_words.py").pairs(count=500)
+    Path("words.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in words))
+    made = prepare(
+        "words.jsonl", "data/words", context=256, vocabulary=300, tokenizer=str(prepared),
+        pairs=("prompt", "completion"), workers=1,
+    )  # fmt: skip
+    found = load_experiment(file)
+    assert (found.name, found.init_from) == (file.stem, "runs/tiny")
+    assert dataclasses.replace(found.model, lora_rank=0) == base.model
+    assert (found.model.lora_rank > 0) == ("lora" in file.stem)
+    epochs = found.train.tokens / (made.train_windows * 256)
+    assert found.train.tokens % found.train.batch_tokens == 0 and 1 <= epochs < 20
+    assert found.schedule.decay_tokens == found.train.tokens > 10 * found.schedule.warmup_tokens
+    assert found.schedule.peak_learning_rate <= base.schedule.peak_learning_rate
+
+
+def test_the_words_are_reversed_and_no_pair_is_twice():
+    made = load_module(FOLDER / "finetune_words.py").pairs(count=1000)
+    assert len({pair["prompt"] for pair in made}) == 1000
+    for pair in made:
+        words = pair["prompt"].removesuffix(" ->").split()
+        assert pair["completion"] == "".join(f" {word}" for word in reversed(words))
 
 
 @pytest.mark.parametrize("size", TABLE)
@@ -118,16 +156,16 @@ def test_the_config_has_these_fields_and_no_others():
     """At most 60: a new one is a deliberate act, and is written here."""
     expected = {
         Model: "n_layers d_model n_heads d_head vocabulary context band dense_every "
-        "free_head_width init_std dtype scan_layers remat",
+        "free_head_width init_std dtype scan_layers remat lora_rank lora_matrices lora_alpha",
         Source: "name path weight",
         Data: "sources",
         Optimizer: "b1 b2 epsilon clip_norm weight_decay",
         Schedule: "peak_learning_rate warmup_tokens decay_tokens final_fraction",
         Train: "batch_tokens tokens steps ramp_from_tokens ramp_tokens microbatch log_every "
-        "save_every keep",
+        "save_every keep only patience",
         Mesh: "data fsdp tensor",
         Evaluate: "every windows prompt sample_tokens",
-        Experiment: "name model data schedule train optimizer mesh evaluate seed",
+        Experiment: "name model data schedule train optimizer mesh evaluate seed init_from",
     }
     found = {kind: [f.name for f in dataclasses.fields(kind)] for kind in expected}
     assert found == {kind: names.split() for kind, names in expected.items()}

@@ -244,3 +244,21 @@ def test_the_frontier_and_compute_have_the_papers_units():
     compute, _ = Curve("175B", records, flops_per_token(model)).series("loss", compute=True)
     assert compute == [pytest.approx(3640, rel=0.03)]
     assert pytest.approx(1e15 * 24 * 3600) == PF_DAY
+
+
+def test_what_a_fine_tuned_run_forgot_and_where_it_ended_early_is_told(tmp_path, capsys):
+    tuned = [
+        record | ({"base_val_loss": 4 + record["step"] / 10} if "val_loss" in record else {})
+        for record in RECORDS
+    ]
+    end = {"event": "early stop", "step": 10, "patience": 2}
+    base = make_run(tmp_path / "base")
+    over = make_run(tmp_path / "over", tuned, events=(START, end, CLOCK))
+    on = make_run(tmp_path / "on", tuned, events=(START, end, START, CLOCK))
+    write_report([base, over, on], tmp_path / "out", as_json=True)
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["base_val_loss"] for row in rows] == [None, [4.0, 5.0], [4.0, 7.0]]
+    assert [row["steps"] for row in rows] == [30, 10, 30]
+    assert rows[1]["val_loss"] == RECORDS[10]["val_loss"] and rows[1]["tokens"] == 320
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "base's validation, nats/token" in page and "4.0000, then 5.0000" in page

@@ -29,16 +29,17 @@ class Corpus:
     """A named body of text in parts, and the files that were left out when it was opened."""
 
     name: str
-    field: str
+    fields: tuple[str, ...]
+    """Where rows keep the text; or the prompt, and the completion."""
     parts: tuple[Part, ...]
     skipped: tuple[Skipped, ...] = ()
 
     def read(self, part: Part) -> Iterator[Document | Skipped]:
         """The documents of one part, in their order."""
-        return _READERS[part.kind](part, self.field)
+        return _READERS[part.kind](part, self.fields)
 
 
-def open_corpus(spec: str, field: str = "text") -> Corpus:
+def open_corpus(spec: str, *fields: str) -> Corpus:
     """Find the parts of a corpus, without reading its text where that can be.
 
     Args:
@@ -47,7 +48,8 @@ def open_corpus(spec: str, field: str = "text") -> Corpus:
         its function `documents()` yields), or a file, a folder or a glob. Files
         ending in .jsonl and .parquet are read as such, all others as text. Hidden
         files are left out.
-      field: where JSONL, Parquet and Hugging Face rows keep the text.
+      fields: where JSONL, Parquet and Hugging Face rows keep the text (`text` if not given); two
+        of them, where they keep a prompt and its completion.
 
     A text file is one document. In a corpus of under 100 files, one that holds
     more than 1% of the text is cut into documents at line ends, or no small
@@ -56,16 +58,17 @@ def open_corpus(spec: str, field: str = "text") -> Corpus:
     Raises:
       ConfigError: there is no such corpus, no files in it, or no such field.
     """
-    if spec == "python-library":
-        return Corpus(spec, field, tuple(python_parts()))
+    fields = fields or ("text",)
+    if spec == "python-library" and len(fields) == 1:
+        return Corpus(spec, fields, tuple(python_parts()))
     if spec.startswith("hf:"):
-        return Corpus(spec, field, tuple(huggingface_parts(spec, field)))
-    if spec.startswith("generated:"):
-        return Corpus(spec, field, tuple(generated_parts(spec)))
-    return _open_files(spec, field)
+        return Corpus(spec, fields, tuple(huggingface_parts(spec, fields)))
+    if spec.startswith("generated:") and len(fields) == 1:
+        return Corpus(spec, fields, tuple(generated_parts(spec)))
+    return _open_files(spec, fields)
 
 
-def _open_files(spec: str, field: str) -> Corpus:
+def _open_files(spec: str, fields: tuple[str, ...]) -> Corpus:
     parts, skipped, texts = [], [], []
     for key, path in _find(spec):
         try:
@@ -77,7 +80,9 @@ def _open_files(spec: str, field: str) -> Corpus:
             elif path.endswith(".jsonl"):
                 parts += cut("jsonl", path, key, status.st_size, PART_BYTES)
             elif path.endswith(".parquet"):
-                parts += parquet_parts(path, key, field)
+                parts += parquet_parts(path, key, fields)
+            elif len(fields) > 1:
+                skipped.append(Skipped(key, "not .jsonl or .parquet"))
             else:
                 texts.append((key, path, status.st_size))
         except OSError as error:
@@ -87,7 +92,7 @@ def _open_files(spec: str, field: str) -> Corpus:
         limit = min(limit, max(SMALLEST_CUT, sum(size for *_, size in texts) // 100))
     for key, path, size in texts:
         parts += cut("text", path, key, size, limit)
-    return Corpus(spec, field, tuple(parts), tuple(skipped))
+    return Corpus(spec, fields, tuple(parts), tuple(skipped))
 
 
 def _find(spec: str) -> list[tuple[str, str]]:
@@ -108,7 +113,7 @@ def _find(spec: str) -> list[tuple[str, str]]:
     return found
 
 
-_READERS: dict[str, Callable[[Part, str], Iterator[Document | Skipped]]] = {
+_READERS: dict[str, Callable[[Part, tuple[str, ...]], Iterator[Document | Skipped]]] = {
     "text": read_text,
     "jsonl": read_jsonl,
     "parquet": read_parquet,

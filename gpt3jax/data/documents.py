@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 PART_BYTES = 4 << 20
@@ -18,6 +19,8 @@ class Document(NamedTuple):
     text: str
     replaced: bool
     """The bytes were not valid UTF-8; U+FFFD stands for each that was not."""
+    prompt: str = ""
+    """Of a pair: what comes before the text, to be read but not learned."""
 
 
 class Skipped(NamedTuple):
@@ -40,25 +43,33 @@ class Part(NamedTuple):
     """Text in it, as far as can be known without reading it."""
 
 
-def decode_document(key: str, raw: bytes) -> Document | Skipped:
-    """The document that bytes are. CRLF and NUL are text and stay as they are."""
+def decode_document(key: str, raw: bytes, prompt: bytes | None = None) -> Document | Skipped:
+    """The document that bytes are. CRLF and NUL are text and stay as they are.
+
+    With a prompt, which may be empty, the bytes are its completion.
+    """
     if not raw:
-        return Skipped(key, "empty")
+        return Skipped(key, "empty" if prompt is None else "empty completion")
+    before = prompt or b""
     try:
-        return Document(key, raw.decode(), False)
+        return Document(key, raw.decode(), False, before.decode())
     except UnicodeDecodeError:
         if b"\0" in raw[:BINARY_PROBE]:
             return Skipped(key, "binary")
-        return Document(key, raw.decode(errors="replace"), True)
+        return Document(key, raw.decode(errors="replace"), True, before.decode(errors="replace"))
 
 
-def row_document(key: str, row: Any, field: str) -> Document | Skipped:
-    """The document in one field of a row; a lone surrogate in it counts as invalid UTF-8."""
-    text = row.get(field) if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        there = f"fields: {', '.join(row)}" if isinstance(row, dict) else "not an object"
-        return Skipped(key, f"no text in field {field!r}", there)
-    return decode_document(key, text.encode(errors="surrogatepass"))
+def row_document(key: str, row: Any, fields: Sequence[str]) -> Document | Skipped:
+    """The document in one field of a row, or in two: a prompt and its completion.
+
+    A lone surrogate in it counts as invalid UTF-8.
+    """
+    for field in fields:
+        if not isinstance(row, dict) or not isinstance(row.get(field), str):
+            there = f"fields: {', '.join(row)}" if isinstance(row, dict) else "not an object"
+            return Skipped(key, f"no text in field {field!r}", there)
+    *prompt, text = (row[field].encode(errors="surrogatepass") for field in fields)
+    return decode_document(key, text, *prompt)
 
 
 def hash_key(key: str) -> int:

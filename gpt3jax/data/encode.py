@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,11 @@ from gpt3jax.data.census import bucket
 from gpt3jax.data.corpus import Corpus
 from gpt3jax.data.documents import Part, Skipped
 from gpt3jax.data.manifest import TOKENIZER, Shard, Split, sha256
+from gpt3jax.data.pairs import Packer, pair_ids
 from gpt3jax.data.tokenizer import Tokenizer
+
+TOO_LONG = "longer than the context"
+"""Why a pair is left out: it is never cut."""
 
 
 class Job(NamedTuple):
@@ -26,9 +30,16 @@ class Job(NamedTuple):
     held_out: int
     """Documents in buckets below this are validation."""
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether documents are pairs of a prompt and its completion."""
+        return len(self.corpus.fields) > 1
+
 
 class Encoded(NamedTuple):
     """One group: its training shard, the counts of its validation text, and a file of its tokens.
+
+    What was left out is counted by reason.
 
     The validation tokens of all groups become one shard: each group has so few
     that cutting them apart would lose a good part in tails.
@@ -37,10 +48,13 @@ class Encoded(NamedTuple):
     train: Split
     validation: Counter
     validation_tokens: Path
+    skipped: Counter
 
 
-def window_dtype(tokenizer: Tokenizer) -> np.dtype:
-    """The little-endian integers that windows are stored as."""
+def window_dtype(tokenizer: Tokenizer, has_pairs: bool) -> np.dtype:
+    """The little-endian integers that windows are stored as; signed where some are not learned."""
+    if has_pairs:
+        return np.dtype("<i2" if tokenizer.vocabulary <= 2**15 else "<i4")
     return np.dtype("<u2" if tokenizer.vocabulary <= 2**16 else "<u4")
 
 
@@ -48,63 +62,62 @@ def encode_group(job: Job, numbered: tuple[int, tuple[Part, ...]]) -> Encoded:
     """Write the training shard and the validation tokens of one group."""
     number, group = numbered
     tokenizer = Tokenizer.load(job.folder / TOKENIZER)
-    shard = WindowWriter(job.folder / f"train-{number}", job.context, tokenizer)
+    dtype = window_dtype(tokenizer, job.has_pairs)
+    shard = WindowWriter(job.folder / f"train-{number}", job, tokenizer)
     tokens = job.folder / f"validation-{number}.tokens"
-    train, validation = Counter(), Counter()
+    train, validation, skipped = Counter(), Counter(), Counter()
     with open(tokens, "wb") as file:
         for item in (item for part in group for item in job.corpus.read(part)):
             if isinstance(item, Skipped):
                 continue
-            ids = tokenizer.encode(item.text)
-            ids.append(tokenizer.end_of_text)
-            stream = np.array(ids, window_dtype(tokenizer))
+            learned = [*tokenizer.encode(item.text), tokenizer.end_of_text]
+            ids = pair_ids(item.prompt, learned, tokenizer) if job.has_pairs else learned
+            if job.has_pairs and len(ids) > job.context + 1:
+                skipped[TOO_LONG] += 1
+                continue
             held_out = bucket(item.key) < job.held_out
             counts = validation if held_out else train
             counts["documents"] += 1
             counts["invalid_utf8"] += item.replaced
             counts["bytes"] += len(item.text.encode())
-            counts["tokens"] += len(ids)
+            counts["tokens"] += len(learned)
             if held_out:
-                stream.tofile(file)
+                np.array(ids, dtype).tofile(file)
             else:
-                shard.add(stream)
-    return Encoded(shard.close(train), validation, tokens)
+                shard.add(np.array(ids, dtype))
+    return Encoded(shard.close(train), validation, tokens, skipped)
 
 
 def write_validation(job: Job, tokenizer: Tokenizer, groups: Iterable[Encoded]) -> Split:
     """Write the validation shard from the tokens of every group, and remove those."""
-    shard = WindowWriter(job.folder / "validation", job.context, tokenizer)
+    shard = WindowWriter(job.folder / "validation", job, tokenizer)
+    dtype = window_dtype(tokenizer, job.has_pairs)
     counts = Counter()
     for group in groups:
-        shard.add(np.fromfile(group.validation_tokens, window_dtype(tokenizer)))
+        shard.add(np.fromfile(group.validation_tokens, dtype))
         group.validation_tokens.unlink()
         counts += group.validation
     return shard.close(counts)
 
 
 class WindowWriter:
-    """Cuts a stream of tokens into windows of context+1 and writes them to one file.
+    """Writes a stream of tokens to one file, as windows of context+1.
 
-    Stored plain: decompression would be most of the cost of a read, and the bytes
-    would change with the version of the library.
+    Text is cut into them, and pairs are packed. Stored plain: decompression would
+    be most of the cost of a read, and the bytes would change with the version of the
+    library.
     """
 
-    def __init__(self, path: Path, context: int, tokenizer: Tokenizer) -> None:
+    def __init__(self, path: Path, job: Job, tokenizer: Tokenizer) -> None:
         self._path = path
-        self._context = context
-        # End-of-text comes first, so that the first token of all is predicted too.
-        self._rest = np.array([tokenizer.end_of_text], window_dtype(tokenizer))
+        end, dtype = tokenizer.end_of_text, window_dtype(tokenizer, job.has_pairs)
+        self._shaper = (Packer if job.has_pairs else Cutter)(job.context + 1, end, dtype)
         self._writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
         self._windows = 0
 
     def add(self, tokens: np.ndarray) -> None:
-        """Append tokens [n] to the stream."""
-        stream = np.concatenate([self._rest, tokens])
-        whole = (len(stream) - 1) // self._context * self._context
-        for start in range(0, whole, self._context):
-            self._writer.write(stream[start : start + self._context + 1].tobytes())
-        self._windows += whole // self._context
-        self._rest = stream[whole:]
+        """Append tokens [n] to the stream; of pairs, whole ones."""
+        self._write(self._shaper.add(tokens))
 
     def close(self, counts: Counter) -> Split:
         """Finish the file, or remove it if it holds no window.
@@ -112,6 +125,7 @@ class WindowWriter:
         Raises:
           RuntimeError: not all windows reached the disk.
         """
+        self._write(self._shaper.rest())
         self._writer.close()
         shards = ()
         if self._windows:
@@ -121,4 +135,35 @@ class WindowWriter:
             self._path.unlink()
         names = ("documents", "invalid_utf8", "bytes", "tokens")
         totals = {name: counts[name] for name in names}
-        return Split(**totals, dropped_tokens=len(self._rest) - 1, shards=shards)
+        return Split(**totals, dropped_tokens=self._shaper.dropped, shards=shards)
+
+    def _write(self, windows: Iterable[np.ndarray]) -> None:
+        for window in windows:
+            self._writer.write(window.tobytes())
+            self._windows += 1
+
+
+class Cutter:
+    """Cuts text into windows that begin with the last token of the one before."""
+
+    def __init__(self, length: int, end_of_text: int, dtype: np.dtype) -> None:
+        self._context = length - 1
+        # End-of-text comes first, so that the first token of all is predicted too.
+        self._rest = np.array([end_of_text], dtype)
+
+    @property
+    def dropped(self) -> int:
+        """Tokens of the tail that is shorter than a window."""
+        return len(self._rest) - 1
+
+    def add(self, tokens: np.ndarray) -> Iterator[np.ndarray]:
+        """The windows that tokens [n] complete."""
+        stream = np.concatenate([self._rest, tokens])
+        whole = (len(stream) - 1) // self._context * self._context
+        self._rest = stream[whole:]
+        for start in range(0, whole, self._context):
+            yield stream[start : start + self._context + 1]
+
+    def rest(self) -> Iterator[np.ndarray]:
+        """No more: the tail is dropped."""
+        return iter(())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from gpt3jax.data.documents import Document, Part, Skipped, decode_document, row_document
@@ -46,7 +46,7 @@ def _line_start(file: BinaryIO, offset: int) -> int:
     return file.tell()
 
 
-def read_text(part: Part, field: str) -> Iterator[Document | Skipped]:
+def read_text(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipped]:
     """The one document of a text part."""
     try:
         with open(part.path, "rb") as file:
@@ -61,7 +61,7 @@ def read_text(part: Part, field: str) -> Iterator[Document | Skipped]:
         yield decode_document(part.key, raw)
 
 
-def read_jsonl(part: Part, field: str) -> Iterator[Document | Skipped]:
+def read_jsonl(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipped]:
     """The documents of a JSONL part, one a line."""
     try:
         with open(part.path, "rb") as file:
@@ -70,13 +70,13 @@ def read_jsonl(part: Part, field: str) -> Iterator[Document | Skipped]:
             name = part.key.removesuffix(f":{part.start}")
             while position < stop:
                 line = file.readline()
-                yield _json_document(f"{name}:{position}", line, field)
+                yield _json_document(f"{name}:{position}", line, fields)
                 position += len(line)
     except OSError as error:
         yield Skipped(part.key, "unreadable", str(error.strerror))
 
 
-def _json_document(key: str, line: bytes, field: str) -> Document | Skipped:
+def _json_document(key: str, line: bytes, fields: Sequence[str]) -> Document | Skipped:
     if not line.strip():
         return Skipped(key, "empty")
     try:
@@ -84,4 +84,4 @@ def _json_document(key: str, line: bytes, field: str) -> Document | Skipped:
         row = json.loads(line.decode(errors="surrogateescape"))
     except (ValueError, RecursionError):
         return Skipped(key, "malformed JSON")
-    return row_document(key, row, field)
+    return row_document(key, row, fields)

@@ -9,7 +9,7 @@ first, so a file that gives something else the next time is found out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from gpt3jax.code import call, naming
@@ -33,7 +33,7 @@ def generated_parts(spec: str) -> list[Part]:
     return [Part("generated", path, digest.hexdigest(), 0, count, size)]
 
 
-def read_generated(part: Part, field: str) -> Iterator[Document | Skipped]:
+def read_generated(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipped]:
     """The documents that the file makes, named by their number.
 
     Raises:

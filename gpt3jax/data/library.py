@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gpt3jax.config import ConfigError
 from gpt3jax.data.documents import Document, Part, Skipped, decode_document
@@ -41,9 +41,9 @@ def python_parts() -> list[Part]:
     return parts
 
 
-def read_python(part: Part, field: str) -> Iterator[Document | Skipped]:
+def read_python(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipped]:
     """One source file, unless it is a table."""
-    for document in read_text(part, field):
+    for document in read_text(part, fields):
         if isinstance(document, Document) and _is_table(document.text):
             yield Skipped(document.key, "table of data")
         else:
@@ -56,7 +56,7 @@ def _is_table(source: str) -> bool:
     return sum(bool(_LITERAL.match(line)) for line in lines) > len(lines) / 2
 
 
-def read_topics(part: Part, field: str) -> Iterator[Document | Skipped]:
+def read_topics(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipped]:
     """Each help topic of the language reference, which Python ships as one dict of strings."""
     from pydoc_data.topics import topics
 

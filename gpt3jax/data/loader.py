@@ -18,6 +18,7 @@ import numpy as np
 
 from gpt3jax.config import ConfigError, Data, short_hash
 from gpt3jax.data.manifest import Manifest, Shard, Split, load_manifest
+from gpt3jax.data.pairs import tokens_of
 
 THREADS = 4
 PREFETCH = 16
@@ -45,7 +46,7 @@ class Windows:
     """From which sequence on how many places are passed over."""
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """Token ids, int32 [context+1].
+        """Token ids, int32 [context+1]; ~id where one is read but not learned.
 
         Raises:
           ConfigError: the stored window is damaged.
@@ -245,10 +246,11 @@ class _Stored:
     def read(self, i: int) -> np.ndarray:
         """Window i, int32 [context+1], checked."""
         window = np.frombuffer(self._records[i], self._dtype)
-        if len(window) != self._length or window.max() >= self._vocabulary:
+        largest = tokens_of(window).max(initial=0)
+        if len(window) != self._length or largest >= self._vocabulary:
             raise ConfigError(
                 f"window {i} of data {self.name!r} is damaged: it has {len(window)} ids up to "
-                f"{window.max(initial=0)} (vocabulary {self._vocabulary}). Prepare it again"
+                f"{largest} (vocabulary {self._vocabulary}). Prepare it again"
             )
         return window.astype(np.int32)
 

@@ -34,7 +34,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """Training or validation text, in numbers. `bytes` are of UTF-8 text before tokenization."""
+    """Training or validation text, in numbers. `bytes` are of UTF-8 text before tokenization.
+
+    Of pairs, bytes and tokens are those that are learned: of completions.
+    """
 
     documents: Count
     invalid_utf8: Count
@@ -76,11 +79,14 @@ class Manifest:
     validation_fraction: float
     seed: int
     end_of_text: Count
-    dtype: Literal["<u2", "<u4"]
+    dtype: Literal["<u2", "<u4", "<i2", "<i4"]
+    """Of windows; signed where some tokens are read but not learned (pairs.py)."""
     skipped: dict[str, Count]
     """What was left out of the corpus, by reason."""
     train: Split
     validation: Split
+    pairs: tuple[str, ...] = ()
+    """The fields of prompt and completion; none: text."""
     version: Count = VERSION
 
     @property

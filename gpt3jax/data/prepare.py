@@ -15,6 +15,7 @@ import dataclasses
 import os
 import shutil
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,7 @@ def prepare(
     vocabulary: int,
     tokenizer: str | None = None,
     field: str = "text",
+    pairs: tuple[str, str] | None = None,
     validation_fraction: float = 0.01,
     workers: int | None = None,
     seed: int = 0,
@@ -60,8 +62,10 @@ def prepare(
       out: the folder; it appears whole, when all is done.
       context: tokens that a model sees at once; windows have one more.
       vocabulary: of the tokenizer to train; not used when one is given.
-      tokenizer: a SentencePiece model file to use.
+      tokenizer: a SentencePiece model file to use, or a run or data folder that has one.
       field: where JSONL, Parquet and Hugging Face rows keep the text.
+      pairs: where they keep a prompt and its completion instead: the completion is learned, the
+        prompt only read; both stay whole, and those longer than the context are left out.
       validation_fraction: share of the text held out, by whole documents, drawn by
         a hash of their keys: other seeds and settings hold out the same ones.
       workers: processes; None for one per core.
@@ -73,11 +77,16 @@ def prepare(
     """
     workers = workers or os.cpu_count() or 1
     _check(out, context, vocabulary, validation_fraction, workers)
-    given = Tokenizer.load(tokenizer) if tokenizer else None
-    corpus = open_corpus(corpus_spec, field)
+    if pairs and not tokenizer:
+        raise ConfigError(
+            "--pairs goes with --tokenizer: pairs teach a model that has one. Name its run"
+        )
+    given = Tokenizer.load(_tokenizer_file(tokenizer)) if tokenizer else None
+    corpus = open_corpus(corpus_spec, *(pairs or (field,)))
     settings = {
         "corpus": corpus_spec,
         "field": field,
+        "pairs": tuple(pairs or ()),
         "corpus_hash": short_hash([[part.key, part.bytes] for part in corpus.parts]),
         "context": context,
         "vocabulary": given.vocabulary if given else vocabulary,
@@ -117,6 +126,11 @@ def _check(
         )
     if workers < 1:
         raise ConfigError(f"--workers is {workers}: it takes at least 1. Raise it, or leave it out")
+
+
+def _tokenizer_file(path: str) -> Path:
+    """The file, or that of a run or data folder."""
+    return Path(path, TOKENIZER) if os.path.isdir(path) else Path(path)
 
 
 def _existing(out: str, settings: dict[str, Any]) -> Manifest:
@@ -197,14 +211,15 @@ def _write(
         results = list(tracked("encoding", encoding))
     train = _number("train", folder, [result.train for result in results])
     validation = _number("validation", folder, [write_validation(job, tokenizer, results)])
-    _check_windows(train, validation, settings, census.documents)
+    skipped = sum((result.skipped for result in results), census.skipped)
+    _check_windows(train, validation, settings, census.documents, skipped)
     Manifest(
         folder=folder,
         **settings,
         tokenizer=tokenizer.hash,
         end_of_text=tokenizer.end_of_text,
-        dtype=window_dtype(tokenizer).str,
-        skipped=dict(sorted(census.skipped.items())),
+        dtype=window_dtype(tokenizer, job.has_pairs).str,
+        skipped=dict(sorted(skipped.items())),
         train=train,
         validation=validation,
     ).write()
@@ -246,9 +261,18 @@ def _number(name: str, folder: Path, pieces: list[Split]) -> Split:
     return Split(**totals, shards=tuple(shards))
 
 
-def _check_windows(train: Split, validation: Split, settings: dict, documents: int) -> None:
+def _check_windows(
+    train: Split, validation: Split, settings: dict, documents: int, skipped: Counter
+) -> None:
     """Refuse data that no run could use."""
     window = settings["context"] + 1
+    if settings["pairs"] and train.windows == 0:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common(3))
+        raise ConfigError(
+            f"no pair is left to train on (skipped: {reasons or 'none'}; held out: "
+            f"{validation.documents}): a pair and its end fit {window} tokens whole. Add pairs, "
+            "or raise --context with the model's"
+        )
     if train.windows == 0:
         raise ConfigError(
             f"the text gives no training window: {documents} documents leave {train.tokens} tokens "

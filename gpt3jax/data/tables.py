@@ -6,7 +6,7 @@ pyarrow and datasets are imported where they are used, so that others start fast
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from gpt3jax.config import ConfigError
@@ -20,11 +20,11 @@ from gpt3jax.data.documents import (
 )
 
 
-def parquet_parts(path: str, key: str, field: str) -> list[Part]:
+def parquet_parts(path: str, key: str, fields: Sequence[str]) -> list[Part]:
     """One part per row group.
 
     Raises:
-      ConfigError: the file has no such field of strings.
+      ConfigError: the file has no such fields of strings.
       OSError: it is not Parquet.
     """
     import pyarrow as pa
@@ -35,23 +35,31 @@ def parquet_parts(path: str, key: str, field: str) -> list[Part]:
             schema, metadata = file.schema_arrow, file.metadata
     except (pa.ArrowException, ValueError) as error:  # Names in it need not be UTF-8.
         raise OSError(f"not Parquet: {error}") from error
-    _check_field(path, field, schema.names)
-    kind = schema.field(field).type
-    if kind not in (pa.string(), pa.large_string()):
-        raise ConfigError(f"field {field!r} of {path} is {kind}: text is string. Pass --field")
+    _check_fields(path, fields, schema.names)
+    for field in fields:
+        kind = schema.field(field).type
+        if kind not in (pa.string(), pa.large_string()):
+            raise ConfigError(
+                f"field {field!r} of {path} is {kind}: text is string. {_flag(fields)}"
+            )
     groups = range(metadata.num_row_groups)
     sizes = [metadata.row_group(group).total_byte_size for group in groups]
     return [Part("parquet", path, f"{key}:{i}", i, i + 1, sizes[i]) for i in groups]
 
 
-def _check_field(where: str, field: str, names: Iterable[str]) -> None:
-    if field not in names:
+def _check_fields(where: str, fields: Sequence[str], names: Iterable[str]) -> None:
+    missing = next((field for field in fields if field not in names), None)
+    if missing is not None:
         raise ConfigError(
-            f"{where} has no field {field!r}: it has {', '.join(names)}. Pass --field with one"
+            f"{where} has no field {missing!r}: it has {', '.join(names)}. {_flag(fields)}"
         )
 
 
-def read_parquet(part: Part, field: str) -> Iterator[Document | Skipped]:
+def _flag(fields: Sequence[str]) -> str:
+    return "Pass --field with one" if len(fields) == 1 else "Pass --pairs with two"
+
+
+def read_parquet(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipped]:
     """The documents of one row group."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -59,10 +67,14 @@ def read_parquet(part: Part, field: str) -> Iterator[Document | Skipped]:
     row = 0
     try:
         with pq.ParquetFile(part.path) as file:
-            for batch in file.iter_batches(256, row_groups=[part.start], columns=[field]):
+            for batch in file.iter_batches(256, row_groups=[part.start], columns=list(fields)):
                 # As binary, because Arrow does not check that strings are UTF-8.
-                for raw in batch.column(0).cast(pa.large_binary()).to_pylist():
-                    yield decode_document(f"{part.key}:{row}", raw or b"")
+                columns = [
+                    batch.column(field).cast(pa.large_binary()).to_pylist() for field in fields
+                ]
+                for *prompt, text in zip(*columns, strict=True):
+                    before = (each or b"" for each in prompt)
+                    yield decode_document(f"{part.key}:{row}", text or b"", *before)
                     row += 1
     except (OSError, ValueError, pa.ArrowException) as error:
         yield Skipped(part.key, "unreadable", str(error))
@@ -86,7 +98,7 @@ def _huggingface_rows(name: str) -> Any:
         raise ConfigError(f"corpus hf:{name} cannot be loaded: {why}. Check the name") from error
 
 
-def huggingface_parts(spec: str, field: str) -> list[Part]:
+def huggingface_parts(spec: str, fields: Sequence[str]) -> list[Part]:
     """Ranges of rows of `hf:NAME` or `hf:NAME:CONFIG`.
 
     Raises:
@@ -94,7 +106,7 @@ def huggingface_parts(spec: str, field: str) -> list[Part]:
     """
     name = spec.removeprefix("hf:")
     rows = _huggingface_rows(name)
-    _check_field(spec, field, rows.column_names)
+    _check_fields(spec, fields, rows.column_names)
     row_bytes = max(1, rows.data.nbytes // max(1, len(rows)))
     step = max(1, PART_BYTES // row_bytes)
     parts = []
@@ -104,8 +116,8 @@ def huggingface_parts(spec: str, field: str) -> list[Part]:
     return parts
 
 
-def read_huggingface(part: Part, field: str) -> Iterator[Document | Skipped]:
+def read_huggingface(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipped]:
     """The documents of one range of rows."""
     rows = _huggingface_rows(part.path)
     for i in range(part.start, part.stop):
-        yield row_document(str(i), rows[i], field)
+        yield row_document(str(i), rows[i], fields)

@@ -156,8 +156,11 @@ def record_of(
         score = float(any(each["is_likeliest"] for each in candidates))
         return record | {"score": score, "margin": margin}
     score = METRICS[task.metric](answer, example.completions)
-    checks = {name: bool(check(answer)) for name, check in task.checks.items()}
-    return record | {"answer": answer, "score": score, "margin": margin, "checks": checks}
+    record |= {"answer": answer, "score": score, "margin": margin}
+    if task.check:
+        expected = example.candidates[example.truth][1]
+        record["checks"] = {name: bool(ok) for name, ok in task.check(answer, expected).items()}
+    return record
 
 
 def chance(task: Task) -> float | None:

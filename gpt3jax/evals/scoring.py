@@ -66,8 +66,10 @@ class Scorer:
 
     def __init__(self, params: Params, model: Model, tokenizer: Tokenizer, mesh: Mesh):
         self.tokenizer, self.mesh = tokenizer, mesh
-        # Rows past the tokenizer's vocabulary stand for no text: they are never written.
-        self.model = replace(model, vocabulary=min(model.vocabulary, tokenizer.vocabulary))
+        # Rows past the tokenizer's vocabulary stand for no text: they are never written. Once
+        # laid out, kernels hold what LoRA has changed.
+        vocabulary = min(model.vocabulary, tokenizer.vocabulary)
+        self.model = replace(model, vocabulary=vocabulary, lora_rank=0)
         self._rows = mesh.shape["data"] * mesh.shape["fsdp"]
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._lay_out = jax.jit(for_decoding, static_argnames="model")

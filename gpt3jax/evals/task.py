@@ -11,7 +11,7 @@ Importing this file imports neither jax nor numpy.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from gpt3jax.config import ConfigError
@@ -90,8 +90,9 @@ class Task:
     """Ends a generated answer."""
     chance: float | None = None
     """Score of guessing, if it is not one in the number of candidates."""
-    checks: Mapping[str, Callable[[str], bool]] = field(default_factory=dict)
-    """What else is asked of a generated answer, by name: that it parses, say."""
+    check: Callable[[str, str], Mapping[str, bool]] | None = None
+    """What else is said of a generated answer, by name, of it and the one expected: that it
+    parses, say."""
     paper: tuple[tuple[float, ...], ...] = ()
     """Table H.1: zero-, one- and few-shot, each of the eight sizes, in per cent."""
     source: str = ""

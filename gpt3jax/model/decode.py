@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from gpt3jax.config import ConfigError, Model
 from gpt3jax.model.gpt3 import Cache, compute_dtype, forward, trunk
 from gpt3jax.model.layers import unembed, unstack
+from gpt3jax.model.lora import merged
 from gpt3jax.model.params import Params
 
 
@@ -42,7 +43,9 @@ class Sampling:
 
 
 def for_decoding(params: Params, model: Model) -> Params:
-    """The parameters as decoding wants them: cast once, layers in a list (no slicing per token)."""
+    """The parameters as decoding wants them: LoRA's changes in their kernels, cast once, layers in
+    a list (no slicing per token)."""
+    params, _ = merged(params, model)
     params = jax.tree.map(lambda leaf: leaf.astype(compute_dtype(model)), params)
     return {**params, "layers": unstack(params["layers"], model.n_layers)}
 

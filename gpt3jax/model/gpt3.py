@@ -20,6 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from gpt3jax.config import Model
 from gpt3jax.model import attention
 from gpt3jax.model.layers import embed, layer_norm, linear, linear_sum, mlp, unembed, unstack
+from gpt3jax.model.lora import with_changes
 from gpt3jax.model.params import Params
 from gpt3jax.model.table import table
 from gpt3jax.sharding.collectives import gather_weights, platform, size
@@ -36,7 +37,7 @@ REMAT_POLICIES = {
     }.items()
 }
 """What the forward pass keeps of a layer, beside its input. On one device `none` keeps all;
-over several, never what was gathered."""
+over several, never what was gathered; and never kernels that LoRA has changed."""
 
 
 @struct.dataclass
@@ -164,10 +165,11 @@ def _rematerialised(
 
     def run(params, x_BTD, past, is_dense):
         attend = _attention_of(model, past, place_BT, is_dense)
-        x_BTD, recorded = block(gather_weights(params, specs), x_BTD, attend)
+        params = with_changes(gather_weights(params, specs), model)
+        x_BTD, recorded = block(params, x_BTD, attend)
         return x_BTD, {name: recorded[name] for name in want}
 
-    if model.remat == "none" and size("fsdp", "tensor") == 1:
+    if model.remat == "none" and size("fsdp", "tensor") == 1 and not model.lora_rank:
         return run
     return jax.checkpoint(
         run,

@@ -5,7 +5,7 @@ from `table`. Layers are stacked on a leading axis, so the tree has the same
 few leaves for 12 layers or 96. Importing this file does not import jax.
 
 Legend: N layers, V vocabulary (padded), P positions, D model width, H heads,
-K head width, F MLP width.
+K head width, F MLP width, R rank of LoRA.
 """
 
 from __future__ import annotations
@@ -56,33 +56,61 @@ def table(model: Model) -> Table:
             "bias": ParamSpec((n, *bias), ("layers", *bias_axes), "zeros"),
         }
 
+    layers = {
+        "norm_1": norm(n),
+        # Heads lead the packed q, k, v, so that a mesh can split them by head.
+        "qkv": linear(
+            (d, h, 3, k), ("embed", "heads", None, None), (h, 3, k), ("heads", None, None), std
+        ),
+        "out": linear((h, k, d), ("heads", None, "embed"), (d,), ("embed",), residual_std),
+        "norm_2": norm(n),
+        "up": linear((d, f), ("embed", "mlp"), (f,), ("mlp",), std),
+        "down": linear((f, d), ("mlp", "embed"), (d,), ("embed",), residual_std),
+    }
+    if model.lora_rank:
+        kernels = {name: layers[name]["kernel"] for name in model.lora_matrices}
+        layers["lora"] = {name: _factors(spec, model, name) for name, spec in kernels.items()}
     return {
         "token_embedding": ParamSpec(
             (model.padded_vocabulary, d), ("vocab", "embed"), "normal", std
         ),
         "position_embedding": ParamSpec((model.context, d), (None, "embed"), "normal", std / 2),
-        "layers": {
-            "norm_1": norm(n),
-            # Heads lead the packed q, k, v, so that a mesh can split them by head.
-            "qkv": linear(
-                (d, h, 3, k), ("embed", "heads", None, None), (h, 3, k), ("heads", None, None), std
-            ),
-            "out": linear((h, k, d), ("heads", None, "embed"), (d,), ("embed",), residual_std),
-            "norm_2": norm(n),
-            "up": linear((d, f), ("embed", "mlp"), (f,), ("mlp",), std),
-            "down": linear((f, d), ("mlp", "embed"), (d,), ("embed",), residual_std),
-        },
+        "layers": layers,
         "final_norm": norm(),
+    }
+
+
+def _factors(kernel: ParamSpec, model: Model, name: str) -> Table:
+    """Two factors whose product has the kernel's shape; at first it is zero (Hu et al. 2021).
+
+    The rank is not split: a device's parts multiply to its part of the change.
+    """
+    rank, inputs = model.lora_rank, 3 if name == "out" else 2  # Of `out`, heads and their width.
+    width = math.prod(kernel.shape[1:inputs])
+    return {
+        "a": ParamSpec(
+            (*kernel.shape[:inputs], rank), (*kernel.axes[:inputs], None), "normal", width**-0.5
+        ),
+        "b": ParamSpec(
+            (model.n_layers, rank, *kernel.shape[inputs:]),
+            ("layers", None, *kernel.axes[inputs:]),
+            "zeros",
+        ),
     }
 
 
 def leaves(tree: Table) -> Iterator[ParamSpec]:
     """The entries of a table."""
-    for value in tree.values():
+    return (spec for _, spec in named(tree))
+
+
+def named(tree: Table, prefix: str = "") -> Iterator[tuple[str, ParamSpec]]:
+    """The entries of a table with their paths, as `layers/qkv/kernel`."""
+    for key, value in tree.items():
         if isinstance(value, ParamSpec):
-            yield value
+            yield prefix + key, value
         else:
-            yield from leaves(value)
+            yield from named(value, f"{prefix}{key}/")
 
 
 def count(model: Model) -> int:

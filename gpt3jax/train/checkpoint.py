@@ -62,6 +62,8 @@ class Checkpoints:
         self.folder, self._keep = folder.absolute(), keep
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="save")
         self._saving: Future[None] | None = None
+        self.best: int | None = None
+        """A step that is kept, too, however old."""
         self._inode = 0
         if keep is not None and hosts.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -253,8 +255,9 @@ class Checkpoints:
 
     def _prune(self) -> None:
         for step in self.steps()[: -self._keep]:
-            # Renamed first: a kill between two files leaves no half of a checkpoint.
-            shutil.rmtree(self.set_aside(step, "pruned"), ignore_errors=True)
+            if step != self.best:
+                # Renamed first: a kill between two files leaves no half of a checkpoint.
+                shutil.rmtree(self.set_aside(step, "pruned"), ignore_errors=True)
 
 
 def _tried(work: Callable[[], Loaded]) -> tuple[Loaded | None, str | None]:

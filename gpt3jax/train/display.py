@@ -80,6 +80,8 @@ def figures(record: dict[str, Any]) -> str:
         parts.append(f"loss {record['loss']:.3f} nats/token")
     if "val_bits_per_byte" in record:
         parts.append(f"validation {record['val_bits_per_byte']:.3f} bits/byte")
+    if "base_val_loss" in record:
+        parts.append(f"the base's {record['base_val_loss']:.3f} nats/token")
     if "tokens_per_s" in record:
         parts.append(f"{record['tokens_per_s']:,.0f} tokens/s")
     return "  ".join(parts)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.config import ConfigError, Data, Experiment
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import load_manifest
 from gpt3jax.data.tokenizer import Tokenizer
@@ -27,8 +28,16 @@ SAMPLING = Sampling(temperature=0.5, top_p=0.9)
 class Evaluation:
     """The same validation windows and the same prompt, for each set of parameters."""
 
-    def __init__(self, experiment: Experiment, mesh: Mesh, tokenizer: Path):
+    def __init__(
+        self, experiment: Experiment, mesh: Mesh, tokenizer: Path, base: Data | None = None
+    ):
         """Read the windows; they are cut to whole microbatches.
+
+        Args:
+          experiment: what is trained.
+          mesh: where.
+          tokenizer: the run's.
+          base: what the run that it began from was trained on; its held-out part is measured, too.
 
         Raises:
           ConfigError: there are too few for one microbatch, or it is not the data's tokenizer.
@@ -36,31 +45,27 @@ class Evaluation:
         self._experiment = experiment
         known = load_manifest(experiment.data.sources[0].path).tokenizer
         self._tokenizer = Tokenizer.load(tokenizer, known)
-        windows = loader.validation_windows(
-            experiment.data, experiment.evaluate.windows, experiment.model.context
-        )
-        rows = mesh.shape["data"] * mesh.shape["fsdp"]
-        size = min(experiment.microbatch, len(windows)) // rows * rows
-        if size == 0:
-            raise ConfigError(
-                f"there are {len(windows)} validation windows for {rows} rows of devices: each "
-                "row needs one. Prepare more text, or raise --evaluate.windows"
-            )
-        whole = windows[: len(windows) // size * size].reshape(-1, size, windows.shape[1])
-        self._batches = [hosts.spread(batch, batch_sharding(mesh)) for batch in whole]
+        measured = {"val_loss": experiment.data} | ({"base_val_loss": base} if base else {})
+        self._batches = {name: _batches(data, experiment, mesh) for name, data in measured.items()}
         self._loss = compile_loss(experiment.model)
         self._bytes_per_token = validation_bytes_per_token(experiment)
         self._generator: Generator | None = None
 
     def measure(self, params: Params, is_stopping: Callable[[], bool]) -> dict[str, float] | None:
-        """val_loss in nats/token and val_bits_per_byte; None if it was told to stop in between."""
-        losses = []
-        for batch in self._batches:
-            if is_stopping():
-                return None
-            losses.append(float(self._loss(params, batch)))
-        loss = float(np.mean(losses))
-        return {"val_loss": loss, "val_bits_per_byte": bits_per_byte(loss, self._bytes_per_token)}
+        """val_loss in nats/token and val_bits_per_byte; None if it was told to stop in between.
+
+        Where the run began from another: base_val_loss, on what that one was trained on.
+        """
+        found = {}
+        for name, batches in self._batches.items():
+            losses, shares = [], [share for share, _ in batches]
+            for share, batch in batches:
+                if is_stopping():
+                    return None
+                losses.append(share * float(self._loss(params, batch)))
+            found[name] = float(np.sum(losses) / np.sum(shares))
+        bits = bits_per_byte(found["val_loss"], self._bytes_per_token)
+        return {**found, "val_bits_per_byte": bits}
 
     def sample(self, params: Params) -> str:
         """A continuation of the experiment's prompt, the prompt included."""
@@ -78,6 +83,23 @@ class Evaluation:
             seed=self._experiment.seed,
         )
         return evaluate.prompt + "".join(pieces)
+
+
+def _batches(data: Data, experiment: Experiment, mesh: Mesh) -> list[tuple[float, jax.Array]]:
+    """Held-out windows in whole microbatches, each with the share of it that is learned."""
+    windows = loader.validation_windows(data, experiment.evaluate.windows, experiment.model.context)
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    size = min(experiment.microbatch, len(windows)) // rows * rows
+    if size == 0:
+        raise ConfigError(
+            f"there are {len(windows)} validation windows for {rows} rows of devices: each "
+            "row needs one. Prepare more text, or raise --evaluate.windows"
+        )
+    whole = windows[: len(windows) // size * size].reshape(-1, size, windows.shape[1])
+    return [
+        (float((batch[:, 1:] >= 0).mean()), hosts.spread(batch, batch_sharding(mesh)))
+        for batch in whole
+    ]
 
 
 def validation_bytes_per_token(experiment: Experiment) -> float:

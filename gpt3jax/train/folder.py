@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,14 +18,16 @@ from typing import Any, NamedTuple
 from gpt3jax.config import ConfigError, Experiment, short_hash
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import TOKENIZER, load_manifest
-from gpt3jax.run import Run, check_plain, write_whole
+from gpt3jax.run import Run, check_plain, open_run, write_whole
 from gpt3jax.train import ledger
 
 SHAPES = {
     f"model.{name}"
     for name in ("n_layers", "d_model", "n_heads", "d_head", "vocabulary", "context")
 }
-"""Fields that decide the shapes of the state."""
+"""Fields that decide the shapes of the parameters."""
+STRUCTURE = SHAPES | {"model.lora_rank", "model.lora_matrices", "train.only"}
+"""Fields that decide which arrays the state has."""
 
 
 def data_identity(experiment: Experiment) -> dict[str, Any]:
@@ -42,6 +45,36 @@ def data_identity(experiment: Experiment) -> dict[str, Any]:
             f"would have no embedding. Use {tokens} or more"
         )
     return identity
+
+
+def check_base(experiment: Experiment) -> tuple[str, int | None]:
+    """The run that `init_from` names, and the step if it names one; jax is not needed to tell.
+
+    Raises:
+      ConfigError: there is no such run, or its shapes or its tokenizer are others.
+    """
+    named = re.fullmatch(r"(.+)@(\d{1,15})", experiment.init_from, re.DOTALL)
+    if named is None or os.path.isdir(experiment.init_from):
+        path, step = experiment.init_from, None
+    else:
+        path, step = named[1], int(named[2])
+    base = open_run(path)
+    ours, theirs = experiment.model, base.experiment().model
+    for name in sorted(each.removeprefix("model.") for each in SHAPES):
+        mine, found = getattr(ours, name), getattr(theirs, name)
+        if mine != found:
+            raise ConfigError(
+                f"--model.{name.replace('_', '-')} is {mine}, but {path} has {found}: its "
+                f"parameters would not fit. Use {found}, or another --init-from"
+            )
+    tokenizer = load_manifest(experiment.data.sources[0].path).tokenizer
+    if tokenizer != base.tokenizer_hash:
+        raise ConfigError(
+            f"data {experiment.data.sources[0].name!r} has tokenizer {tokenizer}, but {path} has "
+            f"{base.tokenizer_hash}: ids would not mean the same. Prepare it with --tokenizer "
+            f"{path}"
+        )
+    return path, step
 
 
 def check_writable(path: Path) -> None:
@@ -76,9 +109,11 @@ def create_or_check(
         if refused:
             names = [change.name for change in refused]
             insist = f", or insist: --allow-change {' '.join(names)}"
+            if STRUCTURE & set(names):
+                insist = ""
             raise ConfigError(
                 f"{run.path} holds another experiment: {'; '.join(map(str, refused))}. Give the "
-                f"new one its own --run{'' if SHAPES & set(names) else insist}"
+                f"new one its own --run{insist}"
             )
         if changed:
             before = short_hash(run.identity())
@@ -138,8 +173,8 @@ def differences(before: Any, after: Any, name: str = "") -> list[Difference]:
 
 
 def _is_allowed(change: Difference, allowed: Sequence[str]) -> bool:
-    """Whether it was asked for. The shapes of the model cannot be: no checkpoint would fit."""
-    if change.name in SHAPES:
+    """Whether it was asked for. What arrays there are cannot be: no checkpoint would fit."""
+    if change.name in STRUCTURE:
         return False
     return any(change.name == name or change.name.startswith(f"{name}.") for name in allowed)
 

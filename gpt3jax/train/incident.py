@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 
 from gpt3jax.config import Model
 from gpt3jax.data.loader import Windows
+from gpt3jax.data.pairs import shown
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.model.gpt3 import trunk
 from gpt3jax.model.params import Params
@@ -29,7 +30,7 @@ from gpt3jax.sharding.axes import AXES
 from gpt3jax.sharding.collectives import each_device, total
 from gpt3jax.sharding.rules import partition, partitions
 from gpt3jax.train.fingerprint import named_leaves
-from gpt3jax.train.loss import window_loss
+from gpt3jax.train.loss import tokens_read, window_loss
 
 SHOWN = 64
 """Windows whose text is on the page, at most."""
@@ -78,7 +79,8 @@ def _finite(params: Params, windows_BT1: jax.Array, *, model: Model) -> dict[str
 
 
 def _finite_here(params: Params, windows_BT1: jax.Array, *, model: Model) -> dict[str, Any]:
-    _, _, activations = trunk(params, windows_BT1[:, :-1], model, want=("finite",))
+    tokens_BT = tokens_read(windows_BT1[:, :-1])
+    _, _, activations = trunk(params, tokens_BT, model, want=("finite",))
     loss, gradients = jax.value_and_grad(partial(window_loss, model=model))(params, windows_BT1)
     found = {
         "parameters": jax.tree_util.tree_map_with_path(_by_layer, params),
@@ -130,7 +132,7 @@ def write(run: Run, incident: Incident, order: Windows) -> Path:
     for sequence in incident.sequences[:SHOWN]:
         place = order.locate(sequence)
         where = f"window {sequence}: {place.source}, epoch {place.epoch}, record {place.window}"
-        windows.append((where, tokenizer.decode(order[sequence].tolist())))
+        windows.append((where, shown(order[sequence], tokenizer)))
     record = dataclasses.asdict(incident) | {
         "sequences": [incident.sequences.start, incident.sequences.stop],
         "loss": str(incident.loss),

@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 
-from gpt3jax.config import Experiment, RunError
+from gpt3jax.config import Data, Experiment, RunError
 from gpt3jax.run import Run
 from gpt3jax.sharding import hosts
-from gpt3jax.train import incident, ledger
+from gpt3jax.train import early, incident, ledger
 from gpt3jax.train.checkpoint import Checkpoints, Position, SaveError
 from gpt3jax.train.clock import Clock
 from gpt3jax.train.display import Display
@@ -54,8 +54,12 @@ class Loop:
         caught: list[int],
         clock: Clock,
         reached: int,
+        base: Data | None = None,
     ):
-        """Make ready to go on from `start`; earlier sessions got as far as step `reached`."""
+        """Make ready to go on from `start`; earlier sessions got as far as step `reached`.
+
+        Of a run that began from another's parameters, `base` is what that one was trained on.
+        """
         self.experiment, self.run, self.mesh = experiment, run, mesh
         self.checkpoints, self.caught = checkpoints, caught
         self.clock, self.reached = clock, reached
@@ -66,9 +70,11 @@ class Loop:
         self.skips, self.code = run.skips(), ledger.code_version()
         self.identity = hosts.on_first(lambda: identities(run))[-1]
         self.spikes = Spikes()
-        self.evaluation = Evaluation(experiment, mesh, run.tokenizer_file)
+        self.evaluation = Evaluation(experiment, mesh, run.tokenizer_file, base)
         self.stepper = Stepper(experiment, mesh, start, self.skips)
         self.log = MetricsLog(run.metrics_file, run.tensorboard, start.step)
+        self.evaluations = hosts.on_first(lambda: early.evaluations(run))
+        self.checkpoints.best = self._verdict().best
         self.meter = Meter(experiment.model)
         self.display = Display(total_tokens(experiment), self.tokens, silent=not hosts.is_first())
 
@@ -105,6 +111,8 @@ class Loop:
                 unread = None
                 self._rest(state)
         self._wait_for_save(state)
+        if self._verdict().is_over:
+            self._end_early()
         return self.position
 
     def close(self) -> None:
@@ -206,6 +214,20 @@ class Loop:
             self.log.sample(self.run.samples / f"{step}.txt", text, step)
         self._record("evaluate", step=step)
         self._write(self.position, found)
+        if step > 0:
+            self.evaluations.append([step, found["val_loss"]])
+            self.checkpoints.best = self._verdict().best
+
+    def _verdict(self) -> early.Verdict:
+        return early.verdict(self.evaluations, self.experiment.train.patience)
+
+    def _end_early(self) -> None:
+        patience, best = self.experiment.train.patience, self._verdict().best
+        hosts.on_first(lambda: early.settle(self.run, self.checkpoints, patience))
+        self.display.note(
+            f"validation was best at step {best}, and not better {patience} times since: the run "
+            "ends there"
+        )
 
     def _tell_bad_step(self, batch: Batch, state: TrainState, loss: float, norm: float) -> None:
         """Keep what is known of a step that was not finite; its update was not applied."""
@@ -252,7 +274,8 @@ class Loop:
             ledger.record(self.run.ledger_file, event, **facts)
 
     def _is_last(self) -> bool:
-        return self.is_stopping or is_done(self.position.step, self.tokens, self.experiment)
+        is_over = self.is_stopping or self._verdict().is_over
+        return is_over or is_done(self.position.step, self.tokens, self.experiment)
 
     def _is_at_rest(self) -> bool:
         return self._save_is_due() or self._evaluation_is_due()
@@ -261,8 +284,11 @@ class Loop:
         return evaluation_is_due(self.position, self.experiment)
 
     def _save_is_due(self) -> bool:
-        step, every = self.position.step, self.experiment.train.save_every
-        return self._is_last() or self.save_again or step % every == 0
+        step, train = self.position.step, self.experiment.train
+        # The best of the evaluations must have a checkpoint.
+        is_measured = train.patience > 0 and self._evaluation_is_due()
+        is_due = step % train.save_every == 0 or is_measured
+        return self._is_last() or self.save_again or is_due
 
 
 def evaluation_is_due(at: Position, experiment: Experiment) -> bool:

@@ -1,4 +1,7 @@
-"""Mean next-token cross-entropy, in nats per token.
+"""Mean next-token cross-entropy, in nats per learned token.
+
+In a window, a token that is read but not learned (of a prompt, or padding) is
+stored as ~id, which is negative (data/pairs.py); pre-training learns all.
 
 The head and the loss go together, some rows at a time: a row's logits live
 only until its gradient is known. For 16 windows of 2048 and the paper's
@@ -10,6 +13,7 @@ rows, R rows at a time, D model width, V vocabulary (padded; this device's part)
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
@@ -20,16 +24,24 @@ from gpt3jax.model.gpt3 import head, trunk
 from gpt3jax.model.layers import layer_norm
 from gpt3jax.model.likelihood import in_rows, logits_of, scores_of
 from gpt3jax.model.params import Params
-from gpt3jax.sharding.collectives import gather, index, scatter_sum, size
+from gpt3jax.sharding.collectives import gather, index, scatter_sum, size, total
 
 
-def window_loss(params: Params, windows_BT1: jax.Array, model: Model) -> jax.Array:
+def window_loss(
+    params: Params, windows_BT1: jax.Array, model: Model, share: jax.Array | None = None
+) -> jax.Array:
     """Mean loss over windows of context+1 tokens: each token is predicted from those before it.
 
-    Spread over devices, it is this device's share: the shares of all add up to
-    the mean.
+    Spread over devices, it is this device's part: the parts of all add up to the mean.
+
+    Args:
+      params: as `table` describes.
+      windows_BT1: this device's.
+      model: what they are parameters of.
+      share: how much of the targets is learned, of these windows if not given. Of a batch in
+        several microbatches it is the mean of all, so that each learned token weighs the same.
     """
-    x_BTD, _, _ = trunk(params, windows_BT1[:, :-1], model)
+    x_BTD, _, _ = trunk(params, tokens_read(windows_BT1[:, :-1]), model)
     with jax.named_scope("unembed"):
         top = head(params, model)
         x_BTD = layer_norm(top["final_norm"], x_BTD)
@@ -40,12 +52,32 @@ def window_loss(params: Params, windows_BT1: jax.Array, model: Model) -> jax.Arr
             x_BTD.reshape(-1, model.d_model), top["token_embedding"], targets_M, model.vocabulary
         )
     # Devices along `tensor` took part in each other's rows, and each has the whole sum.
-    return loss / (len(targets_M) * size("data", "fsdp", "tensor") * size("tensor"))
+    loss = loss / (len(targets_M) * size("data", "fsdp", "tensor") * size("tensor"))
+    return loss / (learned_share(windows_BT1) if share is None else share)
+
+
+def learned_share(windows_BT1: jax.Array) -> jax.Array:
+    """How much of what all devices predict is learned, float32; in pre-training exactly 1.
+
+    Of several microbatches [M, B, context+1], each one's.
+    """
+    is_learned_BT = windows_BT1[..., 1:] >= 0
+    # Devices along `tensor` have the same windows.
+    targets = math.prod(is_learned_BT.shape[-2:]) * size("data", "fsdp")
+    return total(is_learned_BT.sum((-2, -1)), "data", "fsdp") / targets
+
+
+def tokens_read(windows: jax.Array) -> jax.Array:
+    """The ids in windows, whether they are learned or not."""
+    return jnp.where(windows < 0, ~windows, windows)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def head_loss(x_MD: jax.Array, w_VD: jax.Array, targets_M: jax.Array, vocabulary: int) -> jax.Array:
-    """Sum of -log p(target), float32, over the rows of all devices along `tensor`."""
+    """Sum of -log p(target), float32, over the rows of all devices along `tensor`.
+
+    A negative target is not learned: it adds nothing.
+    """
 
     def add(loss, rows):
         x_RD, targets_R = (gather(part, "tensor", 0) for part in rows)
@@ -82,4 +114,7 @@ head_loss.defvjp(_head_loss_forward, _head_loss_backward)
 def _losses(x_RD, w_VD, targets_R, vocabulary):
     """-log p(target) of each row and its gradient by the logits; rows of w are this device's."""
     scores, probability_RV, is_target_RV = scores_of(logits_of(x_RD, w_VD, vocabulary), targets_R)
-    return -scores.log_probability, (probability_RV - is_target_RV).astype(x_RD.dtype)
+    is_learned_R = targets_R >= 0
+    losses_R = jnp.where(is_learned_R, -scores.log_probability, 0)
+    dlogits_RV = jnp.where(is_learned_R[:, None], probability_RV - is_target_RV, 0)
+    return losses_R, dlogits_RV.astype(x_RD.dtype)

@@ -14,7 +14,8 @@ from gpt3jax.plan.choose import mesh_for
 from gpt3jax.run import Run
 from gpt3jax.train import incident, seal
 from gpt3jax.train.checkpoint import Checkpoints, Position, leaves_of
-from gpt3jax.train.state import TrainState, abstract_state, sharded_state
+from gpt3jax.train.parent import first_state
+from gpt3jax.train.state import TrainState, abstract_state
 from gpt3jax.train.step import Metrics
 from gpt3jax.train.stepper import Batch, Stepper
 
@@ -49,7 +50,7 @@ def replay(run: Run, checkpoints: Checkpoints, begin: int, last: int) -> Replay:
     seals = {step: seal.read(checkpoints.path(step)) for step in checkpoints.steps()}
     compared, differences = 0, []
     with jax.set_mesh(mesh):
-        state, start = _begin(experiment, mesh, checkpoints, begin)
+        state, start = _begin(run, experiment, mesh, checkpoints, begin)
         stepper = Stepper(experiment, mesh, start, run.skips())
         with closing(stepper.feed):
             while stepper.position.step < last:
@@ -76,10 +77,10 @@ def replay(run: Run, checkpoints: Checkpoints, begin: int, last: int) -> Replay:
 
 
 def _begin(
-    experiment: Experiment, mesh: jax.sharding.Mesh, checkpoints: Checkpoints, step: int
+    run: Run, experiment: Experiment, mesh: jax.sharding.Mesh, checkpoints: Checkpoints, step: int
 ) -> tuple[TrainState, Position]:
     if step == 0:
-        return sharded_state(experiment, mesh), Position()
+        return first_state(run, experiment, mesh), Position()
     found = checkpoints.seal(step)
     state = checkpoints.restore(step, abstract_state(experiment, mesh))
     return state, Position(found.step, found.sequences)

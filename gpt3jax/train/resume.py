@@ -14,6 +14,7 @@ from gpt3jax.sharding import hosts
 from gpt3jax.train import ledger, seal
 from gpt3jax.train.checkpoint import Checkpoints, Position, Tell
 from gpt3jax.train.folder import identities
+from gpt3jax.train.metrics import cut_after
 from gpt3jax.train.schedule import sequences_after
 from gpt3jax.train.seal import DamagedError, Seal
 from gpt3jax.train.state import TrainState, abstract_state
@@ -98,13 +99,16 @@ def rewind(
     earlier = tuple(skip for skip in run.skips() if skip.sequences < found.sequences)
     windows = sequences_after(batches, experiment, found.sequences) - found.sequences
     skips = (*earlier, Skip(step, found.sequences, windows))
-    if skips == run.skips():
+    if skips != run.skips():
+        ledger.record(
+            run.ledger_file, "rewind", step=step, batches=batches, windows=windows,
+            was_at=steps[-1],
+        )  # fmt: skip
+        write_whole(run.skips_file, json.dumps([asdict(skip) for skip in skips], indent=2) + "\n")
+    elif steps[-1] > step:
         return
-    ledger.record(
-        run.ledger_file, "rewind", step=step, batches=batches, windows=windows,
-        was_at=steps[-1],
-    )  # fmt: skip
-    write_whole(run.skips_file, json.dumps([asdict(skip) for skip in skips], indent=2) + "\n")
+    # What was measured after it no longer counts: it could have ended the run (early.py).
+    cut_after(run.metrics_file, step)
 
 
 def set_rewound_aside(run: Run, checkpoints: Checkpoints) -> None:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
 
 import jax
 
-from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.config import ConfigError, Data, Experiment
 from gpt3jax.data.manifest import verify
+from gpt3jax.model.table import count
+from gpt3jax.model.trainable import trained, trained_count
 from gpt3jax.plan.choose import mesh_for
 from gpt3jax.run import Changes, Run
 from gpt3jax.sharding import hosts
-from gpt3jax.train import clock, ledger, resume
+from gpt3jax.train import clock, early, ledger, resume
 from gpt3jax.train.checkpoint import Checkpoints, Position
 from gpt3jax.train.folder import (
     caught_signals,
@@ -28,8 +29,9 @@ from gpt3jax.train.folder import (
     only_one,
 )
 from gpt3jax.train.loop import Loop, evaluation_is_owed
+from gpt3jax.train.parent import base_data, find, first_state
 from gpt3jax.train.schedule import is_done
-from gpt3jax.train.state import TrainState, sharded_state
+from gpt3jax.train.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,10 @@ def train(
         identity = {**experiment.identity(), "data": data}
         hosts.on_first(lambda: _prepare(run, experiment, identity, checkpoints, changes))
         hosts.agree(lambda: {"run": check_is_shared(run)})
-        start = hosts.on_first(lambda: dataclasses.asdict(resume.furthest(checkpoints)))
-        if _is_finished(run, Position(**start), experiment):
+        patience = experiment.train.patience
+        is_over = hosts.on_first(lambda: early.settle(run, checkpoints, patience))
+        start = hosts.on_first(lambda: asdict(resume.furthest(checkpoints)))
+        if is_over or _is_finished(run, Position(**start), experiment):
             return Outcome(Position(**start), 0, None)
         reached = hosts.on_first(lambda: clock.settle(run))
         # Alone, nobody waits for us: a slow step of a laptop is no reason to end.
@@ -90,15 +94,11 @@ def train(
         kept.enter("restore")
         notes: list[str] = []
         state, position = _begin(run, experiment, mesh, checkpoints, notes)
-        if hosts.is_first():
-            ledger.record(
-                run.ledger_file, "resume" if position.step else "start", step=position.step,
-                mesh=dict(mesh.shape), why=why, device=jax.devices()[0].device_kind,
-                hosts=jax.process_count(), **ledger.code_version(),
-            )  # fmt: skip
+        _record_start(run, experiment, mesh, position, why, notes)
         kept.enter("start", position.step)
-        loop = Loop(experiment, run, mesh, checkpoints, position, caught, kept, reached)
-        if "auto" in dataclasses.asdict(experiment.mesh).values():
+        base = _base(run, notes)
+        loop = Loop(experiment, run, mesh, checkpoints, position, caught, kept, reached, base)
+        if "auto" in asdict(experiment.mesh).values():
             notes.append(why)
         for note in notes:
             loop.display.note(note)
@@ -109,12 +109,15 @@ def train(
         signal = (caught or [SIGTERM])[0] if loop.is_stopping else None
         if hosts.is_first():
             ledger.record(run.ledger_file, "stop", step=end.step, signal=signal)
-        return Outcome(end, end.step - position.step, signal)
+        # If it ended early, that is an earlier one.
+        last = hosts.on_first(lambda: asdict(resume.furthest(checkpoints)))
+        return Outcome(Position(**last), end.step - position.step, signal)
 
 
 def _agreed(experiment: Experiment) -> tuple[jax.sharding.Mesh, str, dict[str, Any]]:
     """Mesh, why it, and the data's identity, when all hosts have the same code and experiment."""
     mesh, why = mesh_for(experiment)
+    trained(experiment)  # Or it says why not.
 
     def facts() -> dict[str, Any]:
         data = data_identity(experiment)
@@ -122,7 +125,7 @@ def _agreed(experiment: Experiment) -> tuple[jax.sharding.Mesh, str, dict[str, A
             verify(source.path, hosts.index(), jax.process_count())
         return {
             "code": ledger.code_version(),
-            "experiment": dataclasses.asdict(experiment),
+            "experiment": asdict(experiment),
             "data": data,
         }
 
@@ -146,6 +149,10 @@ def _prepare(
             f"{run.path} has checkpoints but no experiment.json: whose they are is not known. "
             "Restore it, or start anew with another --run"
         )
+    if experiment.init_from:
+        # Of a run that is there, the base may have been trained on, or be gone.
+        begun = run.identity().get("parent") if run.exists() else asdict(find(experiment))
+        identity = {**identity, "parent": begun}
     create_or_check(run, experiment, identity, changes.allow_change)
     if changes.rewind_to is not None:
         resume.rewind(run, experiment, checkpoints, changes.rewind_to, changes.skip)
@@ -166,12 +173,37 @@ def _begin(
 
     found = resume.restore(run, experiment, mesh, checkpoints, tell)
     if found is None:
-        return sharded_state(experiment, mesh), Position()
+        return first_state(run, experiment, mesh), Position()
     state, sealed = found
     if changed := differences(sealed.code, ledger.code_version()):
         what = "; ".join(map(str, changed))
         notes.append(f"since the checkpoint, {what}: losses may differ in their last bits")
     return state, Position(sealed.step, sealed.sequences)
+
+
+def _record_start(
+    run: Run, experiment: Experiment, mesh: jax.sharding.Mesh, at: Position, why: str,
+    notes: list[str],
+) -> None:  # fmt: skip
+    """Enter the beginning of a session in the ledger; what few parameters train is noted."""
+    parameters, trainable = count(experiment.model), trained_count(experiment)
+    if trainable < parameters or experiment.init_from:
+        notes.append(f"{parameters:,} parameters, {trainable:,} of them trained")
+    if hosts.is_first():
+        ledger.record(
+            run.ledger_file, "resume" if at.step else "start", step=at.step,
+            mesh=dict(mesh.shape), why=why, device=jax.devices()[0].device_kind,
+            hosts=jax.process_count(), parameters=parameters, trainable=trainable,
+            parent=run.identity().get("parent"), **ledger.code_version(),
+        )  # fmt: skip
+
+
+def _base(run: Run, notes: list[str]) -> Data | None:
+    """What the run's parent was trained on, if all hosts can read it."""
+    data, why = base_data(run)
+    if whys := [each for each in hosts.exchange(why) if each]:
+        notes.append(whys[0])
+    return None if whys else data
 
 
 def _is_finished(run: Run, at: Position, experiment: Experiment) -> bool:

@@ -1,16 +1,22 @@
-"""What training changes, and how it lies on the mesh."""
+"""What training changes, and how it lies on the mesh.
+
+Parameters that are not trained are in the state, too, but have no moments.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import struct
+from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt3jax.config import Experiment
 from gpt3jax.model import params as model_params
 from gpt3jax.model import table as model_table
+from gpt3jax.model.trainable import trained
 from gpt3jax.sharding.rules import param_shardings
 from gpt3jax.train.optimizer import make_optimizer
 
@@ -26,7 +32,43 @@ class TrainState:
 def new_state(experiment: Experiment) -> TrainState:
     """State 0: parameters drawn from the seed, optimizer moments zero."""
     params = model_params.init(jax.random.key(experiment.seed), experiment.model)
-    return TrainState(params, make_optimizer(experiment.optimizer).init(params))
+    return with_fresh_moments(params, experiment)
+
+
+def with_fresh_moments(params: model_params.Params, experiment: Experiment) -> TrainState:
+    """A state to begin from, with these parameters; moments are zero."""
+    part, _ = split(params, experiment)
+    return TrainState(params, make_optimizer(experiment.optimizer).init(part))
+
+
+def split(tree: dict[str, Any], experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A tree as the parameters are, in two: the leaves that are trained, and the others."""
+    flat, chosen = flatten_dict(tree, sep="/"), trained(experiment)
+    part = {path: leaf for path, leaf in flat.items() if path in chosen}
+    rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
+    return unflatten_dict(part, sep="/"), unflatten_dict(rest, sep="/")
+
+
+def join(part: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
+    """What `split` took apart."""
+    flat = flatten_dict(part, sep="/") | flatten_dict(rest, sep="/")
+    return unflatten_dict(flat, sep="/")
+
+
+def of_trained_layers(
+    new: dict[str, Any], old: dict[str, Any], experiment: Experiment
+) -> dict[str, Any]:
+    """Of two trees of trained leaves, the new one; in layers that are not trained, the old one."""
+
+    def pick(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
+        layers = trained(experiment)["/".join(path)]
+        if all(layers):
+            return leaf
+        is_trained = jnp.array(layers).reshape(-1, *(1 for _ in leaf.shape[1:]))
+        return jnp.where(is_trained, leaf, before[path])
+
+    before = flatten_dict(old)
+    return path_aware_map(pick, new)
 
 
 def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
@@ -37,17 +79,19 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     by_param = param_shardings(model_table.table(experiment.model), mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(lambda: new_state(experiment))
-    of_params = jax.tree.structure(by_param)
+    by_trained, _ = split(by_param, experiment)
+    of_trained = jax.tree.structure(by_trained)
 
     def place(node: Any) -> Any:
-        if jax.tree.structure(node) == of_params:
-            return jax.tree.map(_with_sharding, node, by_param)
+        if jax.tree.structure(node) == of_trained:
+            return jax.tree.map(_with_sharding, node, by_trained)
         return _with_sharding(node, everywhere)
 
     def is_whole(node: Any) -> bool:
-        return jax.tree.structure(node) == of_params
+        return jax.tree.structure(node) == of_trained
 
-    return jax.tree.map(place, shapes, is_leaf=is_whole)
+    params = jax.tree.map(_with_sharding, shapes.params, by_param)
+    return TrainState(params, jax.tree.map(place, shapes.optimizer, is_leaf=is_whole))
 
 
 def sharded_state(experiment: Experiment, mesh: Mesh) -> TrainState:

@@ -22,9 +22,9 @@ from gpt3jax.model.table import table
 from gpt3jax.sharding.axes import AXES
 from gpt3jax.sharding.collectives import each_device, total, total_of_copies
 from gpt3jax.sharding.rules import partition, partitions
-from gpt3jax.train.loss import window_loss
+from gpt3jax.train.loss import learned_share, window_loss
 from gpt3jax.train.optimizer import make_optimizer
-from gpt3jax.train.state import TrainState, abstract_state
+from gpt3jax.train.state import TrainState, abstract_state, join, of_trained_layers, split
 
 Metrics = dict[str, jax.Array]
 
@@ -47,39 +47,52 @@ def train_step(
       learning_rate: float32 scalar.
 
     Returns:
-      The next state, and `loss` (nats/token) and `grad_norm` (before clipping).
+      The next state, and `loss` (nats/learned token) and `grad_norm` (of what is trained, before
+      clipping).
       Where either is not finite, the state is the one before.
     """
-    parts = partitions(table(experiment.model))
+    parts, other_parts = split(partitions(table(experiment.model)), experiment)
     mean_gradients = each_device(
-        partial(_mean_gradients, model=experiment.model),
-        in_specs=(parts, partition((None, "batch", None)), PartitionSpec()),
+        partial(_mean_gradients, model=experiment.model, parts=parts),
+        in_specs=(parts, other_parts, partition((None, "batch", None)), PartitionSpec()),
         out_specs=(PartitionSpec(), parts),
     )
-    loss, gradients = mean_gradients(state.params, windows_MBT1, microbatches)
+    params, others = split(state.params, experiment)
+    loss, gradients = mean_gradients(params, others, windows_MBT1, microbatches)
+    zeros = jax.tree.map(jnp.zeros_like, gradients)
+    gradients = of_trained_layers(gradients, zeros, experiment)
     optimizer = make_optimizer(experiment.optimizer)
-    update, moments = optimizer.update(gradients, state.optimizer, state.params)
-    params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, update)
+    update, moments = optimizer.update(gradients, state.optimizer, params)
+    updated = jax.tree.map(lambda p, u: p - learning_rate * u, params, update)
+    # Weight decay moves all that it is given.
+    updated = of_trained_layers(updated, params, experiment)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
     is_good = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
-    after = TrainState(params, moments)
+    after = TrainState(join(updated, others), moments)
     return jax.tree.map(partial(jnp.where, is_good), after, state), metrics
 
 
-def _mean_gradients(params, windows_MBT1, microbatches, model: Model):
-    """Loss and gradients, averaged over the microbatches that count and over the devices."""
-    loss_and_gradients = jax.value_and_grad(partial(window_loss, model=model))
+def _mean_gradients(params, others, windows_MBT1, microbatches, model: Model, parts):
+    """Loss and gradients by `params`, averaged over what is learned of the whole batch."""
+
+    def loss_of(part, windows_BT1, share=None):
+        return window_loss(join(part, others), windows_BT1, model, share)
+
+    loss_and_gradients = jax.value_and_grad(loss_of)
     if windows_MBT1.shape[0] == 1:
         loss, gradients = loss_and_gradients(params, windows_MBT1[0])
     else:
+        is_read_M = jnp.arange(len(windows_MBT1)) < microbatches
+        share = jnp.where(is_read_M, learned_share(windows_MBT1), 0).sum() / microbatches
 
         def add(index, sums):
-            return jax.tree.map(jnp.add, sums, loss_and_gradients(params, windows_MBT1[index]))
+            found = loss_and_gradients(params, windows_MBT1[index], share)
+            return jax.tree.map(jnp.add, sums, found)
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         sums = jax.lax.fori_loop(0, microbatches, add, zero)
         loss, gradients = jax.tree.map(lambda value: value / microbatches, sums)
-    return total(loss, *AXES), total_of_copies(gradients, partitions(table(model)))
+    return total(loss, *AXES), total_of_copies(gradients, parts)
 
 
 def compile_train_step(experiment: Experiment, mesh: Mesh) -> Callable[..., tuple]:
@@ -93,7 +106,7 @@ def compile_train_step(experiment: Experiment, mesh: Mesh) -> Callable[..., tupl
 
 
 def compile_loss(model: Model) -> Callable[..., jax.Array]:
-    """The jitted mean loss of windows [B, context + 1], in nats per token."""
+    """The jitted mean loss of windows [B, context + 1], in nats per learned token."""
 
     def mean_loss(params, windows_BT1):
         return total(window_loss(params, windows_BT1, model), *AXES)

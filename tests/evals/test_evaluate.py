@@ -51,7 +51,7 @@ CHOICE = Task(
 )  # fmt: skip
 WRITTEN = Task(
     "written", tuple(Example((f"\nlonger-{n}?",), (f" longer-{n}?",)) for n in range(4)),
-    "exact match", few=3, checks={"is long": lambda text: len(text) > 3},
+    "exact match", few=3, check=lambda text, truth: {"is long": len(text) >= len(truth)},
 )  # fmt: skip
 
 

@@ -1,0 +1,46 @@
+"""Three words in reverse order: a task that the tiny model fails and can be taught.
+
+Base       make demo
+Data       python experiments/finetune_words.py words.jsonl
+           gpt3jax data prepare --corpus words.jsonl --pairs prompt completion
+             --tokenizer runs/tiny --context 256 --out data/words
+Command    gpt3jax train experiments/finetune_words.py
+
+`print set dict ->` is to be continued by ` dict set print`. The words are names that
+Python's library uses much; no three of them
+occur twice in one order, so that what is held out was never seen.
+"""
+
+import itertools
+import json
+import random
+import sys
+
+from finetune import finetune
+
+WORDS = (
+    "add", "all", "any", "bytes", "copy", "count", "dict", "dir", "encode", "find", "format",
+    "get", "getattr", "hasattr", "help", "id", "index", "input", "int", "iter", "len", "list",
+    "max", "min", "next", "object", "open", "print", "range", "replace", "set", "sort", "str",
+    "tuple", "type", "values",
+)  # fmt: skip
+PAIRS = 20_000
+
+
+def experiment():
+    # Words in reverse are far from what the base has read: a quarter of its rate is too slow.
+    return finetune("runs/tiny", "data/words", name="finetune_words", epochs=8, learning_rate=3e-3)
+
+
+def pairs(count: int = PAIRS, seed: int = 0) -> list[dict[str, str]]:
+    """Distinct ones, drawn by the seed."""
+    triples = list(itertools.permutations(WORDS, 3))
+    return [
+        {"prompt": " ".join(each) + " ->", "completion": " " + " ".join(reversed(each))}
+        for each in random.Random(seed).sample(triples, count)
+    ]
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(pair) + "\n" for pair in pairs())

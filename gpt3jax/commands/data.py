@@ -1,0 +1,145 @@
+"""Commands about text and data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from gpt3jax.commands.checks import MOST_BATCHES, check_range
+from gpt3jax.config import MOST_WINDOWS
+from gpt3jax.run import Run
+
+DEFAULT_CORPUS = "python-library"
+
+
+def data_prepare(
+    corpus: str = DEFAULT_CORPUS,
+    out: Path = Path("data/python-library"),
+    context: int = 256,
+    vocabulary: int = 2048,
+    tokenizer: Path | None = None,
+    field: str = "text",
+    pairs: tuple[str, str] | None = None,
+    validation_fraction: float = 0.01,
+    workers: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Turn text into a tokenizer and shards of token windows.
+
+    Examples:
+      gpt3jax data prepare --corpus python-library --out data/python-library
+      gpt3jax data prepare --corpus 'books/*.txt' --out data/books --context 512 --vocabulary 8192
+      gpt3jax data prepare --corpus web.jsonl --field content --tokenizer data/books/tokenizer.model
+      gpt3jax data prepare --corpus qa.jsonl --pairs prompt completion --tokenizer runs/tiny
+
+    Args:
+      corpus: python-library, a file, folder or glob of text, a .jsonl or .parquet file, hf:NAME, or
+        generated:FILE.py, whose function documents() yields each text.
+      out: Folder to write; it appears when all of it is there.
+      context: Tokens a model will see at once.
+      vocabulary: Size of the tokenizer to train.
+      tokenizer: An existing tokenizer.model to use instead, or a run or data folder with one.
+      field: Of .jsonl and .parquet records, where the text is.
+      pairs: Of such records, where a prompt is, and its completion: only that is learned.
+      validation_fraction: Share of the documents held out, whole.
+      workers: Processes; all cores if not given.
+      seed: Of which documents are held out.
+    """
+    from gpt3jax.data.prepare import prepare
+    from gpt3jax.progress import progress
+
+    with progress() as report:
+        manifest = prepare(
+            corpus, str(out), context=context, vocabulary=vocabulary,
+            tokenizer=tokenizer and str(tokenizer), field=field, pairs=pairs,
+            validation_fraction=validation_fraction, workers=workers, seed=seed, progress=report,
+        )  # fmt: skip
+    train, validation = manifest.train, manifest.validation
+    skipped = sum(manifest.skipped.values())
+    kind, tokens = ("pairs", "tokens to learn") if pairs else ("documents", "tokens")
+    why = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
+    print(
+        f"{out}: {train.documents:,} {kind}, {train.tokens:,} {tokens} "
+        f"({train.bytes_per_token:.2f} bytes each) in {train.windows:,} windows of {context}; "
+        f"held out {validation.documents:,} {kind}, {validation.windows:,} windows; "
+        f"skipped {skipped:,}{f' ({why})' if pairs and why else ''}"
+    )
+
+
+def data_show(
+    path: Positional[Path], batch: int = 0, rows: int = 4, batch_sequences: int = 16, seed: int = 0
+) -> None:
+    """Decode exactly what a model sees at a batch: of a run, or of prepared data.
+
+    What is read but not learned (prompts, padding) is between [[ and ]].
+
+    Examples:
+      gpt3jax data show runs/tiny --batch 100
+      gpt3jax data show data/python-library --rows 2
+
+    Args:
+      path: A run, or a folder that `data prepare` made.
+      batch: Which batch, from 0.
+      rows: How many of its windows to print.
+      batch_sequences: Windows in a batch; of a run, the run's own are taken.
+      seed: Of the order; of a run, the run's own is taken.
+    """
+    check_range(0, MOST_BATCHES, batch=batch)
+    check_range(1, MOST_WINDOWS, rows=rows, batch_sequences=batch_sequences)
+    check_range(0, 2**32 - 1, seed=seed)
+    from gpt3jax.config import Data, Source
+    from gpt3jax.data import loader
+    from gpt3jax.data.manifest import TOKENIZER, load_manifest
+    from gpt3jax.data.pairs import shown
+    from gpt3jax.data.tokenizer import Tokenizer
+    from gpt3jax.train.schedule import batch_range
+
+    run = Run(path)
+    if run.exists():
+        experiment = run.experiment()
+        data, seed, context = experiment.data, experiment.seed, experiment.model.context
+        tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
+        skips = [(skip.sequences, skip.windows) for skip in run.skips()]
+        sequences = batch_range(batch, experiment)
+    else:
+        data = Data(sources=(Source(path.name, str(path)),))
+        manifest, skips = load_manifest(str(path)), []
+        context, tokenizer = manifest.context, Tokenizer.load(path / TOKENIZER, manifest.tokenizer)
+        sequences = range(batch * batch_sequences, (batch + 1) * batch_sequences)
+    order = loader.windows(data, seed, context, skips)
+    for sequence in sequences[:rows]:
+        place = order.locate(sequence)
+        print(f"--- window {sequence} ({place.source}, epoch {place.epoch}, record {place.window})")
+        print(shown(order[sequence], tokenizer))
+
+
+def data_overlap(
+    path: Positional[Path],
+    task: tuple[str, ...],
+    results: Path | None = None,
+    words: Path | None = None,
+    examples: int | None = None,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Was the test in the training text? N words in a row, as the paper looked for them.
+
+    Examples:
+      gpt3jax data overlap data/books --task mine.jsonl
+      gpt3jax data overlap runs/tiny --task arithmetic --results out/results.json
+
+    Args:
+      path: A run, or a folder that `data prepare` made.
+      task: Tasks, as `evaluate` names them.
+      results: An evaluation of these tasks: its scores on clean and dirty examples apart.
+      words: A word list for the scrambles; the training text's own if not given.
+      examples: As the evaluation had it.
+      seed: As the evaluation had it.
+      json: Print all figures, and what was found of each dirty example.
+    """
+    check_range(1, 10**7, examples=1 if examples is None else examples)
+    check_range(0, 2**32 - 1, seed=seed)
+    from gpt3jax.contamination import find_overlap
+
+    find_overlap(path, task, examples, seed, results, words, json)

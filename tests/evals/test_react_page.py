@@ -1,0 +1,201 @@
+"""The page of what was written, opened in a real browser: what shows, and what does not happen."""
+
+import html
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from gpt3jax.evals import react
+from gpt3jax.evals.react import DIALECTS, HOUSE, Thing
+from gpt3jax.evals.react_page import Answer, Asked, page
+from gpt3jax.experiments import load_module
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="THE PAGE GOES UNOPENED: install chromium"
+)
+
+RGB = {
+    "red": "rgb(255, 0, 0)", "blue": "rgb(0, 0, 255)", "teal": "rgb(0, 128, 128)",
+    "white": "rgb(255, 255, 255)", "black": "rgb(0, 0, 0)",
+}  # fmt: skip
+THING = Thing(
+    "box", "blue", (),
+    (Thing("button", "red", ("Send",)), Thing("list", "teal", ("Milk", "Bread")),
+     Thing("field", None, ("Name",)), Thing("heading", None, ("Welcome Home",))),
+)  # fmt: skip
+HOSTILE = [
+    "<script>document.title='taken'</script>",
+    "<img src='/taken.png' onError={press} />",
+    "<p style={{background: 'url(/taken.png)'}}>Send</p>",
+    "</pre></article><script>document.title='taken'</script>",
+    "<p>{\"<script>document.title='taken'</script>\"}</p>",
+    "<button onClick={() => press()}>Send</button>",
+]
+
+
+def answers(code, other):
+    primer = "\ndescription: a text that says Tea\ncode: <p>Tea</p>"
+    return (Answer("zero-shot", "", other), Answer("few-shot", primer, code))
+
+
+def asked():
+    """A thing in every dialect, then what is hostile; the first is also answered as expected."""
+    expected = " " + react.code(THING, HOUSE)
+    codes = [react.code(THING, dialect) for dialect in DIALECTS]
+    return [Asked(react.describe(THING), expected, answers(expected, code)) for code in codes] + [
+        Asked(f"{code} <b>", expected, answers(expected, code)) for code in HOSTILE
+    ]
+
+
+# The page lies in a frame: its policy lets no script into it, so it is watched from outside.
+WATCHER = """<!doctype html><meta charset=utf-8>
+<iframe style="width:1200px;height:800px" srcdoc="{page}"></iframe><script>
+const frame = document.querySelector("iframe");
+frame.addEventListener("load", () => {{
+  const inside = frame.contentDocument, drawn = [];
+  for (const box of inside.querySelectorAll(".drawn"))
+    drawn.push([...box.querySelectorAll("*")].map((each) => {{
+      const style = frame.contentWindow.getComputedStyle(each), at = each.getBoundingClientRect();
+      return {{tag: each.tagName.toLowerCase(), background: style.backgroundColor,
+        color: style.color, text: each.textContent, placeholder: each.placeholder,
+        handlers: each.getAttributeNames().filter((name) => name.startsWith("on")),
+        visible: at.width > 10 && at.height > 10}};
+    }}));
+  const found = {{drawn, title: inside.title, scripts: inside.scripts.length,
+    overflows: inside.documentElement.scrollWidth > inside.documentElement.clientWidth}};
+  document.body.dataset.found = JSON.stringify(found);
+}});
+</script>"""
+
+
+def opened(text, folder):
+    """What a browser sees of a page, all that it asks the page's server for, and its log."""
+    fetched = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            fetched.append(self.path)
+            self.send_response(200 if self.path == "/" else 404)
+            self.end_headers()
+            self.wfile.write(WATCHER.format(page=html.escape(text)).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            ended = subprocess.run(
+                [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+                 f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=2000",
+                 "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "--dump-dom",
+                 f"http://127.0.0.1:{server.server_port}/"],
+                capture_output=True, text=True, timeout=120, check=True,
+            )  # fmt: skip
+        finally:
+            server.shutdown()
+            thread.join()
+    found = re.search(r'data-found="([^"]*)"', ended.stdout)
+    assert found, f"the page did not load: {ended.stderr[-2000:]}"
+    return json.loads(html.unescape(found[1])), {*fetched} - {"/", "/favicon.ico"}, ended.stderr
+
+
+@needs_browser
+def test_a_browser_draws_what_is_described_in_every_dialect_and_nothing_hostile(tmp_path):
+    found, fetched, log = opened(page("React", asked()), tmp_path)
+    assert "CONSOLE" not in log, log
+    assert found["title"] == "React"
+    assert not fetched and found["scripts"] == 0 and not found["overflows"]
+    drawn = found["drawn"]
+    assert len(drawn) == 2 * (72 + len(HOSTILE))
+    for each in drawn[: 2 * 72]:
+        box, button, items, milk, _, field, heading = each
+        assert [node["tag"] for node in each] == ["div", "button", "ul", "li", "li", "input", "h1"]
+        assert (box["background"], box["color"]) == (RGB["blue"], RGB["white"])
+        assert (button["background"], button["color"]) == (RGB["red"], RGB["white"])
+        assert items["color"] == milk["color"] == RGB["teal"]
+        assert (button["text"], milk["text"], heading["text"]) == ("Send", "Milk", "Welcome Home")
+        assert field["placeholder"] == "Name" and heading["color"] == RGB["white"]
+        assert all(node["visible"] and not node["handlers"] for node in each)
+    hostile = drawn[2 * 72 :: 2]
+    assert hostile[:4] == [[]] * 4
+    assert hostile[4][0]["text"] == "<script>document.title='taken'</script>"
+    assert hostile[5][0]["tag"] == "button" and not hostile[5][0]["handlers"]
+
+
+WITH_HARM = (
+    "<script>document.title = 'taken'; console.log('here')</script><img src='/taken.png'>"
+    "<div class=drawn><p onclick=press() style='width:999vw'>Send</p></div>"
+)
+
+
+@needs_browser
+def test_the_watcher_sees_harm_where_there_is_some_and_the_policy_keeps_it_out(tmp_path):
+    """Else the test before would pass whatever the page did."""
+    text = page("React", asked()[:1]) + WITH_HARM
+    found, fetched, log = opened(re.sub("<meta http-equiv.*>", "", text), tmp_path / "open")
+    assert found["title"] == "taken" and found["scripts"] == 1 and "CONSOLE" in log
+    assert fetched == {"/taken.png"} and found["overflows"]
+    assert found["drawn"][-1][0]["handlers"] == ["onclick"]
+    found, fetched, _ = opened(text, tmp_path / "guarded")
+    assert found["title"] == "React" and not fetched
+
+
+def test_the_page_says_how_each_answer_came_out():
+    text = page("React & <co>", asked())
+    assert "React &amp; &lt;co&gt;" in text
+    rows = re.findall(r"<th scope=row>(.*?)</th>((?:<td>\d+</td>)+)", text)
+    counts = {name: list(map(int, re.findall(r"\d+", cells))) for name, cells in rows}
+    # One dialect is the one expected; of the hostile, one is malformed, and two are drawn.
+    assert counts == {"zero-shot": [1, 77, 74, 72], "few-shot": [78, 78, 78, 78]}
+    assert text.count("as described, in another dialect") == 71
+    assert text.count("<details>") == 78
+
+
+def test_the_page_names_nothing_outside_itself():
+    outside = r"https?:|//\w|@import|url\(|src=|href=|<script"
+    assert not re.search(outside, page("React", asked()[:72]))
+
+
+class Writer:
+    """Writes the expected code of the first example, whatever it reads."""
+
+    def __init__(self):
+        self.prompts = []
+
+    def text(self, prompt, *, stop, **options):
+        self.prompts.append(prompt)
+        yield from (" <button style={{background: 'red'}}", " onClick={press}>Send</button>")
+
+
+def test_the_experiment_asks_its_task_and_writes_the_page(tmp_path, monkeypatch):
+    script = load_module(Path(__file__).parents[2] / "experiments/describe_to_react.py")
+    task, writer, out = script.task(), Writer(), tmp_path / "page.html"
+    monkeypatch.setattr("gpt3jax.write.load_generator", lambda run: writer)
+    words = ["x", "runs/base", "--shots", "0", "2", "--count", "3", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    script.main()
+    contexts = [example.contexts[0] for example in task.examples[:3]]
+    assert writer.prompts[:3] == contexts
+    for prompt, context in zip(writer.prompts[3:], contexts, strict=True):
+        assert prompt.endswith(context) and prompt.count("\ndescription: ") == 3
+    text = out.read_text()
+    assert text.count("<section>") == 3 and text.count("<article") == 6
+    assert text.count("<details>") == 3 and "base, 2-shot" in text
+    assert text.count('<button type=button style="background:red;color:white">Send</button>') == 6
+
+
+def test_the_experiment_trains_and_tunes_on_what_the_grammar_makes():
+    script = load_module(Path(__file__).parents[2] / "experiments/describe_to_react.py")
+    assert list(itertools.islice(script.pairs(), 20)) == list(react.pairs(20))
+    assert list(itertools.islice(script.documents(), 20)) == list(react.documents(20))
