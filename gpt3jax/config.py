@@ -284,9 +284,15 @@ class Evaluate:
     prompt: str = ""
     """Text a sample starts from; empty: a new document."""
     sample_tokens: int = 128
+    tasks: tuple[str, ...] = ()
+    """Asked at each evaluation, as `gpt3jax evaluate --beams 0` asks them."""
+    shots: tuple[int, ...] = (0, 8)
+    """Demonstrations."""
+    examples: int = 100
+    """Of each task."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "evaluate", every=1, windows=1, sample_tokens=0)
+        check_numbers(self, "evaluate", every=1, windows=1, sample_tokens=0, examples=1)
         check(
             not re.search("[\ud800-\udfff]", self.prompt),
             "--evaluate.prompt is not text: its bytes are not UTF-8. Write it in UTF-8",

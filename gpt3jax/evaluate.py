@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from gpt3jax.evals.perplexity import perplexity
 from gpt3jax.evals.plot import plot
 from gpt3jax.evals.scoring import Scorer
 from gpt3jax.evals.summary import summarise
-from gpt3jax.evals.words import read_words, words_of
+from gpt3jax.evals.words import read_words, words_in
 from gpt3jax.model.table import count
 from gpt3jax.progress import progress
 from gpt3jax.run import write_whole
@@ -31,12 +32,9 @@ from gpt3jax.saved import Saved, load_model
 from gpt3jax.sharding import hosts
 from gpt3jax.sharding.mesh import make_mesh
 
-CORPUS_WINDOWS = 20_000
-"""Of the training data, read for the word list of the scrambles."""
 
-
-def evaluate_run(
-    path: Path,
+def evaluate_runs(
+    paths: Sequence[Path],
     names: Sequence[str],
     protocol: Protocol,
     *,
@@ -48,42 +46,43 @@ def evaluate_run(
     draw_plot: bool,
     as_json: bool,
 ) -> None:
-    """Ask a run's model, print a table, write results.json and index.html (and scores.png).
+    """Ask the models of runs, print one table, write results.json and index.html of each.
 
     Raises:
-      ConfigError: run, tasks or protocol cannot be used.
+      ConfigError: runs, tasks or protocol cannot be used.
     """
     devices = make_mesh(mesh, jax.devices() if jax.process_count() > 1 else None)
-    with jax.set_mesh(devices):
-        saved = load_model(path, step, devices)
-        tasks = load_tasks(
-            names, words=lambda: _words(words, saved), count=examples, seed=protocol.seed
-        )
-        scorer = Scorer(saved.params, saved.model, saved.tokenizer, devices)
-        with progress() as report:
-            settings = list(evaluate(scorer, tasks, protocol, report))
+    rows, folders = [], []
+    for path in paths:
+        with jax.set_mesh(devices):
+            saved = load_model(path, step, devices)
+            tasks = load_tasks(
+                names, words=partial(_words, words, saved), count=examples, seed=protocol.seed
+            )
+            scorer = Scorer(saved.params, saved.model, saved.tokenizer, devices)
+            with progress() as report:
+                settings = list(evaluate(scorer, tasks, protocol, report))
+        if hosts.is_first():
+            of_run = summarise(settings)
+            folder = out or path / "evaluations" / str(saved.step)
+            folders.append(folder / path.name if out and len(paths) > 1 else folder)
+            _write(folders[-1], saved, protocol, of_run, settings, draw_plot)
+            rows += [{"run": str(path), **row} for row in of_run]
     if not hosts.is_first():
         return
-    rows = summarise(settings)
-    folder = out or path / "evaluations" / str(saved.step)
-    _write(folder, saved, protocol, rows, settings, draw_plot)
     if as_json:
         print(json.dumps(rows))
         return
-    _print(rows)
-    print(f"{folder}/index.html shows every question; results.json has all of it")
+    _print(rows, len(paths) > 1)
+    for folder in folders:
+        print(f"{folder}/index.html shows every question; results.json has all of it")
 
 
 def _words(file: Path | None, saved: Saved) -> list[str]:
     """The word list: a file's, or the most frequent words of the run's own training data."""
     if file is not None:
         return read_words(file)
-    data, context = saved.experiment.data, saved.model.context
-    order = loader.windows(data, saved.experiment.seed, context)
-    most = sum(load_manifest(source.path).train_windows for source in data.sources)
-    return words_of(
-        saved.tokenizer.decode(order[i].tolist()) for i in range(min(most, CORPUS_WINDOWS))
-    )
+    return words_in(saved.experiment.data, saved.model.context, saved.tokenizer)
 
 
 def _write(
@@ -114,20 +113,28 @@ def _write(
         ) from error
 
 
-def _print(rows: Sequence[dict[str, Any]]) -> None:
+def _print(rows: Sequence[dict[str, Any]], has_runs: bool) -> None:
+    checks = list(dict.fromkeys(name for row in rows for name in row["checks"]))
     table = Table(box=None, pad_edge=False)
-    for name in ("task", "shots", "score, %", "guessing", "truth, nats", "GPT-3 175B", "metric"):
-        is_text = name in ("task", "metric")
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=name != "metric")
+    texts = (("run",) if has_runs else ()) + ("task",)
+    for name in (*texts, "shots", "score, %", "guessing", *checks, "nats", "GPT-3", "metric"):
+        is_text = name in (*texts, "metric")
+        table.add_column(
+            name, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold"
+        )
     for row in rows:
         how = row["metric"] + (f", by {row['normalise']}" if "normalise" in row else "")
         for count_of in ("shortened", "cut"):
             how += f"; {row[count_of]:,} {count_of}" if row[count_of] else ""
         table.add_row(
-            row["task"], str(row["shots"]), percent(row["score"], row["standard_error"]),
-            percent(row["chance"]), f"{row['truth_nats']:.2f}", percent(row.get("paper_175b")), how,
+            *(row[name] for name in texts), str(row["shots"]),
+            percent(row["score"], row["standard_error"]), percent(row["chance"]),
+            *(percent(row["checks"].get(name)) for name in checks), f"{row['truth_nats']:.2f}",
+            percent(row.get("paper_175b")), how,
         )  # fmt: skip
-    Console(highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False)
+    # Into a file nothing is squeezed.
+    Console(highlight=False, markup=False, width=None if console.is_terminal else 160).print(table)
 
 
 def measure_perplexity(

@@ -164,7 +164,7 @@ def test_the_config_has_these_fields_and_no_others():
         Train: "batch_tokens tokens steps ramp_from_tokens ramp_tokens microbatch log_every "
         "save_every keep only patience",
         Mesh: "data fsdp tensor",
-        Evaluate: "every windows prompt sample_tokens",
+        Evaluate: "every windows prompt sample_tokens tasks shots examples",
         Experiment: "name model data schedule train optimizer mesh evaluate seed init_from",
     }
     found = {kind: [f.name for f in dataclasses.fields(kind)] for kind in expected}

@@ -76,7 +76,7 @@ def generate(
 
 
 def evaluate(
-    run: Positional[Path],
+    runs: Positional[tuple[Path, ...]],
     tasks: tuple[str, ...],
     shots: tuple[int | Literal["few"], ...] = (0, 1, "few"),
     examples: int | None = None,
@@ -91,15 +91,15 @@ def evaluate(
     plot: bool = False,
     json: bool = False,
 ) -> None:
-    """Ask a run's model tasks with no, one and few demonstrations; nothing is updated.
+    """Ask the models of runs tasks with no, one and few demonstrations; nothing is updated.
 
     Examples:
       gpt3jax evaluate runs/tiny --tasks arithmetic scrambles --shots 0 1 few --examples 200
       gpt3jax evaluate runs/in-context --tasks patterns --shots 0 1 2 4 8 16 --plot
-      gpt3jax evaluate runs/tiny --tasks mine.jsonl mine.py --beams 1 --out results
+      gpt3jax evaluate runs/base runs/tuned --tasks mine.jsonl mine.py --beams 1 --out results
 
     Args:
-      run: The run.
+      runs: One run or more, for one table.
       tasks: Names (two_digit_addition, reversed_words, ...), groups of them (arithmetic,
         scrambles, patterns), .jsonl files, or .py files with a function task().
       shots: Demonstrations in front of each question; few: the task's own number.
@@ -112,7 +112,7 @@ def evaluate(
       words: A word list for the scrambles; the run's training data if not given.
       mesh: How the devices are used.
       step: The checkpoint; the newest if not given.
-      out: Folder to write; RUN/evaluations/STEP if not given.
+      out: Folder to write, or of several runs one for each; RUN/evaluations/STEP if not given.
       plot: Also draw the scores against the shots: scores.png.
       json: Print the scores as JSON.
     """
@@ -120,10 +120,10 @@ def evaluate(
     check_range(0, 2**32 - 1, seed=seed)
     check_range(0, 64, beams=beams)
     from gpt3jax.evals.evaluate import Protocol
-    from gpt3jax.evaluate import evaluate_run
+    from gpt3jax.evaluate import evaluate_runs
 
-    evaluate_run(
-        run, tasks, Protocol(shots, draws, seed, shared, beams), examples=examples, words=words,
+    evaluate_runs(
+        runs, tasks, Protocol(shots, draws, seed, shared, beams), examples=examples, words=words,
         mesh=mesh, step=step, out=out, draw_plot=plot, as_json=json,
     )  # fmt: skip
 

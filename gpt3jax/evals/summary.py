@@ -52,8 +52,10 @@ def _row(of_draw: Sequence[dict[str, Any]]) -> dict[str, Any]:
         row["greedy_match"] = fmean(
             any(c["is_likeliest"] for c in each["candidates"]) for each in examples
         )
-    for name in examples[0].get("checks", {}):
-        row[name] = fmean(each["checks"][name] for each in examples)
+    row["checks"] = {
+        name: fmean(each["checks"][name] for each in examples)
+        for name in examples[0].get("checks", {})
+    }
     if "paper" in first:
         row["paper_175b"] = paper_score(first)
     return row

@@ -24,12 +24,18 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from gpt3jax import stored
-from gpt3jax.config import ConfigError
+from gpt3jax.config import ConfigError, Data
+from gpt3jax.data import loader
+from gpt3jax.data.manifest import load_manifest
+from gpt3jax.data.pairs import tokens_of
+from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.evals.task import Example, Task
 
 DESCRIPTION = "Please unscramble the letters into a word, and write that word:"
 COUNT = 10_000
 """Words of a released file."""
+CORPUS_WINDOWS = 20_000
+"""Of training data, read for its words."""
 FITS = re.compile("[a-z]{5,14}")
 MARKS = " ./!"
 """What random insertion inserts, one of them with equal chance."""
@@ -47,6 +53,14 @@ def words_of(texts: Iterable[str]) -> list[str]:
         counts.update(_RUNS_OF_LETTERS.findall(text.lower()))
     found = (word for word in counts if word.isascii())
     return sorted(found, key=lambda word: (-counts[word], word))
+
+
+def words_in(data: Data, context: int, tokenizer: Tokenizer) -> list[str]:
+    """The words of prepared training data, as `words_of` gives them; of a large set, of a part."""
+    order = loader.windows(data, 0, context)
+    there_are = sum(load_manifest(source.path).train_windows for source in data.sources)
+    read = range(min(there_are, CORPUS_WINDOWS))
+    return words_of(tokenizer.decode(tokens_of(order[i]).tolist()) for i in read)
 
 
 def read_words(path: str | Path) -> list[str]:

@@ -1,9 +1,10 @@
-"""What is measured of a model while it trains: validation loss, and a sample to read."""
+"""What is measured of a model while it trains: validation loss, tasks, and a sample to read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,10 @@ from gpt3jax.config import ConfigError, Data, Experiment
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import load_manifest
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.evals.evaluate import Protocol, evaluate
+from gpt3jax.evals.files import load_tasks
+from gpt3jax.evals.scoring import Scorer
+from gpt3jax.evals.words import words_in
 from gpt3jax.generate import Generator
 from gpt3jax.model.decode import Sampling
 from gpt3jax.model.params import Params
@@ -50,11 +55,17 @@ class Evaluation:
         self._loss = compile_loss(experiment.model)
         self._bytes_per_token = validation_bytes_per_token(experiment)
         self._generator: Generator | None = None
+        self._mesh, self._scorer = mesh, None
+        asked = experiment.evaluate
+        self._tasks = load_tasks(
+            asked.tasks, words=self._words, count=asked.examples, seed=experiment.seed
+        )
 
     def measure(self, params: Params, is_stopping: Callable[[], bool]) -> dict[str, float] | None:
         """val_loss in nats/token and val_bits_per_byte; None if it was told to stop in between.
 
         Where the run began from another: base_val_loss, on what that one was trained on.
+        Of tasks: TASK_K_shot, from 0 to 1.
         """
         found = {}
         for name, batches in self._batches.items():
@@ -64,8 +75,25 @@ class Evaluation:
                     return None
                 losses.append(share * float(self._loss(params, batch)))
             found[name] = float(np.sum(losses) / np.sum(shares))
-        bits = bits_per_byte(found["val_loss"], self._bytes_per_token)
-        return {**found, "val_bits_per_byte": bits}
+        found["val_bits_per_byte"] = bits_per_byte(found["val_loss"], self._bytes_per_token)
+        for setting in self._asked(params) if self._tasks else ():
+            found[f"{setting['task']}_{setting['shots']}_shot"] = setting["score"]
+            if is_stopping():
+                return None
+        return found
+
+    def _asked(self, params: Params) -> Iterator[dict[str, Any]]:
+        """The tasks, on the mesh that trains; nothing is generated, which would take long."""
+        model = self._experiment.model
+        if self._scorer is None:
+            self._scorer = Scorer(params, model, self._tokenizer, self._mesh)
+        else:
+            self._scorer.load(params)
+        protocol = Protocol(self._experiment.evaluate.shots, beams=0, seed=self._experiment.seed)
+        return evaluate(self._scorer, self._tasks, protocol)
+
+    def _words(self) -> list[str]:
+        return words_in(self._experiment.data, self._experiment.model.context, self._tokenizer)
 
     def sample(self, params: Params) -> str:
         """A continuation of the experiment's prompt, the prompt included."""

@@ -1,0 +1,63 @@
+"""Tasks asked while training: the same numbers as asked afterwards, on any mesh."""
+
+import json
+
+import jax
+import pytest
+from building import changed
+
+from gpt3jax.cli import main
+from gpt3jax.run import Run
+from gpt3jax.train.session import train
+
+
+@pytest.fixture
+def asked(experiment, tmp_path):
+    """Multiple choice, of words that the corpus has."""
+    lines = [
+        {"context": f"\n{word} is", "choices": [" red", " the", f" {word}"], "truth": n % 3}
+        for n, word in enumerate(("cat", "dog", "sun", "tree", "sea", "stone"))
+    ]
+    file = tmp_path / "choice.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return changed(
+        experiment,
+        model={"n_layers": 2},
+        train={"steps": 2, "save_every": 2},
+        evaluate={"sample_tokens": 0, "every": 2, "tasks": (str(file),), "shots": (0, 2)},
+    )
+
+
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_tasks_while_training_score_as_evaluate_does_afterwards(asked, mesh, tmp_path, capsys):
+    run = tmp_path / "run"
+    train(changed(asked, mesh=mesh), run)
+    (last,) = (record for record in Run(run).metrics() if record["step"] == 2)
+    words = ["evaluate", str(run), "--tasks", asked.evaluate.tasks[0], "--shots", "0", "2"]
+    assert main([*words, "--beams", "0", "--json", "--mesh.data", "8", "--mesh.fsdp", "1"]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["shots"] for row in rows] == [0, 2]
+    for row in rows:
+        assert last[f"choice_{row['shots']}_shot"] == row["score"]
+        assert row["examples"] == 6 and row["chance"] == pytest.approx(1 / 3)
+    results = json.loads((run / "evaluations" / "2" / "results.json").read_text())
+    assert results["settings"][1]["examples"][0]["prompts"][0].count("\n") == 3
+    assert (run / "evaluations" / "2" / "index.html").exists()
+
+
+def test_perplexity_is_the_validation_loss_and_its_means_agree(asked, tmp_path, capsys):
+    train(changed(asked, mesh={"data": 8}), tmp_path / "run")
+    (last,) = (record for record in Run(tmp_path / "run").metrics() if record["step"] == 2)
+    words = ["perplexity", str(tmp_path / "run"), "--windows", "16", "--json"]
+    assert main([*words, "--mesh.data", "8", "--mesh.fsdp", "1"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["val_loss"] == pytest.approx(last["val_loss"], rel=1e-5)
+    by_position = found["loss_by_position"]
+    assert len(by_position) == asked.model.context
+    assert sum(by_position) / len(by_position) == pytest.approx(found["val_loss"], rel=1e-6)
+    assert found["val_bits_per_byte"] > 0 and found["words"] > 0
+    # Shared out over `tensor`, too.
+    assert main([*words, "--mesh.data", "1", "--mesh.fsdp", "2", "--mesh.tensor", "4"]) == 0
+    spread = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert spread["loss_by_position"] == pytest.approx(by_position, rel=1e-4)
+    assert jax.device_count() == 8
