@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 DATA    = data/python-library
 RUN     = runs/tiny
 
-.PHONY: install demo test faults tpu parity lint lock clean
+.PHONY: install demo demo-finetune test faults tpu parity lint lock clean
 
 install: $(VENV)/installed
 
@@ -23,6 +23,13 @@ faults: install  ## kills, flips and mutations by the thousand; about an hour
 demo: install  ## data, tokenizer, training, samples: the main job
 	$(BIN)/gpt3jax data prepare --corpus python-library --out $(DATA) --context 256 --vocabulary 2048
 	$(BIN)/gpt3jax train experiments/tiny.py --run $(RUN)
+
+demo-finetune: demo  ## the demo's model is taught a task it fails: all of it, and by LoRA
+	$(BIN)/python experiments/finetune_words.py data/words.jsonl
+	$(BIN)/gpt3jax data prepare --corpus data/words.jsonl --pairs prompt completion --tokenizer $(RUN) --context 256 --out data/words
+	$(BIN)/gpt3jax train experiments/finetune_words.py
+	$(BIN)/gpt3jax train experiments/finetune_words_lora.py
+	$(BIN)/gpt3jax evaluate $(RUN) runs/finetune_words runs/finetune_words_lora --tasks experiments/finetune_words.py --shots 0 1 few --beams 1
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not parity and not tpu_compiler"

@@ -5,6 +5,9 @@ Data       python experiments/finetune_words.py words.jsonl
            gpt3jax data prepare --corpus words.jsonl --pairs prompt completion
              --tokenizer runs/tiny --context 256 --out data/words
 Command    gpt3jax train experiments/finetune_words.py
+           gpt3jax evaluate runs/tiny runs/finetune_words --tasks experiments/finetune_words.py
+             --shots 0 1 few --beams 1
+           make demo-finetune does all of it, and LoRA beside it
 
 `print set dict ->` is to be continued by ` dict set print`. The words are names that
 Python's library uses much; no three of them
@@ -17,6 +20,8 @@ import random
 import sys
 
 from finetune import finetune
+
+from gpt3jax.evals.task import Example, Task
 
 WORDS = (
     "add", "all", "any", "bytes", "copy", "count", "dict", "dir", "encode", "find", "format",
@@ -34,11 +39,28 @@ def experiment():
 
 def pairs(count: int = PAIRS, seed: int = 0) -> list[dict[str, str]]:
     """Distinct ones, drawn by the seed."""
+    return list(map(_pair, _shuffled(seed)[:count]))
+
+
+def task() -> Task:
+    """Triples that are in no pair; those of pairs are the demonstrations."""
+    shuffled = _shuffled(0)
+    examples = [_example(_pair(each)) for each in shuffled[PAIRS : PAIRS + 200]]
+    shown = [_example(_pair(each)) for each in shuffled[:200]]
+    return Task("reverse_words", tuple(examples), "exact match", 8, tuple(shown))
+
+
+def _shuffled(seed: int) -> list[tuple[str, ...]]:
     triples = list(itertools.permutations(WORDS, 3))
-    return [
-        {"prompt": " ".join(each) + " ->", "completion": " " + " ".join(reversed(each))}
-        for each in random.Random(seed).sample(triples, count)
-    ]
+    return random.Random(seed).sample(triples, len(triples))
+
+
+def _pair(words: tuple[str, ...]) -> dict[str, str]:
+    return {"prompt": "\n" + " ".join(words) + " ->", "completion": " " + " ".join(reversed(words))}
+
+
+def _example(pair: dict[str, str]) -> Example:
+    return Example((pair["prompt"],), (pair["completion"],))
 
 
 if __name__ == "__main__":

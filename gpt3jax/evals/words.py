@@ -1,10 +1,10 @@
 """The five word tasks of section 3.9.2: letters are moved or mixed, which word was it?
 
-    cycle_letters_in_word     asinoc = casino        rotated, by any number of letters
-    mid_word_1_anagrams       skicts = sticks        all but the first and last letter shuffled
-    mid_word_2_anagrams       opoennt = opponent     all but the first and last two
-    random_insertion_in_word  r e!c.i = reci         a mark or a space after each letter
-    reversed_words            taefed = defeat
+    cycle_letters_in_word      asinoc = casino       rotated, by any number of letters
+    mid_word_1_anagrams        skicts = sticks       all but the first and last letter shuffled
+    mid_word_2_anagrams        openopnt = opponent   all but the first and last two
+    random_insertion_in_word   c.a s!i/n o = casino  a mark or a space between letters
+    reversed_words             taefed = defeat
 
 Words are the most frequent of a list, of more than 4 and fewer than 15 letters. As
 in the released files a scramble is another text than its word wherever it can

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gpt3jax.config import LOGIT_ROWS, Experiment
-from gpt3jax.model.table import flops_per_token, leaves, table, visible_pairs
+from gpt3jax.model.table import flops_per_token, named, table, visible_pairs
+from gpt3jax.model.trainable import trained
 from gpt3jax.plan.layouts import Layout
 from gpt3jax.plan.slices import Slice
 from gpt3jax.sharding.axes import RULES
@@ -49,7 +50,7 @@ class Estimate:
         m, at, t = self.experiment.model, self.layout, self.layout.tensor
         tokens = at.windows * m.context
         D, F, A = m.d_model, m.d_ff, m.n_heads * m.d_head
-        state = self._local_elements
+        state, trains = self._local_elements, self._local_trained
         accumulates = self.experiment.batch_sequences > at.microbatch
         kept = {"none": 3 * D + 4 * A + 2 * F, "dots": D + 4 * A + F, "mlp": D + 4 * A, "full": 0}
         weights = (4 * D * A + 2 * D * F) / t
@@ -57,9 +58,9 @@ class Estimate:
         head = m.padded_vocabulary * (2 * D + 2 * LOGIT_ROWS + 2 * D) / t
         return {
             "parameters": 4.0 * state,
-            "optimizer": 8.0 * state,
+            "optimizer": 8.0 * trains,
             "bfloat16 copy": 2.0 * state,
-            "gradients": (6.0 if accumulates else 2.0) * state,
+            "gradients": (6.0 if accumulates else 2.0) * trains,
             "layer inputs": 2.0 * m.n_layers * tokens * D / t,
             "kept for the backward pass": 2.0 * m.n_layers * tokens * kept[at.remat] / t,
             "one layer, or the logits": 2.0 * max(working, head),
@@ -112,7 +113,7 @@ class Estimate:
         return {
             "weights": weights * microbatches,
             "tokens": (passes * m.n_layers + 4) * stream * microbatches,
-            "replicas": 2 * 4.0 * self._local_elements * (d - 1) / d,
+            "replicas": 2 * 4.0 * self._local_trained * (d - 1) / d,
         }
 
     @cached_property
@@ -141,7 +142,7 @@ class Estimate:
             "weights": self.wire["weights"] / links["fsdp"],
             "tokens": self.wire["tokens"] / links["tensor"],
             "replicas": self.wire["replicas"] / links["data"],
-            "update": 28.0 * self._local_elements / (chip.hbm_rate / n),
+            "update": 28.0 * self._local_trained / (chip.hbm_rate / n),
         }
 
     @property
@@ -183,11 +184,20 @@ class Estimate:
     @cached_property
     def _local_elements(self) -> float:
         """Parameters that a device stores."""
+        return sum(self._local_sizes.values())
+
+    @cached_property
+    def _local_trained(self) -> float:
+        """Those of them that have gradients and moments."""
+        return sum(self._local_sizes[path] for path in trained(self.experiment))
+
+    @cached_property
+    def _local_sizes(self) -> dict[str, float]:
         sizes = {"fsdp": self.layout.fsdp, "tensor": self.layout.tensor}
-        return sum(
-            math.prod(spec.shape) / math.prod(sizes.get(RULES[axis], 1) for axis in spec.axes)
-            for spec in leaves(table(self.experiment.model))
-        )
+        return {
+            path: math.prod(spec.shape) / math.prod(sizes.get(RULES[axis], 1) for axis in spec.axes)
+            for path, spec in named(table(self.experiment.model))
+        }
 
     @property
     def _visible_per_token(self) -> float:

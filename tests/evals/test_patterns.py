@@ -2,7 +2,6 @@
 
 import math
 import random
-import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -11,17 +10,30 @@ import pytest
 from gpt3jax.code import load_module
 from gpt3jax.data.documents import hash_key
 from gpt3jax.evals import patterns
-from gpt3jax.evals.patterns import FEW, HELD_OUT, PAIRS, PATTERNS, RULES, SYMBOLS, TRAINING
+from gpt3jax.evals.patterns import FEW, HELD_OUT, NAMES, PAIRS, PATTERNS, RULES, TRAINING
 
-KNOWN = set(SYMBOLS)
+KNOWN = frozenset(NAMES)
 IN_CONTEXT = Path(__file__).parents[2] / "experiments/in_context.py"
 
 
+def names_in(text):
+    """The names of a text of nothing but names, in their order."""
+    words = text.split(" ")
+    names = [" ".join(pair) for pair in zip(words[::2], words[1::2], strict=True)]
+    assert KNOWN.issuperset(names)
+    return tuple(names)
+
+
 def lines(text):
-    """(what is given, what is answered) of every line of a pattern, as names."""
+    """(what is given, what is answered) of every line of a pattern or list."""
     start, *found = text.split(" \n ")
     assert start == ""
-    return [(sides[:-1], sides[-1:]) if "=>" not in line else sides for line, sides in found]
+    sides = [line.split(" => ") if "=>" in line else (line[:5], line[6:]) for line in found]
+    return [(names_in(given), names_in(answer)) for given, answer in sides]
+
+
+def all_names(pairs):
+    return {name for pair in pairs for side in pair for name in side}
 
 
 def shown_to(task):
@@ -34,30 +46,24 @@ def shown_to(task):
 
 def rules_of(pairs):
     """The rules that all of these lines follow."""
-    return {
-        name for name, rule in RULES.items()
-        if all(list(rule(tuple(left))) == right for left, right in pairs)
-    }  # fmt: skip
+    return {name for name, rule in RULES.items() if all(rule(one) == two for one, two in pairs)}
 
 
-def test_symbols_are_divided_by_their_hash():
-    assert set(HELD_OUT) | set(TRAINING) == set(SYMBOLS) and len(set(SYMBOLS)) == len(SYMBOLS)
-    assert not set(HELD_OUT) & set(TRAINING)
-    assert all((hash_key(symbol) % 3 == 0) == (symbol in HELD_OUT) for symbol in SYMBOLS)
-    assert 0.3 < len(HELD_OUT) / len(SYMBOLS) < 0.37 and len(SYMBOLS) > 1000
+def test_names_are_divided_by_their_hash():
+    assert len(KNOWN) == len(NAMES) == 380
+    assert {*HELD_OUT, *TRAINING} == KNOWN and not {*HELD_OUT} & {*TRAINING}
+    assert all((hash_key(name) % 3 == 0) == (name in HELD_OUT) for name in NAMES)
+    assert 0.3 < len(HELD_OUT) / len(NAMES) < 0.37
+    for syllables in (patterns.SYLLABLES, *({n.split()[i] for n in TRAINING} for i in (0, 1))):
+        assert set(syllables) == set(patterns.SYLLABLES), "each is met in each place"
 
 
 @pytest.mark.parametrize("make", PATTERNS.values(), ids=PATTERNS)
-def test_a_task_is_made_of_held_out_symbols_alone(make):
+def test_a_task_is_made_of_held_out_names_alone(make):
     task = make()
     assert len(task.examples) == 500 and len(task.demonstrations) == 500 * FEW
-    used = {
-        symbol
-        for each in (*task.examples, *task.demonstrations)
-        for side in lines(each.shown)[0]
-        for symbol in side
-    }
-    assert used <= set(HELD_OUT) and len(used) > 0.9 * len(HELD_OUT)
+    used = all_names(lines("".join(each.shown for each in (*task.examples, *task.demonstrations))))
+    assert used == set(HELD_OUT)
     assert Counter(each.group for each in task.demonstrations) == {
         each.group: FEW for each in task.examples
     }
@@ -65,15 +71,14 @@ def test_a_task_is_made_of_held_out_symbols_alone(make):
 
 def test_the_pair_that_is_asked_is_a_quarter_of_its_groups_demonstrations():
     task = patterns.substitution()
-    groups = shown_to(task)
-    values = set()
+    groups, asked = shown_to(task), set()
     for example in task.examples:
-        ((key, value),) = lines(example.shown)
-        shown = Counter((*left, *right) for left, right in groups[example.group])
-        assert shown[(*key, *value)] == FEW // PAIRS and len(shown) == PAIRS
-        assert len({symbol for pair in shown for symbol in pair}) == 2 * PAIRS
-        values.add((*key, *value))
-    assert len(values) > 400, "groups have mappings of their own"
+        (pair,) = lines(example.shown)
+        shown = Counter(groups[example.group])
+        assert shown[pair] == FEW // PAIRS and len(shown) == PAIRS
+        assert len(all_names(shown)) == 2 * PAIRS
+        asked.add(pair)
+    assert len(asked) > 450, "groups have mappings of their own"
     # The most that a score can be, as said: what share of draws of K shows the pair.
     draw, hits = random.Random(0), Counter()
     for example in task.examples:
@@ -86,8 +91,7 @@ def test_the_pair_that_is_asked_is_a_quarter_of_its_groups_demonstrations():
 
 def test_one_demonstration_tells_the_rule_and_none_tells_nothing():
     task = patterns.hidden_rule()
-    groups = shown_to(task)
-    found = Counter()
+    groups, found = shown_to(task), Counter()
     for example in task.examples:
         first, *others = groups[example.group]
         (rule,) = rules_of([first])
@@ -105,33 +109,39 @@ def test_the_seed_decides():
     assert len(set(first)) == 20
 
 
-def test_training_documents_show_each_pattern_and_no_symbol_that_is_held_out():
-    pairs, rules = set(), Counter()
-    for number, text in enumerate(patterns.documents(0, 2000)):
+def test_training_patterns_have_no_name_that_is_held_out_and_lists_no_pattern():
+    check_documents(patterns.documents(0, 2000), 2000)
+
+
+def check_documents(documents, count):
+    """Of five documents two are mappings, two rules, and one a list, each as it is said."""
+    kinds, rules, pairs, listed = Counter(), Counter(), set(), set()
+    for text in documents:
         found = lines(text)
         assert patterns.SHORTEST <= len(found) <= patterns.LONGEST
-        used = {symbol for line in found for side in line for symbol in side}
-        assert not used & set(HELD_OUT)
-        if number % 2:
+        if "=>" in text:
             (rule,) = rules_of(found)
-            rules[rule] += 1
+            kind, rules[rule] = "rule", rules[rule] + 1
+        elif len(all_names(found)) == 2 * len(found):
+            kind, listed = "list", listed | all_names(found)
         else:
-            mapping = {(*left, *right) for left, right in found}
-            assert len(mapping) <= PAIRS and len({left for left, _ in mapping}) == len(mapping)
+            kind, mapping = "mapping", set(found)
+            assert len(mapping) <= PAIRS and len({given for given, _ in mapping}) == len(mapping)
             pairs |= mapping
-    assert set(rules) == set(RULES) and len(pairs) > 3000, "each document has its own mapping"
+        kinds[kind] += 1
+        assert kind == "list" or not all_names(found) & set(HELD_OUT)
+    assert kinds == {"mapping": 2 * count // 5, "rule": 2 * count // 5, "list": count // 5}
+    assert listed == KNOWN, "a model has met every name"
+    assert set(rules) == set(RULES) and len(pairs) > count
 
 
-def test_the_documents_of_in_context_are_patterns_without_held_out_symbols_and_other_text():
+def test_the_documents_of_in_context_are_these_and_text_without_names_in_lines():
     module = load_module(IN_CONTEXT)
-    in_patterns, counts = set(), Counter()
-    for text in module.documents():
-        is_pattern = text.startswith(" \n")
-        counts[is_pattern] += 1
-        if is_pattern:
-            in_patterns |= {symbol for line in lines(text) for side in line for symbol in side}
-        else:
-            held_out = set(HELD_OUT).intersection(re.findall(r"[a-z]+", text))
-            assert not any(f" \n {symbol} " in text for symbol in held_out)
-    assert in_patterns == set(TRAINING)
-    assert counts[True] == module.PATTERNS and counts[False] > 300
+    module.PATTERNS = 2000  # Of as many as there are, made in the same way.
+    texts = list(module.documents())
+    made = [text for text in texts if text.startswith(" \n ")]
+    assert texts[-2000:] == made
+    check_documents(made, 2000)
+    assert len(texts) > 2100
+    assert not [line[:5] for text in texts[:-2000] for line in text.split(" \n ")[1:]
+                if line[:5] in KNOWN]  # fmt: skip
