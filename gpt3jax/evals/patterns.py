@@ -118,7 +118,7 @@ def _task(
         asked.append(query)
         demonstrations += shown
     return Task(
-        task, tuple(asked), "exact match", FEW, tuple(demonstrations), chance=chance,
+        task, tuple(asked), "exact match", FEW, tuple(demonstrations), stop=" \n", chance=chance,
         source="gpt3jax: names held out of the patterns in training text",
     )  # fmt: skip
 

@@ -97,12 +97,11 @@ def first_state(run: Run, experiment: Experiment, mesh: Mesh) -> TrainState:
             "any more, or another: it has no state of its own yet. Restore that, or give another "
             "--run"
         )
-    model = base.experiment().model
-    before = abstract_state(dataclasses.replace(experiment, model=model), mesh)
-    params = checkpoints.restore_params(parent.step, before)
+    before = base.experiment()
+    params = checkpoints.restore_params(parent.step, abstract_state(before, mesh))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
     with jax.set_mesh(mesh):
-        begin = partial(_begun, base_model=model, experiment=experiment)
+        begin = partial(_begun, base_model=before.model, experiment=experiment)
         return jax.jit(begin, out_shardings=shardings)(params)
 
 

@@ -286,14 +286,16 @@ def test_moments_begin_at_zero_and_steps_are_counted_anew(base, tuned, tmp_path,
 
 
 def test_a_lora_run_is_complete_and_can_be_a_parent_itself(base, tuned, tmp_path, one_device):
-    lora = changed(tuned, model={"lora_rank": 4}, train={"steps": 3})
+    only = ("layers/lora", "final_norm/gain")
+    lora = changed(tuned, model={"lora_rank": 4}, train={"steps": 3, "only": only})
     train(lora, tmp_path / "lora")
     start = ledger.read(Run(tmp_path / "lora").ledger_file)[0]
-    assert 0 < start["trainable"] == start["parameters"] - trained_count(tuned)
+    width = lora.model.d_model
+    assert width < start["trainable"] == start["parameters"] - trained_count(tuned) + width
     before, after = state_of(Run(base).experiment(), base, 4), state_of(lora, tmp_path / "lora", 3)
     for name, leaf in before.items():
         if name.startswith("params/"):
-            assert is_same(leaf, after[name]), name
+            assert is_same(leaf, after[name]) == (name != "params/final_norm/gain"), name
     assert records(tmp_path / "lora")[0]["base_val_loss"] == pytest.approx(
         Run(base).metrics()[-1]["val_loss"], rel=1e-6
     )
