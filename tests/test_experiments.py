@@ -48,6 +48,10 @@ TABLE = {
 }
 
 
+BASES = {"finetune_react": ("describe_to_react", "data/react-pairs")}
+"""Of experiments that begin elsewhere than at the tiny one: whose run, and their data."""
+
+
 def of_size(size):
     return load_experiment(FOLDER / f"gpt3_{size}.py")
 
@@ -62,22 +66,24 @@ def test_a_fine_tuning_takes_the_model_of_its_base_and_the_length_of_its_data(
     file, prepared, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=rf"{file.name}:\d+: runs/tiny is not a run"):
+    name, data = BASES.get(file.stem, ("tiny", "data/words"))
+    with pytest.raises(ConfigError, match=rf"{file.name}:\d+: runs/{name} is not a run"):
         load_experiment(file)
-    base = load_experiment(FOLDER / "tiny.py")
-    Path("runs/tiny").mkdir(parents=True)
-    Path("runs/tiny/experiment.json").write_text(base.to_json())
+    base = load_experiment(FOLDER / f"{name}.py")
+    context = base.model.context
+    Path(f"runs/{name}").mkdir(parents=True)
+    Path(f"runs/{name}/experiment.json").write_text(base.to_json())
     words = load_module(FOLDER / "finetune_words.py").pairs(count=500)
-    Path("words.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in words))
+    Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in words))
     made = prepare(
-        "words.jsonl", "data/words", context=256, vocabulary=300, tokenizer=str(prepared),
+        "pairs.jsonl", data, context=context, vocabulary=300, tokenizer=str(prepared),
         pairs=("prompt", "completion"), workers=1,
     )  # fmt: skip
     found = load_experiment(file)
-    assert (found.name, found.init_from) == (file.stem, "runs/tiny")
+    assert (found.name, found.init_from) == (file.stem, f"runs/{name}")
     assert dataclasses.replace(found.model, lora_rank=0) == base.model
     assert (found.model.lora_rank > 0) == ("lora" in file.stem)
-    epochs = found.train.tokens / (made.train_windows * 256)
+    epochs = found.train.tokens / (made.train_windows * context)
     assert found.train.tokens % found.train.batch_tokens == 0 and 1 <= epochs < 20
     assert found.schedule.decay_tokens == found.train.tokens > 10 * found.schedule.warmup_tokens
     assert found.schedule.peak_learning_rate <= base.schedule.peak_learning_rate
