@@ -178,17 +178,18 @@ def documents(path: str | Path) -> Iterator[list[int]]:
       ConfigError: no such data, or a window is damaged.
     """
     manifest = load_manifest(path)
+    # Of text, a window begins with the last token of the one before; of pairs, with a pair.
+    first = 0 if manifest.dtype.startswith("<i") else 1
     for shard in manifest.train.shards:
         stored = _Stored(str(path), manifest, replace(manifest.train, shards=(shard,)))
         document: list[int] = []
         for i in range(len(stored)):
-            # A window begins with the last token of the one before.
-            for token in stored.read(i)[1:].tolist():
-                if token == manifest.end_of_text:
+            for token in tokens_of(stored.read(i))[first:].tolist():
+                if token != manifest.end_of_text:
+                    document.append(token)
+                elif document:
                     yield document
                     document = []
-                else:
-                    document.append(token)
         if document:
             yield document
 
