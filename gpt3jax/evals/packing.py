@@ -94,12 +94,11 @@ def batches(prompts: Sequence[Tokens], most: int, multiple: int) -> Iterator[lis
 
 def align(prompts: Sequence[Tokens], shared: Tokens, most: int, multiple: int) -> Aligned:
     """A batch of `batches`: as many rows as fit, whether there are prompts for all or not."""
-    longest, shortest = max(map(len, prompts)), min(map(len, prompts))
+    longest = max(map(len, prompts))
     size = bucket(longest, SMALLEST)
     rows = max(1, most // (size * multiple)) * multiple
     apart = bucket(longest - len(shared), SMALLEST)
-    # Worth it where most is shared; and the end of the shortest must be its own.
-    is_apart = 2 * apart <= size and apart <= shortest
+    is_apart = 2 * apart <= size  # Worth it where most is shared.
     width, end = (apart, longest) if is_apart else (size, size)
     tokens = np.zeros((rows, width), np.int32)
     start = np.full(rows, end - 1, np.int32)

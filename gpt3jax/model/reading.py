@@ -71,8 +71,8 @@ def read_after(
       params: as `for_decoding` gives them.
       shared_1P: what they begin with, padded on the right.
       shared_length: its tokens, int32.
-      tokens_BQ: the last Q tokens of each prompt: at least what is not shared, and no more
-        than the shortest prompt.
+      tokens_BQ: the last Q tokens of each prompt, at least what is not shared; padded on
+        the left where a prompt has fewer.
       length: slot at which all prompts end, int32; at least Q.
       start_B: slot of each row's first token; the longest prompt's is 0.
       model: its shape.

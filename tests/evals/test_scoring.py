@@ -74,6 +74,9 @@ CASES = {
     "shared": [
         (p, c) for p in texts([18, 20, 30, 25], 4, BEGINNING) for c in texts([3, 1], 5)
     ],
+    "shared, one of them short": [
+        (p, c) for p in texts([2, 40, 14], 12, BEGINNING[:34]) for c in texts([3, 1], 5)
+    ],
     "one": [(texts([8], 6)[0], texts([3], 7)[0])],
 }  # fmt: skip
 
