@@ -16,7 +16,7 @@ def experiment():
         "runs/tiny",
         "data/words",
         name="finetune_words_lora",
-        epochs=8,
+        epochs=6,
         lora_rank=16,
         learning_rate=3e-3,
         only=("layers/lora", "token_embedding"),

@@ -37,7 +37,7 @@ def test_folder_keeps_bytes_and_counts_what_it_leaves_out(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     documents, skipped = read(tmp_path)
     assert documents["sub/crlf.txt"].text == "\ufeffa\r\nb\0\r\n"
-    assert documents["latin.txt"] == ("latin.txt", "caf\ufffd", True)
+    assert documents["latin.txt"] == ("latin.txt", "caf\ufffd", True, "")
     assert skipped == {"binary": 1, "empty": 1, "unreadable": 2, "not a regular file": 1}
     assert len(documents) == 2
 

@@ -1,5 +1,6 @@
 """The arithmetic of plan: against published training runs, the article, and itself."""
 
+import dataclasses
 import json
 
 import pytest
@@ -177,3 +178,16 @@ def test_the_plan_as_json_has_what_scripts_rely_on(capsys):
     for key in ("estimated_peak_bytes", "step_s", "mfu", "tokens_per_s", "days", "dollars"):
         assert found[key] > 0
     assert "--accelerator-type v5p-2048" in found["launch"]
+
+
+def test_what_is_not_trained_takes_neither_gradients_nor_moments():
+    whole = of_size("13b")
+    lora = dataclasses.replace(whole, model=dataclasses.replace(whole.model, lora_rank=8))
+    layout, slice_ = Layout(1, 8, 1, "full", 1024), parse("v5p:2x2x2")
+    before, after = (Estimate(each, layout, slice_).memory for each in (whole, lora))
+    # Per layer 8 x (5120 + 3 x 5120) for qkv and 8 x (5120 + 5120) for out; in 8 parts but for
+    # the heads' side of each, which `fsdp` does not split.
+    factors = 40 * 8 * ((5120 / 8 + 3 * 5120) + (5120 + 5120 / 8))
+    assert after["optimizer"] == 8 * factors and after["gradients"] == 2 * factors
+    assert after["parameters"] == before["parameters"] + 4 * factors
+    assert before["optimizer"] == 2 * before["parameters"]
