@@ -118,7 +118,9 @@ def test_token_scores_are_the_same_on_every_mesh(params, axes, packed):
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_a_search_over_a_batch_finds_what_it_finds_alone(params, prompts, width):
-    decoding, is_end = for_decoding(params, MODEL), jnp.arange(53) < 4
+    # So many tokens end an answer that some prompts are done while others go on; and length is
+    # so much worth that whatever a done one still wrote would win.
+    decoding, is_end = for_decoding(params, MODEL), jnp.arange(53) % 3 == 0
 
     def best(prompts):
         logits, cache = read(
@@ -126,7 +128,7 @@ def test_a_search_over_a_batch_finds_what_it_finds_alone(params, prompts, width)
         )
         places = jnp.array([len(p) for p in prompts])
         return search(
-            decoding, logits, cache, places, is_end, MODEL, new_tokens=7, width=width, alpha=0.6
+            decoding, logits, cache, places, is_end, MODEL, new_tokens=7, width=width, alpha=4
         )
 
     together = best(prompts)
