@@ -8,6 +8,10 @@ Command    gpt3jax train experiments/finetune_words.py
            gpt3jax evaluate runs/tiny runs/finetune_words --tasks experiments/finetune_words.py
              --shots 0 1 few --beams 1
            make demo-finetune does all of it, and LoRA beside it
+Cost       1.3M tokens, three quarters of what the base has read
+Result     99 of 100 pairs held out (greedy); of the base none, with 0, 1 or 16 examples shown.
+           Of the base's text much is forgotten: 4.12 nats/token become 15.5.
+           Measured before prompts began with a line end (2 Xeon cores, 2026-11-23)
 
 `print set dict ->` is to be continued by ` dict set print`. The words are names that
 Python's library uses much; no three of them

@@ -101,6 +101,7 @@ def test_a_json_row_holds_what_the_records_give(tmp_path, capsys):
         "loss": pytest.approx(statistics.mean(5 / step**0.1 for step in range(21, 31))),
         "val_loss": RECORDS[-1]["val_loss"],
         "val_bits_per_byte": RECORDS[-1]["val_bits_per_byte"],
+        "base_val_loss": None,
         "tokens_per_s": 115.5,
         "mfu": 0.3,
         "seconds": 60.0,

@@ -74,7 +74,7 @@ class Loop:
         self.stepper = Stepper(experiment, mesh, start, self.skips)
         self.log = MetricsLog(run.metrics_file, run.tensorboard, start.step)
         self.evaluations = hosts.on_first(lambda: early.evaluations(run))
-        self.checkpoints.best = self._verdict().best
+        self._keep_best()
         self.meter = Meter(experiment.model)
         self.display = Display(total_tokens(experiment), self.tokens, silent=not hosts.is_first())
 
@@ -216,10 +216,14 @@ class Loop:
         self._write(self.position, found)
         if step > 0:
             self.evaluations.append([step, found["val_loss"]])
-            self.checkpoints.best = self._verdict().best
+            self._keep_best()
 
     def _verdict(self) -> early.Verdict:
         return early.verdict(self.evaluations, self.experiment.train.patience)
+
+    def _keep_best(self) -> None:
+        if self.experiment.train.patience:
+            self.checkpoints.best = self._verdict().best
 
     def _end_early(self) -> None:
         patience, best = self.experiment.train.patience, self._verdict().best

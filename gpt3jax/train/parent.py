@@ -46,9 +46,12 @@ def find(experiment: Experiment) -> Parent:
     path, step = check_base(experiment)
     checkpoints = Checkpoints(open_run(path).checkpoints)
     steps = checkpoints.steps()
-    if not steps or (step is not None and step not in steps):
-        wanted = "no checkpoint" if step is None else f"no checkpoint {step}"
-        raise ConfigError(f"--init-from {path}: it has {wanted}, only {steps}. Train it, or change")
+    if not steps:
+        raise ConfigError(
+            f"--init-from {path} has no checkpoint yet: it was stopped early. Train it"
+        )
+    if step is not None and step not in steps:
+        raise ConfigError(f"--init-from {path} has no checkpoint {step}, only {steps}. Name one")
     damage = None
     for each in [step] if step is not None else reversed(steps):
         try:
@@ -102,7 +105,9 @@ def first_state(run: Run, experiment: Experiment, mesh: Mesh) -> TrainState:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
     with jax.set_mesh(mesh):
         begin = partial(_begun, base_model=before.model, experiment=experiment)
-        return jax.jit(begin, out_shardings=shardings)(params)
+        # In place, but where the parent's own factors find no place in it.
+        donated = () if before.model.lora_rank else 0
+        return jax.jit(begin, donate_argnums=donated, out_shardings=shardings)(params)
 
 
 def _begun(params: Params, *, base_model: Any, experiment: Experiment) -> TrainState:
@@ -126,6 +131,7 @@ def base_data(run: Run) -> tuple[Data | None, str]:
         found = loader.identity(experiment.data, experiment.seed, experiment.model.context)
         if found != base.identity()["data"]:
             raise ConfigError("it is not the data that it was trained on")
+        loader.validation_windows(experiment.data, 1, experiment.model.context)
     except ConfigError as error:
         return None, f"base_val_loss is not measured: the data of {parent.path}: {error}"
     return experiment.data, ""

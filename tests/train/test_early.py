@@ -179,6 +179,12 @@ def test_a_signal_in_between_does_not_change_the_end(patient, known, tmp_path, m
     assert outcome(tmp_path / "parts") == expected
 
 
+@pytest.mark.usefixtures("one_device")
+def test_without_patience_it_goes_on_to_the_end_and_keeps_the_newest(patient, tmp_path):
+    found = train(changed(patient, train={"patience": 0, "save_every": 1}), tmp_path)
+    assert found.position.step == 8 and set(outcome(tmp_path)[0]) == {7, 8}
+
+
 def test_patience_is_no_part_of_what_a_run_is(experiment):
     patient = changed(experiment, train={"patience": 7})
     assert patient.identity() == experiment.identity()

@@ -345,11 +345,15 @@ def test_what_decides_a_fine_tuning_cannot_change_at_a_resume(base, tuned, tmp_p
     assert "lora_rank" not in Run(base).identity()["model"], "earlier runs are still the same"
 
 
+@pytest.mark.parametrize("is_there", [False, True])
 def test_a_base_whose_data_is_gone_is_said_once_and_not_measured(
-    base, tuned, prepared, tmp_path, capsys
+    is_there, base, tuned, prepared, tmp_path, capsys
 ):
     text = (base / "experiment.json").read_text()
     (base / "experiment.json").write_text(text.replace(str(prepared), str(tmp_path / "none")))
+    if is_there:  # But not all of it.
+        shutil.copytree(prepared, tmp_path / "none")
+        next((tmp_path / "none").glob("validation-*")).unlink()
     train(changed(tuned, train={"steps": 1}), tmp_path / "run")
     assert capsys.readouterr().out.count("base_val_loss is not measured: the data of") == 1
     assert not any("base_val_loss" in record for record in records(tmp_path / "run"))
