@@ -294,6 +294,10 @@ class Evaluate:
     def __post_init__(self) -> None:
         check_numbers(self, "evaluate", every=1, windows=1, sample_tokens=0, examples=1)
         check(
+            all(0 <= shots <= MOST_WINDOWS for shots in self.shots),
+            f"--evaluate.shots is {list(self.shots)}: it counts demonstrations. Use 0 or more",
+        )
+        check(
             not re.search("[\ud800-\udfff]", self.prompt),
             "--evaluate.prompt is not text: its bytes are not UTF-8. Write it in UTF-8",
         )

@@ -159,7 +159,8 @@ def record_of(
     record |= {"answer": answer, "score": score, "margin": margin}
     if task.check:
         expected = example.candidates[example.truth][1]
-        record["checks"] = {name: bool(ok) for name, ok in task.check(answer, expected).items()}
+        checks = task.check(answer.strip(), expected.strip())
+        record["checks"] = {name: bool(ok) for name, ok in checks.items()}
     return record
 
 

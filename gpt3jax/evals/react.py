@@ -232,6 +232,6 @@ def task(few: int) -> Task:
         metric="exact match",
         few=few,
         demonstrations=tuple(shown),
-        check=lambda answer, expected: check(answer.strip(), expected.strip()),
+        check=check,
         source="Alammar, How GPT3 Works: priming with descriptions and their React code",
     )

@@ -91,8 +91,8 @@ class Task:
     chance: float | None = None
     """Score of guessing, if it is not one in the number of candidates."""
     check: Callable[[str, str], Mapping[str, bool]] | None = None
-    """What else is said of a generated answer, by name, of it and the one expected: that it
-    parses, say."""
+    """What else is said of a generated answer, by name, of it and the one expected, without the
+    space around them: that it parses, say."""
     paper: tuple[tuple[float, ...], ...] = ()
     """Table H.1: zero-, one- and few-shot, each of the eight sizes, in per cent."""
     source: str = ""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
-from gpt3jax import commands
+from gpt3jax.commands.data import data_show
 from gpt3jax.config import ConfigError, Data, Source
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import load_manifest
@@ -176,7 +176,7 @@ def test_parquet_pairs_are_those_of_jsonl(settings, tokenizer, tmp_path):
 def test_what_is_not_learned_is_shown_between_brackets(settings, tokenizer, tmp_path, capsys):
     corpus = write(tmp_path / "a.jsonl", rows(40))
     prepare(corpus, str(tmp_path / "out"), **settings)
-    commands.data_show(tmp_path / "out", rows=2)
+    data_show(tmp_path / "out", rows=2)
     text = capsys.readouterr().out
     assert "[[" in text and "\u00e9:]] " in text and "<|endoftext|>" in text
     end, hello = tokenizer.end_of_text, tokenizer.encode("hello")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from gpt3jax.code import load_module
 from gpt3jax.evals import react
 from gpt3jax.evals.react import DIALECTS, HOUSE, Thing
 from gpt3jax.evals.react_page import Answer, Asked, page
-from gpt3jax.experiments import load_module
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 needs_browser = pytest.mark.skipif(

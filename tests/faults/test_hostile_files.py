@@ -147,6 +147,8 @@ def test_each_field_of_an_experiment_is_of_its_type(path):
     record = json.loads(FILES["experiment.json"])
     group, _, name = path.rpartition(".")
     for value in ([1], {"a": 1}, 10**400, 1j):
+        if path == "evaluate.shots" and value == [1]:
+            continue  # It is one.
         at(record, group)[name] = HUGE if value == 1j else value
         with pytest.raises(ConfigError, match=name.replace("_", "[-_]")):
             Experiment.from_json(as_bytes(record).decode())

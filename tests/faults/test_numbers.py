@@ -27,9 +27,10 @@ def poison(monkeypatch, experiment, sequences, factor=jnp.nan):
     order = loader.windows(experiment.data, experiment.seed, experiment.model.context)
     bad = np.stack([order[sequence] for sequence in sequences])
 
-    def poisoned(params, windows_BT1, model):
+    def poisoned(params, windows_BT1, *rest, **named):
         is_bad = (windows_BT1[:, None] == bad[None]).all(axis=-1).any()
-        return jnp.where(is_bad, factor, 1.0) * loss.window_loss(params, windows_BT1, model)
+        good = loss.window_loss(params, windows_BT1, *rest, **named)
+        return jnp.where(is_bad, factor, 1.0) * good
 
     for module in (step, incident):
         monkeypatch.setattr(module, "window_loss", poisoned)
