@@ -167,28 +167,19 @@ def test_the_page_names_nothing_outside_itself():
     assert not re.search(outside, page("React", asked()[:72]))
 
 
-class Writer:
-    """Writes the expected code of the first example, whatever it reads."""
-
-    def __init__(self):
-        self.prompts = []
-
-    def text(self, prompt, *, stop, **options):
-        self.prompts.append(prompt)
-        yield from (" <button style={{background: 'red'}}", " onClick={press}>Send</button>")
-
-
-def test_the_experiment_asks_its_task_and_writes_the_page(tmp_path, monkeypatch):
+def test_the_experiment_makes_a_page_of_an_evaluation(tmp_path, monkeypatch):
     script = load_module(Path(__file__).parents[2] / "experiments/describe_to_react.py")
-    task, writer, out = script.task(), Writer(), tmp_path / "page.html"
-    monkeypatch.setattr("gpt3jax.write.load_generator", lambda run: writer)
-    words = ["x", "runs/base", "--shots", "0", "2", "--count", "3", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", words)
+    task, results, out = script.task(), tmp_path / "results.json", tmp_path / "page.html"
+    answer = " <button style={{background: 'red'}} onClick={press}>Send</button>"
+    settings = []
+    for shots in (0, 2):
+        primer = "".join(each.shown for each in task.demonstrations[:shots])
+        prompts = [primer + each.contexts[0] for each in task.examples[:3]]
+        examples = [{"prompts": [prompt], "answer": answer} for prompt in prompts]
+        settings.append({"shots": shots, "examples": examples})
+    results.write_text(json.dumps({"experiment": "base", "settings": settings}))
+    monkeypatch.setattr(sys, "argv", ["x", str(results), "--count", "3", "--out", str(out)])
     script.main()
-    contexts = [example.contexts[0] for example in task.examples[:3]]
-    assert writer.prompts[:3] == contexts
-    for prompt, context in zip(writer.prompts[3:], contexts, strict=True):
-        assert prompt.endswith(context) and prompt.count("\ndescription: ") == 3
     text = out.read_text()
     assert text.count("<section>") == 3 and text.count("<article") == 6
     assert text.count("<details>") == 3 and "base, 2-shot" in text
