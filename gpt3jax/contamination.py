@@ -15,9 +15,10 @@ from gpt3jax.config import ConfigError
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import TOKENIZER, load_manifest
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.evals.files import load_tasks
+from gpt3jax.evals.files import BUILT_IN, load_tasks
 from gpt3jax.evals.overlap import Overlap, overlap, scores
 from gpt3jax.evals.page import percent
+from gpt3jax.evals.words import read_words, words_of
 from gpt3jax.run import Run
 
 LARGEST_RESULTS = 1 << 30
@@ -37,20 +38,16 @@ def find_overlap(
 
     Raises:
       ConfigError: data, tasks or results cannot be used, or do not belong together.
-    """  # fmt: skip
+    """
     folders = [path]
     if Run(path).exists():
         folders = [Path(source.path) for source in Run(path).experiment().data.sources]
 
     def word_list() -> list[str]:
-        from gpt3jax.evals.words import read_words, words_of
-
         return read_words(words) if words else words_of(_texts(folders))
 
     tasks = load_tasks(names, words=word_list, count=examples, seed=seed)
-    is_file = {name for name in names if name.endswith((".jsonl", ".jsonl.gz", ".py"))}
-    generated = {task.name for task in tasks} if not is_file else set()
-    found = overlap(tasks, _texts(folders), generated)
+    found = overlap(tasks, _texts(folders), set(BUILT_IN))
     asked = _settings(results) if results else []
     records = [_record(each, asked) for each in found]
     if as_json:
@@ -95,17 +92,8 @@ def _record(found: Overlap, settings: Sequence[dict[str, Any]]) -> dict[str, Any
 
 def _print(records: Sequence[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
-    for name in (
-        "task",
-        "N",
-        "examples",
-        "dirty",
-        "shots",
-        "all, %",
-        "clean",
-        "dirty, %",
-        "change",
-    ):
+    numbers = ("N", "examples", "dirty", "shots", "all, %", "clean, %", "dirty, %", "change")
+    for name in ("task", *numbers):
         table.add_column(name, justify="left" if name == "task" else "right")
     for record in records:
         dirty = f"{record['dirty']:,} ({record['dirty'] / record['examples']:.1%})"

@@ -29,7 +29,6 @@ from gpt3jax.model.table import count
 from gpt3jax.progress import progress
 from gpt3jax.run import write_whole
 from gpt3jax.saved import Saved, load_model
-from gpt3jax.sharding import hosts
 from gpt3jax.sharding.mesh import make_mesh
 
 
@@ -51,7 +50,7 @@ def evaluate_runs(
     Raises:
       ConfigError: runs, tasks or protocol cannot be used.
     """
-    devices = make_mesh(mesh, jax.devices() if jax.process_count() > 1 else None)
+    devices = make_mesh(mesh)
     rows, folders = [], []
     for path in paths:
         with jax.set_mesh(devices):
@@ -62,14 +61,11 @@ def evaluate_runs(
             scorer = Scorer(saved.params, saved.model, saved.tokenizer, devices)
             with progress() as report:
                 settings = list(evaluate(scorer, tasks, protocol, report))
-        if hosts.is_first():
-            of_run = summarise(settings)
-            folder = out or path / "evaluations" / str(saved.step)
-            folders.append(folder / path.name if out and len(paths) > 1 else folder)
-            _write(folders[-1], saved, protocol, of_run, settings, draw_plot)
-            rows += [{"run": str(path), **row} for row in of_run]
-    if not hosts.is_first():
-        return
+        of_run = summarise(settings)
+        folder = out or path / "evaluations" / str(saved.step)
+        folders.append(folder / path.name if out and len(paths) > 1 else folder)
+        _write(folders[-1], saved, protocol, of_run, settings, draw_plot)
+        rows += [{"run": str(path), **row} for row in of_run]
     if as_json:
         print(json.dumps(rows))
         return
@@ -145,7 +141,7 @@ def measure_perplexity(
     Raises:
       ConfigError: the run or the data cannot be used, or have two tokenizers.
     """
-    devices = make_mesh(mesh, jax.devices() if jax.process_count() > 1 else None)
+    devices = make_mesh(mesh)
     with jax.set_mesh(devices):
         saved = load_model(path, step, devices)
         found = _held_out(saved, data, windows)
@@ -154,8 +150,6 @@ def measure_perplexity(
                 saved.params, saved.model, devices, found, saved.tokenizer,
                 lambda share: report("windows", share),
             )  # fmt: skip
-    if not hosts.is_first():
-        return
     record = {
         "run": str(path), "step": saved.step, "windows": len(found), "tokens": measured.tokens,
         "val_loss": measured.per_token, "val_bits_per_byte": measured.bits_per_byte,
@@ -174,9 +168,10 @@ def measure_perplexity(
     last = len(measured.by_position)
     for first in sorted({0, *(1 << n for n in range(last.bit_length() - 1))}):
         stop = min(last, max(first + 1, 2 * first))
-        mean = sum(measured.by_position[first:stop]) / (stop - first)
+        known = [nats for nats in measured.by_position[first:stop] if nats is not None]
+        mean = f"{sum(known) / len(known):.3f}" if known else "nothing is learned there"
         name = f"{first + 1}" if stop == first + 1 else f"{first + 1} to {stop}"
-        print(f"  {name:>14}  {mean:.3f}")
+        print(f"  {name:>14}  {mean}")
 
 
 def _held_out(saved: Saved, data: Path | None, windows: int) -> np.ndarray:

@@ -71,11 +71,11 @@ def _setting(
     scorer: Scorer, task: Task, k: int, draw: int, protocol: Protocol, report: Report
 ) -> dict[str, Any]:
     is_written = task.metric in METRICS and protocol.beams > 0
-    new_tokens = _longest(task, scorer) + 1 if is_written else 0
-    context = scorer.model.context
-    if new_tokens >= context:
+    longest, context = _longest(task, scorer), scorer.model.context
+    new_tokens = longest + 1 if is_written else 0
+    if longest + 1 >= context:
         raise ConfigError(
-            f"task {task.name!r} has answers of {new_tokens - 1} tokens, but the model sees "
+            f"task {task.name!r} has answers of {longest} tokens, but the model sees "
             f"{context}: nothing is left for a question. Take a model with more context"
         )
     asked = ask(

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from gpt3jax.config import Model
+from gpt3jax.data.pairs import tokens_of
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.model.likelihood import token_scores
 from gpt3jax.model.params import Params
@@ -30,18 +31,19 @@ class Perplexity:
     """What predicting windows cost, each read from its first token on."""
 
     nats: float
-    """Sum over all tokens but each window's first."""
+    """Sum over all tokens that are learned, but each window's first."""
     tokens: int
+    """Those; of pairs, a prompt's are only read."""
     text_bytes: int
     words: int
     """Between white space; a line's end counts as one more, as PTB's <eos> does."""
-    by_position: tuple[float, ...]
-    """Mean nats of token i given the i before it; its first place has one token to go by."""
+    by_position: tuple[float | None, ...]
+    """Mean nats of token i given the i before it, from i = 1 on; None where nothing is learned."""
 
     @property
     def per_token(self) -> float:
         """Nats per token: the loss."""
-        return self.nats / self.tokens
+        return self.nats / max(1, self.tokens)
 
     @property
     def bits_per_byte(self) -> float:
@@ -73,18 +75,27 @@ def perplexity(
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     program = jax.jit(spread, out_shardings=whole)
     rows = BATCH_WINDOWS * mesh.shape["data"] * mesh.shape["fsdp"]
-    total_T = np.zeros(windows_BT1.shape[1] - 1)
-    for first in range(0, len(windows_BT1), rows):
-        part = windows_BT1[first : first + rows]
+    ids_BT1, is_learned_BT = tokens_of(windows_BT1), windows_BT1[:, 1:] >= 0
+    total_T = np.zeros(is_learned_BT.shape[1])
+    for first in range(0, len(ids_BT1), rows):
+        part = ids_BT1[first : first + rows]
         padded = np.pad(part, ((0, rows - len(part)), (0, 0)))
         scores_BT = np.asarray(program(params, hosts.spread(padded, batch_sharding(mesh))))
-        total_T -= scores_BT[: len(part)].sum(0, dtype=np.float64)
-        report(min(1.0, (first + rows) / len(windows_BT1)))
-    texts = [tokenizer.decode(window[1:].tolist()) for window in windows_BT1]
+        learned = np.where(is_learned_BT[first : first + rows], scores_BT[: len(part)], 0)
+        total_T -= learned.sum(0, dtype=np.float64)
+        report(min(1.0, (first + rows) / len(ids_BT1)))
+    counts_T = is_learned_BT.sum(0)
+    learned_ids = [
+        row[keep].tolist() for row, keep in zip(ids_BT1[:, 1:], is_learned_BT, strict=True)
+    ]
+    texts = list(map(tokenizer.decode, learned_ids))
     return Perplexity(
         nats=float(total_T.sum()),
-        tokens=windows_BT1[:, 1:].size,
-        text_bytes=sum(len(tokenizer.token_bytes(int(t))) for t in windows_BT1[:, 1:].flat),
+        tokens=int(counts_T.sum()),
+        text_bytes=sum(len(tokenizer.token_bytes(id_)) for row in learned_ids for id_ in row),
         words=sum(len(text.split()) + text.count("\n") for text in texts),
-        by_position=tuple((total_T / len(windows_BT1)).tolist()),
+        by_position=tuple(
+            float(total / count) if count else None
+            for total, count in zip(total_T, counts_T, strict=True)
+        ),
     )

@@ -76,6 +76,8 @@ def train(
     with ExitStack() as held:
         hosts.on_first(lambda: held.enter_context(only_one(run)))
         caught = held.enter_context(caught_signals())
+        # Closed after all that takes time, so that its seconds are counted.
+        counted = held.enter_context(ExitStack())
         held.enter_context(jax.set_mesh(mesh))
         checkpoints = Checkpoints(run.checkpoints, experiment.train.keep)
         held.callback(checkpoints.close)
@@ -90,7 +92,7 @@ def train(
         reached = hosts.on_first(lambda: clock.settle(run))
         # Alone, nobody waits for us: a slow step of a laptop is no reason to end.
         kept = clock.Clock(run, began, stuck_after if jax.process_count() > 1 else 0.0)
-        held.callback(kept.close)
+        counted.callback(kept.close)
         kept.enter("restore")
         notes: list[str] = []
         state, position = _begin(run, experiment, mesh, checkpoints, notes)

@@ -107,6 +107,18 @@ def test_without_beams_an_answer_is_right_when_greedy_decoding_would_write_it(re
     assert [each["score"] for each in setting["examples"]] == [1, 0]
 
 
+@pytest.mark.parametrize("task", [CHOICE, WRITTEN], ids=lambda task: task.name)
+def test_answers_that_leave_no_place_for_a_question_are_refused(reader, task):
+    answers = [reader.tokenizer.encode(text) for each in task.examples for text in each.completions]
+    longest = max(map(len, answers))
+    small = Reader(reader.tokenizer)
+    small.model = SimpleNamespace(context=longest + 1)
+    with pytest.raises(ConfigError, match=f"answers of {longest} tokens.*sees {longest + 1}:"):
+        list(evaluate(small, [task], Protocol(shots=(0,))))
+    small.model = SimpleNamespace(context=longest + 2)
+    assert list(evaluate(small, [task], Protocol(shots=(0,))))
+
+
 def test_draws_are_for_demonstrations_only_and_give_an_error_bar(reader):
     settings = list(evaluate(reader, [CHOICE], Protocol(shots=(0, 1), draws=4)))
     assert [(each["shots"], each["draw"]) for each in settings] == [
