@@ -32,12 +32,12 @@ demo-finetune: demo  ## the demo's model is taught a task it fails: all of it, a
 	$(BIN)/gpt3jax evaluate $(RUN) runs/finetune_words runs/finetune_words_lora --tasks experiments/finetune_words.py --shots 0 1 few --beams 1
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not parity and not tpu_compiler"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not parity and not tpu_compiler"
 
-tpu: install  ## through the TPU compiler, for slices that are not there; needs no TPU (Linux)
+tpu: install  ## through the TPU compiler, for slices that are not there (Linux); K="175b or 2b7": some
 	$(PYTHON) -m venv $(VENV)-tpu
 	$(VENV)-tpu/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/tpu.txt -e '.[dev]'
-	$(VENV)-tpu/bin/python -m pytest -n 2 -m tpu_compiler
+	$(VENV)-tpu/bin/python -m pytest -n 2 -m tpu_compiler -k "$(K)"
 
 parity: install  ## against PyTorch and transformers, which it installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
@@ -54,4 +54,4 @@ lock:  ## for maintainers: exact versions of the ranges in setup.cfg, by uv
 	done
 
 clean:
-	rm -rf $(VENV) $(VENV)-tpu build *.egg-info
+	rm -rf $(VENV) $(VENV)-tpu build .cache *.egg-info

@@ -1,6 +1,7 @@
 """Eight fake CPU devices, a tiny model, and a small prepared data set."""
 
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile far more than they compute.
@@ -8,6 +9,13 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 "
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+# And the same programs again and again, in many processes: each is compiled once, for good.
+CACHE = Path(__file__).parents[1] / ".cache/jax"
+os.environ |= {
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 
 import random  # noqa: E402
 from unittest import mock  # noqa: E402
