@@ -15,6 +15,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from gpt3jax.config import MOST_WINDOWS, ConfigError, Experiment
+from gpt3jax.interchange.commands import export, import_
 from gpt3jax.run import Changes
 from gpt3jax.sharding.cluster import Hosts
 
@@ -372,5 +373,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "generate": generate,
     "report": report,
     "verify": verify,
+    "export": export,
+    "import": import_,
     "bench": bench,
 }

@@ -33,6 +33,9 @@ MOST_WINDOWS = 2**20
 LOGIT_ROWS = 2048
 """At most this many rows of logits exist at a time, over all devices along `tensor`."""
 
+Activation = Literal["gelu_tanh", "gelu"]
+"""GELU in its tanh form (GPT-2's, which section 2.1 takes over), or exact (Cerebras-GPT's)."""
+
 Remat = Literal["none", "dots", "mlp", "full"]
 """What the backward pass recomputes: nothing; all but matrix products; the MLP's too; all."""
 
@@ -103,6 +106,7 @@ class Model:
     """Layer i is dense when i is a multiple of this; 1 makes every layer dense."""
     free_head_width: bool = False
     """Allow n_heads * d_head to differ from d_model."""
+    activation: Activation = "gelu_tanh"
     init_std: float = 0.02
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of activations; auto is float32 on CPU, bfloat16 on accelerators. Parameters stay float32."""
@@ -126,6 +130,7 @@ class Model:
         )
         _check_choice("--model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _check_choice("--model.remat", self.remat, get_args(Remat))
+        _check_choice("--model.activation", self.activation, get_args(Activation))
         width = self.n_heads * self.d_head
         _check(
             width == self.d_model or self.free_head_width,
@@ -177,9 +182,9 @@ class Data:
     """What the model reads: prepared data sets, mixed by weight (weights need not sum to 1)."""
 
     sources: tuple[Source, ...]
+    """Only a run that was imported has none; it cannot be trained."""
 
     def __post_init__(self) -> None:
-        _check(len(self.sources) > 0, "data has no sources: nothing to train on. Name one Source")
         names = [source.name for source in self.sources]
         _check(len(set(names)) == len(names), f"data sources {names} repeat a name. Rename one")
 
@@ -380,6 +385,8 @@ class Experiment:
             del fields[name]
         for name in ("dtype", "scan_layers", "remat"):
             del fields["model"][name]
+        if self.model.activation == "gelu_tanh":  # Runs from before there were two.
+            del fields["model"]["activation"]
         for name in ("tokens", "steps", "microbatch", "log_every", "save_every", "keep"):
             del fields["train"][name]
         for source in fields["data"]["sources"]:

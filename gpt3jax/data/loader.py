@@ -175,6 +175,11 @@ def _shares(data: Data) -> list[float]:
 
 def _manifests(data: Data, context: int) -> list[Manifest]:
     """The manifests of all sources, which agree with each other and the model."""
+    if not data.sources:
+        raise ConfigError(
+            "data has no sources: there is nothing to train on, as in a run that was imported. "
+            "Name one Source"
+        )
     manifests = [load_manifest(source.path) for source in data.sources]
     first = manifests[0]
     for source, manifest in zip(data.sources, manifests, strict=True):

@@ -85,6 +85,15 @@ def leaves(tree: Table) -> Iterator[ParamSpec]:
             yield from leaves(value)
 
 
+def named(tree: Table, prefix: str = "") -> dict[str, ParamSpec]:
+    """The entries of a table by path, as `layers/qkv/kernel`."""
+    found: dict[str, ParamSpec] = {}
+    for key, value in tree.items():
+        is_leaf = isinstance(value, ParamSpec)
+        found |= {prefix + key: value} if is_leaf else named(value, f"{prefix}{key}/")
+    return found
+
+
 def count(model: Model) -> int:
     """Exact number of parameters; padding of the vocabulary is not counted.
 
