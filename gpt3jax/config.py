@@ -32,6 +32,9 @@ MOST_WINDOWS = 2**20
 LOGIT_ROWS = 2048
 """At most this many rows of logits exist at a time, over all devices along `tensor`."""
 
+Activation = Literal["gelu_tanh", "gelu"]
+"""GELU in its tanh form (GPT-2's, which section 2.1 takes over), or exact (Cerebras-GPT's)."""
+
 Remat = Literal["none", "dots", "mlp", "full"]
 """What the backward pass recomputes: nothing; all but matrix products; the MLP's too; all."""
 
@@ -67,6 +70,7 @@ class Model:
     """Layer i is dense when i is a multiple of this; 1 makes every layer dense."""
     free_head_width: bool = False
     """Allow n_heads * d_head to differ from d_model."""
+    activation: Activation = "gelu_tanh"
     init_std: float = 0.02
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of activations; auto is float32 on CPU, bfloat16 on accelerators. Parameters stay float32."""
@@ -96,6 +100,7 @@ class Model:
         )
         check_choice("--model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         check_choice("--model.remat", self.remat, get_args(Remat))
+        check_choice("--model.activation", self.activation, get_args(Activation))
         for name in self.lora_matrices:
             check_choice("--model.lora-matrices", name, get_args(Matrix))
         distinct = len(set(self.lora_matrices))
@@ -160,9 +165,9 @@ class Data:
     """What the model reads: prepared data sets, mixed by weight (weights need not sum to 1)."""
 
     sources: tuple[Source, ...]
+    """Only a run that was imported has none; it cannot be trained."""
 
     def __post_init__(self) -> None:
-        check(len(self.sources) > 0, "data has no sources: nothing to train on. Name one Source")
         names = [source.name for source in self.sources]
         check(len(set(names)) == len(names), f"data sources {names} repeat a name. Rename one")
 
@@ -376,20 +381,15 @@ class Experiment:
         have no say, so that runs from before there were such fields are the same.
         """
         fields = dataclasses.asdict(self)
-        for name in ("name", "mesh", "evaluate"):
-            del fields[name]
-        for name in ("dtype", "scan_layers", "remat"):
-            del fields["model"][name]
-        for name in ("tokens", "steps", "microbatch", "log_every", "save_every", "keep",
-                     "patience"):  # fmt: skip
-            del fields["train"][name]
-        if not self.model.lora_rank:
-            for name in ("lora_rank", "lora_matrices", "lora_alpha"):
-                del fields["model"][name]
-        if not self.train.only:
-            del fields["train"]["only"]
-        if not self.init_from:
-            del fields["init_from"]
+        top = ["name", "mesh", "evaluate"] + ([] if self.init_from else ["init_from"])
+        model = ["dtype", "scan_layers", "remat"]
+        model += ["activation"] if self.model.activation == "gelu_tanh" else []
+        model += [] if self.model.lora_rank else ["lora_rank", "lora_matrices", "lora_alpha"]
+        train = ["tokens", "steps", "microbatch", "log_every", "save_every", "keep", "patience"]
+        train += [] if self.train.only else ["only"]
+        for group, names in ((fields, top), (fields["model"], model), (fields["train"], train)):
+            for name in names:
+                del group[name]
         for source in fields["data"]["sources"]:
             del source["path"]
         return fields

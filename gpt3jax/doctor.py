@@ -28,6 +28,7 @@ from rich.text import Text
 from gpt3jax import machine
 from gpt3jax.config import ConfigError, Experiment, cut
 from gpt3jax.machine import PACKAGE, Check, Status
+from gpt3jax.memory import available
 from gpt3jax.model.table import count
 from gpt3jax.plan.chips import GiB, chip_of
 from gpt3jax.plan.choose import UNKNOWN, choose
@@ -265,13 +266,7 @@ def _memory_of(local: list[Any]) -> tuple[float, str]:
     chip = chip_of(local[0].device_kind)
     if limit or chip:
         return limit or chip.hbm / chip.devices, "per device"
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        line = re.search(r"MemAvailable: +(\d+)", meminfo.read_text())
-        available = int(line[1]) * 1024
-    else:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return available / len(local), "free per device"
+    return available() / len(local), "free per device"
 
 
 def _bytes_of(checkpoints: Path) -> int:

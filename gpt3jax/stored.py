@@ -50,14 +50,30 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
     return path.read_bytes()
 
 
+def fill(file: Any, values: Any) -> None:
+    """Read an open file into an array in C order, until it is full.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it ends before.
+    """
+    view = memoryview(values.reshape(-1).view("uint8"))
+    done = 0
+    while done < len(view):
+        count = file.readinto(view[done:])  # Of a raw file, 2 GiB at most.
+        if not count:
+            raise ValueError("it is cut short")
+        done += count
+
+
 def parse(text: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-      ValueError: it is none; NaN and infinities are not JSON.
+      ValueError: it is none; NaN and infinities are not JSON, nor is a name given twice.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("it is nested without end") from None
     level = [value]
@@ -72,6 +88,13 @@ def parse(text: str) -> Any:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not a number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object of it has one name twice")
+    return found
 
 
 def build(kind: Any, value: Any, name: str = "") -> Any:

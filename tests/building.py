@@ -1,12 +1,21 @@
-"""What tests build: randomised parameters, and variants of an experiment."""
+"""What tests build: randomised parameters, runs of them, and variants of an experiment."""
 
 import dataclasses
 import zlib
 
 import jax
+import jax.numpy as jnp
 from flax import traverse_util
 
+from gpt3jax.config import Mesh, short_hash
 from gpt3jax.model import params as model_params
+from gpt3jax.run import Run
+from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.train.checkpoint import Checkpoints
+from gpt3jax.train.folder import create_or_check, data_identity
+from gpt3jax.train.optimizer import make_optimizer
+from gpt3jax.train.seal import Seal
+from gpt3jax.train.state import TrainState, abstract_state
 
 
 def randomised(model, seed=0):
@@ -18,6 +27,27 @@ def randomised(model, seed=0):
 
     drawn = model_params.init(jax.random.key(seed), model)
     return traverse_util.path_aware_map(noisy, drawn)
+
+
+def random_run(path, experiment, *, seed=0, mesh=None, step=5, dtype=jnp.float32):
+    """A run with a checkpoint that nobody trained, of one device, or of all on the mesh."""
+    run = Run(path)
+    run.path.mkdir(exist_ok=True)
+    identity = {**experiment.identity(), "data": data_identity(experiment)}
+    create_or_check(run, experiment, identity)
+    mesh = make_mesh(mesh, jax.devices()) if mesh else make_mesh(Mesh(data=1), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(
+            lambda leaf, place: jax.device_put(leaf.astype(dtype), place.sharding),
+            randomised(experiment.model, seed),
+            abstract_state(experiment, mesh).params,
+        )
+        state = TrainState(params, make_optimizer(experiment.optimizer).init(params))
+        checkpoints = Checkpoints(run.checkpoints, 9)
+        unsealed = Seal(step, 8 * step, (), short_hash(identity), {"jax": "0"}, {})
+        checkpoints.save(state, unsealed, lambda sealed: None)
+        checkpoints.close()
+    return run
 
 
 def changed(experiment, **groups):

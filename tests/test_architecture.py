@@ -17,8 +17,8 @@ LAYERS = [
     {"run", "experiments", "memory", "progress", "sharding", "data"},
     {"model", "goodput"},
     {"generate", "plan", "report_time", "evals"},
-    {"train", "inspect", "interchange", "report_page", "machine"},
-    {"saved"},
+    {"train", "inspect", "report_page", "machine"},
+    {"saved", "interchange"},
     {
         "write",
         "evaluate",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gpt3jax.commands import data, training, using
+from gpt3jax.commands import data, exchange, training, using
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "data prepare": data.data_prepare,
@@ -23,6 +23,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": using.evaluate,
     "perplexity": using.perplexity,
     "report": using.report,
+    "export": exchange.export,
+    "import": exchange.import_,
     "verify": training.verify,
     "bench": training.bench,
 }

@@ -201,6 +201,11 @@ def _shares(data: Data) -> list[float]:
 
 def _manifests(data: Data, context: int) -> list[Manifest]:
     """The manifests of all sources, which agree with each other and the model."""
+    if not data.sources:
+        raise ConfigError(
+            "data has no sources: there is nothing to train on. Name one; of an imported run, "
+            "in an experiment whose init_from it is"
+        )
     manifests = [load_manifest(source.path) for source in data.sources]
     first = manifests[0]
     for source, manifest in zip(data.sources, manifests, strict=True):

@@ -97,7 +97,7 @@ def prepare(
     if os.path.lexists(out) and not (os.path.isdir(out) and not os.listdir(out)):
         return _existing(out, settings | ({"tokenizer": given.hash} if given else {}))
 
-    folder = _partial(Path(out))
+    folder = partial_folder(Path(out))
     try:
         _write(corpus, folder, settings, given, workers, progress or (lambda stage, share: None))
         os.rename(folder, out)
@@ -152,7 +152,7 @@ def _existing(out: str, settings: dict[str, Any]) -> Manifest:
     return verify(out)
 
 
-def _partial(out: Path) -> Path:
+def partial_folder(out: Path) -> Path:
     """A folder beside `out` to write in; those that dead processes of this host left go."""
     prefix = f"{out.name}.partial-{socket.gethostname()}-"
     try:

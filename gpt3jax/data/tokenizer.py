@@ -1,5 +1,7 @@
 """Text to token ids and back, exactly: SentencePiece BPE with byte fallback.
 
+A run that was imported may have GPT-2's tokenizer instead (byte_level.py).
+
 For every text t that is valid UTF-8, `decode(encode(t)) == t`.
 """
 
@@ -18,8 +20,8 @@ import sentencepiece
 
 from gpt3jax import stored
 from gpt3jax.config import ConfigError
+from gpt3jax.data.byte_level import END_OF_TEXT, ByteLevel
 
-END_OF_TEXT = "<|endoftext|>"
 SAMPLE_BYTES = 8 << 20
 """Text a tokenizer is trained on, at most."""
 SMALLEST_VOCABULARY = 300
@@ -38,7 +40,7 @@ _PROBE = "  Az\r\n\t \0\u00e9\u2581\U0001f600 "
 
 
 class Tokenizer:
-    """A tokenizer made from the bytes of a SentencePiece model, kept in `model`.
+    """A tokenizer made from the bytes of its file, kept in `model`; they say of which kind it is.
 
     Raises:
       ConfigError: the bytes are no such model, or it does not give every text back.
@@ -46,17 +48,17 @@ class Tokenizer:
 
     def __init__(self, model: bytes) -> None:
         self.model = model
+        kind = ByteLevel if self.is_byte_level else _SentencePiece
         try:
-            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            self._bytes = tuple(_piece_bytes(processor))
+            self._spelling = kind(model)
         except (RuntimeError, ValueError) as error:  # Pieces need not be UTF-8.
+            why = f"; as GPT-2's, {error}" if self.is_byte_level else ""
             raise ConfigError(
-                "the tokenizer cannot be read: its bytes are not a SentencePiece model. "
+                f"the tokenizer cannot be read: its bytes are not a SentencePiece model{why}. "
                 "Give a tokenizer.model"
             ) from error
-        self._processor = processor
-        self._space = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
-        if processor.eos_id() < 0 or self.decode(self.encode(_PROBE)) != _PROBE:
+        self._bytes = self._spelling.token_bytes
+        if self.end_of_text < 0 or self.decode(self.encode(_PROBE)) != _PROBE:
             raise ConfigError(
                 "the tokenizer does not suit: it has no end-of-text or does not give text back "
                 "exactly (byte fallback, identity normalisation). Train one: leave out --tokenizer"
@@ -64,10 +66,10 @@ class Tokenizer:
 
     @staticmethod
     def load(path: str | os.PathLike[str], known: str | None = None) -> Tokenizer:
-        """Read a SentencePiece model file.
+        """Read a tokenizer's file.
 
         Args:
-          path: the file.
+          path: the file: a SentencePiece model, or a tokenizer.json of GPT-2's kind.
           known: its hash, where it is known; another file is not even parsed.
 
         Raises:
@@ -90,6 +92,11 @@ class Tokenizer:
         Path(path).write_bytes(self.model)
 
     @property
+    def is_byte_level(self) -> bool:
+        """Whether it is GPT-2's kind, rather than SentencePiece."""
+        return self.model[:1] == b"{"
+
+    @property
     def vocabulary(self) -> int:
         """How many ids there are."""
         return len(self._bytes)
@@ -97,7 +104,7 @@ class Tokenizer:
     @property
     def end_of_text(self) -> int:
         """The id that ends a document. No text encodes to it; it decodes to nothing."""
-        return self._processor.eos_id()
+        return self._spelling.end_of_text
 
     @property
     def hash(self) -> str:
@@ -117,13 +124,7 @@ class Tokenizer:
                 f"the text cannot be encoded: character {error.start} is a lone surrogate. "
                 'Decode its bytes with errors="replace"'
             ) from error
-        # SentencePiece would give a real U+2581 back as a space, so its bytes go around it.
-        first, *others = text.split(_SPACE)
-        ids = self._processor.encode(first)
-        for segment in others:
-            ids += self._space
-            ids += self._processor.encode(segment)
-        return ids
+        return self._spelling.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD.
@@ -145,6 +146,25 @@ class Tokenizer:
                 "Use the tokenizer that made the ids"
             )
         return self._bytes[token]
+
+
+class _SentencePiece:
+    """A SentencePiece model as `Tokenizer` wants it."""
+
+    def __init__(self, model: bytes) -> None:
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.token_bytes = tuple(_piece_bytes(self._processor))
+        self.end_of_text = self._processor.eos_id()
+        self._space = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]
+
+    def encode(self, text: str) -> list[int]:
+        # SentencePiece would give a real U+2581 back as a space, so its bytes go around it.
+        first, *others = text.split(_SPACE)
+        ids = self._processor.encode(first)
+        for segment in others:
+            ids += self._space
+            ids += self._processor.encode(segment)
+        return ids
 
 
 def _hash(model: bytes) -> str:

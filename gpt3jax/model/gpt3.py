@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
-from gpt3jax.config import Model
+from gpt3jax.config import Activation, Model
 from gpt3jax.model import attention
 from gpt3jax.model.layers import embed, layer_norm, linear, linear_sum, mlp, unembed, unstack
 from gpt3jax.model.lora import with_changes
@@ -122,7 +122,9 @@ def trunk(
     return x_BTD, cache, {name: activations[name] for name in want}
 
 
-def block(params: Params, x_BTD: jax.Array, attend: Attend) -> tuple[jax.Array, dict[str, Any]]:
+def block(
+    params: Params, x_BTD: jax.Array, attend: Attend, activation: Activation = "gelu_tanh"
+) -> tuple[jax.Array, dict[str, Any]]:
     """One layer: attention and MLP, each on a norm of the stream and added to it.
 
     `attend` takes queries, keys and values [B, T, H, K] and returns the same shape.
@@ -135,7 +137,7 @@ def block(params: Params, x_BTD: jax.Array, attend: Attend) -> tuple[jax.Array, 
         x_BTD = checkpoint_name(x_BTD, "middle")
     with jax.named_scope("mlp"):
         h_BTD = checkpoint_name(layer_norm(params["norm_2"], x_BTD), "normed")
-        x_BTD = x_BTD + mlp(params, h_BTD)
+        x_BTD = x_BTD + mlp(params, h_BTD, activation)
     finite = jnp.isfinite(x_BTD).all()
     return x_BTD, {"residual": x_BTD, "keys": k, "values": v, "finite": finite}
 
@@ -166,7 +168,7 @@ def _rematerialised(
     def run(params, x_BTD, past, is_dense):
         attend = _attention_of(model, past, place_BT, is_dense)
         params = with_changes(gather_weights(params, specs), model)
-        x_BTD, recorded = block(params, x_BTD, attend)
+        x_BTD, recorded = block(params, x_BTD, attend, model.activation)
         return x_BTD, {name: recorded[name] for name in want}
 
     if model.remat == "none" and size("fsdp", "tensor") == 1 and not model.lora_rank:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from gpt3jax.config import Model
+from gpt3jax.config import Activation, Model
 from gpt3jax.model.params import Params
 from gpt3jax.sharding.collectives import index, scatter_sum, size
 from gpt3jax.sharding.ring import gather_matmul, matmul_scatter
@@ -83,10 +83,10 @@ def _matmul_rows(x_BTI, w_IO):
     return matmul(x_BTI.reshape(-1, len(w_IO)), w_IO).reshape(*x_BTI.shape[:2], -1)
 
 
-def mlp(params: Params, x_BTD: jax.Array) -> jax.Array:
-    """Up to 4D, GELU in its tanh form (GPT-2's), down to D."""
+def mlp(params: Params, x_BTD: jax.Array, activation: Activation) -> jax.Array:
+    """Up to 4D, GELU, down to D."""
     h_BTF = checkpoint_name(linear(params["up"], x_BTD), "hidden")
-    h_BTF = checkpoint_name(jax.nn.gelu(h_BTF, approximate=True), "activated")
+    h_BTF = checkpoint_name(jax.nn.gelu(h_BTF, activation == "gelu_tanh"), "activated")
     return linear_sum(params["down"], h_BTF)
 
 

@@ -26,12 +26,16 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from gpt3jax.config import RunError
+from gpt3jax.config import Model, RunError
 from gpt3jax.sharding import hosts
 from gpt3jax.train import seal
-from gpt3jax.train.fingerprint import as_hex, fingerprints, named_leaves
+from gpt3jax.train.fingerprint import as_hex, fingerprint_in_parts, fingerprints, named_leaves
 from gpt3jax.train.seal import DamagedError, Leaf, Seal
+from gpt3jax.train.slices import StoredParams, leaf_folder, open_params
 from gpt3jax.train.state import TrainState
+
+STEP = re.compile("0|[1-9][0-9]*")
+"""Names of folders that are checkpoints."""
 
 # What it logs as an error, it raises, too.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -72,8 +76,11 @@ class Checkpoints:
             self._clear("*.pruned*")
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, ascending; whether it is whole is not looked at."""
-        named = (path for path in self.folder.glob("[1-9]*") if path.name.isdecimal())
+        """The steps that have a checkpoint, ascending; whether it is whole is not looked at.
+
+        Only a run that was imported has one of step 0.
+        """
+        named = (path for path in self.folder.glob("[0-9]*") if STEP.fullmatch(path.name))
         return sorted(int(path.name) for path in named if _is_checkpoint(path))
 
     def path(self, step: int) -> Path:
@@ -185,6 +192,21 @@ class Checkpoints:
         """The parameters alone; else as `restore`."""
         return self._restore(step, {"params": abstract.params})["params"]
 
+    def open_params(self, step: int, model: Model) -> StoredParams:
+        """The parameters of a step, to be read part by part; as saved on any mesh.
+
+        All of them are read once, to compare them with the seal.
+
+        Raises:
+          DamagedError: they are not, bit for bit, what was saved.
+        """
+        found = self.seal(step)
+        params = open_params(self.path(step), found, model)
+        for leaf in params.leaves.values():
+            if as_hex(fingerprint_in_parts(leaf.parts())) != found.leaves[leaf.name].hash:
+                raise DamagedError(f"leaf {leaf.name} has other values than when it was saved")
+        return params
+
     def set_aside(self, step: int, why: str) -> Path:
         """Rename a step's folder to STEP.WHY, so that it is no checkpoint any more."""
         aside, count = self.folder / f"{step}.{why}", 1
@@ -212,7 +234,7 @@ class Checkpoints:
             parts = ocp.load_checkpointables(self.path(step), abstract)
         except Exception as error:  # Of many kinds, from Orbax and TensorStore.
             text = " ".join(map(str, _chain(error)))
-            names = [f"leaf {name}" for name in wanted if f"{_folder(name)}/" in text]
+            names = [f"leaf {name}" for name in wanted if f"{leaf_folder(name)}/" in text]
             raise DamagedError(
                 f"{(names or ['it'])[0]} cannot be read ({' '.join(text.split())[:80]})"
             ) from error
@@ -327,12 +349,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _folder(leaf: str) -> str:
-    """Where in a checkpoint Orbax keeps a leaf."""
-    part, *rest = leaf.split("/")
-    return f"{part}/{'.'.join(rest)}"
 
 
 def _is_checkpoint(folder: Path) -> bool:

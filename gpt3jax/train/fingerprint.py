@@ -8,10 +8,12 @@ one in 2^64 would slip through. Against accidents, not against a forger.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 STRIDES = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1, 0xD3A2646D)
 """One odd number per axis: what a place along it adds to an element's key."""
@@ -36,20 +38,40 @@ def as_hex(fingerprint: jax.Array) -> str:
     return "".join(f"{int(lane):08x}" for lane in fingerprint)
 
 
+def fingerprint_in_parts(parts: Iterable[np.ndarray]) -> jax.Array:
+    """The same of one array that comes in parts along its first axis, and is never there whole."""
+    columns, start = jnp.uint32(0), 0
+    for part in parts:
+        # Waited for, or parts would be read faster than they are used, and pile up.
+        columns = jax.block_until_ready(columns + _columns(part, jnp.uint32(start)))
+        start += len(part)
+    return _of_columns(columns)
+
+
 def _fingerprint(x: jax.Array) -> jax.Array:
-    unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-    if x.ndim == 0:
-        bits = bits[None]
     # The barrier keeps XLA from making one reduction of two; its CPU backend would then use
     # one core. Over the first axis alone, each step of it is a vector.
-    columns = jax.lax.optimization_barrier(_mix(bits).sum(axis=0, dtype=jnp.uint32))
-    return jnp.stack([columns.sum(dtype=jnp.uint32), _mix(columns).sum(dtype=jnp.uint32)])
+    columns = _columns(x[None] if x.ndim == 0 else x, jnp.uint32(0))
+    return _of_columns(jax.lax.optimization_barrier(columns))
 
 
-def _mix(bits: jax.Array) -> jax.Array:
-    """One-to-one in each element's bits, and different at each place."""
-    key = jnp.uint32(0x2545F491)
+@jax.jit
+def _columns(x: jax.Array, start: jax.Array) -> jax.Array:
+    """Sums over the first axis, whose places are counted from `start`."""
+    unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+    return _mix(bits, start).sum(axis=0, dtype=jnp.uint32)
+
+
+@jax.jit
+def _of_columns(columns: jax.Array) -> jax.Array:
+    mixed = _mix(columns, jnp.uint32(0))
+    return jnp.stack([columns.sum(dtype=jnp.uint32), mixed.sum(dtype=jnp.uint32)])
+
+
+def _mix(bits: jax.Array, start: jax.Array) -> jax.Array:
+    """One-to-one in each element's bits, and different at each place; `start` is the first's."""
+    key = jnp.uint32(0x2545F491) + start * jnp.uint32(STRIDES[0])
     for axis, stride in zip(range(bits.ndim), STRIDES, strict=False):
         key += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride)
     mixed = (bits ^ key) * jnp.uint32(0x21F0AAAD)

@@ -79,7 +79,7 @@ def replay(run: Run, checkpoints: Checkpoints, begin: int, last: int) -> Replay:
 def _begin(
     run: Run, experiment: Experiment, mesh: jax.sharding.Mesh, checkpoints: Checkpoints, step: int
 ) -> tuple[TrainState, Position]:
-    if step == 0:
+    if step not in checkpoints.steps():  # The start of a run that was not imported.
         return first_state(run, experiment, mesh), Position()
     found = checkpoints.seal(step)
     state = checkpoints.restore(step, abstract_state(experiment, mesh))

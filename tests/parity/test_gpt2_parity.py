@@ -5,6 +5,7 @@ layers but has no q, k, v bias, of the others. Nothing is left at its initial
 zero or one, so that no parameter can be forgotten unseen.
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from mapping import State, to_gpt2_state_dict, to_gpt_neo_state_dict
 
 from gpt3jax import config
 from gpt3jax.config import Experiment, Model
 from gpt3jax.generate import Generator
+from gpt3jax.interchange.architecture import Family
+from gpt3jax.interchange.huggingface import shapes, to_layer
 from gpt3jax.model.decode import Sampling
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.params import Params
@@ -30,6 +32,8 @@ from gpt3jax.train.loss import window_loss
 from gpt3jax.train.optimizer import make_optimizer
 from gpt3jax.train.state import TrainState
 from gpt3jax.train.step import compile_train_step
+
+State = dict[str, np.ndarray]
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -66,8 +70,8 @@ def gpt2(scan_layers: bool) -> Pair:
     )  # fmt: skip
     params = random_params(model)
     network = transformers.GPT2LMHeadModel(shape)
-    load(network, to_gpt2_state_dict(params, model))
-    return Pair(model, params, network, partial(to_gpt2_state_dict, model=model))
+    load(network, state_dict(params, model, "gpt2"))
+    return Pair(model, params, network, partial(state_dict, model=model, family="gpt2"))
 
 
 def gpt_neo(scan_layers: bool) -> Pair:
@@ -84,10 +88,32 @@ def gpt_neo(scan_layers: bool) -> Pair:
     params = random_params(model)
     params["layers"]["qkv"]["bias"] = jnp.zeros_like(params["layers"]["qkv"]["bias"])
     network = transformers.GPTNeoForCausalLM(shape)
-    scale = model.d_head**-0.5
-    load(network, to_gpt_neo_state_dict(params, model, query_scale=scale))
-    gradients = partial(to_gpt_neo_state_dict, model=model, query_scale=1 / scale)
+    load(network, state_dict(params, model, "gpt_neo"))
+
+    def gradients(ours: Params) -> State:
+        """Its query weights are ours divided by sqrt(K), so their gradients are multiplied."""
+        found = state_dict(ours, model, "gpt_neo")
+        return {n: g * model.d_head if "q_proj" in n else g for n, g in found.items()}
+
     return Pair(model, params, network, gradients)
+
+
+def state_dict(params: Params, model: Model, family: Family) -> State:
+    """Our parameters, or their gradients, under the peer's names."""
+    arrays = jax.tree.map(np.asarray, params)
+    outer = {
+        "wte.weight": arrays["token_embedding"][: model.vocabulary],
+        "wpe.weight": arrays["position_embedding"],
+        "ln_f.weight": arrays["final_norm"]["gain"],
+        "ln_f.bias": arrays["final_norm"]["bias"],
+    }
+    found = {f"transformer.{name}": value for name, value in outer.items()}
+    for index in range(model.n_layers):
+        layer = jax.tree.map(operator.itemgetter(index), arrays["layers"])
+        for name, value in to_layer(family, layer.__getitem__, model):
+            found[f"transformer.h.{index}.{name}"] = value
+    assert {name: value.shape for name, value in found.items()} == shapes(family, model)
+    return found
 
 
 def random_params(model: Model) -> Params:
@@ -167,13 +193,13 @@ def test_three_optimizer_steps_agree(microbatch):
     )
     batches = random_tokens(3, 4, CONTEXT + 1)
     rates = [0.03, 0.02, 0.01]
-    start = to_gpt2_state_dict(pair.params, pair.model)
+    start = state_dict(pair.params, pair.model, "gpt2")
     params, norms = our_steps(experiment, pair.params, batches, rates)
     expected_norms = torch_steps(experiment.optimizer, pair.network, batches, rates)
 
     assert min(norms) < experiment.optimizer.clip_norm < max(norms), "clipped and not clipped"
     np.testing.assert_allclose(norms, expected_norms, rtol=1e-4)
-    ours = to_gpt2_state_dict(params, pair.model)
+    ours = state_dict(params, pair.model, "gpt2")
     for name, parameter in pair.network.named_parameters():
         theirs = parameter.detach().numpy()
         assert np.abs(theirs - start[name]).max() > 1e-2, f"{name} hardly moved"

@@ -6,11 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 from building import changed
 
+from gpt3jax.interchange.export import export
 from gpt3jax.run import Run
 from gpt3jax.train.session import train
 
@@ -103,39 +102,38 @@ def test_the_harness_command_runs_our_model(run, tasks, tmp_path):
     assert results["goes_on"]["exact_match,none"] == 0
 
 
-def test_scores_are_those_of_transformers_through_the_harness(run, monkeypatch):
+def test_all_three_kinds_of_requests_agree_with_transformers_on_the_exported_folder(run, tmp_path):
+    """With the folder's own tokenizer: from a text to its numbers, both ways."""
+    from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
-    from mapping import to_gpt2_state_dict
-    from tokenizers import Tokenizer as HubTokenizer
-    from tokenizers.models import WordLevel
 
-    from gpt3jax.config import Mesh
     from gpt3jax.harness import Gpt3Jax
-    from gpt3jax.saved import load_model
-    from gpt3jax.sharding.mesh import make_mesh
 
-    saved = load_model(run.path, None, make_mesh(Mesh(data=1), jax.devices()[:1]))
-    model = saved.model
-    shape = transformers.GPT2Config(
-        vocab_size=model.vocabulary, n_positions=model.context, n_embd=model.d_model,
-        n_layer=model.n_layers, n_head=model.n_heads, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
-    )  # fmt: skip
-    network = transformers.GPT2LMHeadModel(shape).eval()
-    state = {name: torch.tensor(np.array(value)) for name, value in
-             to_gpt2_state_dict(saved.params, model).items()}  # fmt: skip
-    network.load_state_dict(state, strict=False)
-    words = {str(token): token for token in range(model.vocabulary)}
-    stand_in = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=HubTokenizer(WordLevel(words, unk_token="0")), eos_token="1"
-    )
-    theirs = HFLM(pretrained=network, tokenizer=stand_in, device="cpu", max_length=model.context)
+    export(run.path, tmp_path / "exported", progress=lambda *_: None)
+    context = run.experiment().model.context
+    theirs = HFLM(pretrained=str(tmp_path / "exported"), device="cpu", dtype="float32",
+                  max_length=context, batch_size=1)  # fmt: skip
     ours = Gpt3Jax(str(run.path))
-    draw = np.random.default_rng(0).integers
-    requests = [
-        (("", ""), draw(0, model.vocabulary, n).tolist(), draw(0, model.vocabulary, m).tolist())
-        for n, m in ((3, 2), (model.context - 1, 1), (model.context + 9, 5), (1, 7), (3, 2))
-    ]
-    expected = theirs._loglikelihood_tokens(requests, disable_tqdm=True)
-    for request, a, b in zip(requests, expected, ours._loglikelihood_tokens(requests), strict=True):
-        assert b[0] == pytest.approx(a[0], abs=1e-4 * len(request[2]))
-        assert a[1] == b[1]
+
+    def requests(kind, *arguments):
+        return [Instance(kind, {}, each, n) for n, each in enumerate(arguments)]
+
+    long = "the old bird sat on the cat, and the dog. " * 20
+    assert len(ours.tok_encode(long)) > 2 * context, "it does not fit"
+    asked = requests(
+        "loglikelihood", ("the cat", " sat on a mat"), ("", "stones"), (long, " and the dog"),
+        ("the cat", " caf\u00e9\n"),
+    )  # fmt: skip
+    expected, found = theirs.loglikelihood(asked), ours.loglikelihood(asked)
+    for request, (a, is_greedy), (b, ours_is) in zip(asked, expected, found, strict=True):
+        tokens = len(ours.tok_encode(request.args[1]))
+        assert b == pytest.approx(a, abs=1e-4 * tokens) and is_greedy == ours_is
+
+    asked = requests("loglikelihood_rolling", (long,), ("the cat sat",))
+    expected, found = theirs.loglikelihood_rolling(asked), ours.loglikelihood_rolling(asked)
+    for request, a, b in zip(asked, expected, found, strict=True):
+        assert b == pytest.approx(a, abs=1e-4 * len(ours.tok_encode(request.args[0])))
+
+    how = {"until": ["\n\n"], "max_gen_toks": 6, "do_sample": False}
+    asked = requests("generate_until", ("the cat sat on", how), ("a dog", how))
+    assert ours.generate_until(asked) == theirs.generate_until(asked)

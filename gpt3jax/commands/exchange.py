@@ -1,0 +1,59 @@
+"""Commands between formats: a run goes out, a folder of weights comes in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+
+def export(
+    run: Positional[Path],
+    to: Literal["huggingface"],
+    out: Path,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    step: int | None = None,
+) -> None:
+    """Write a run's model as a folder for transformers, with a certificate that it is the same.
+
+    Examples:
+      gpt3jax export runs/tiny --to huggingface --out exported/tiny
+      gpt3jax export runs/tiny --to huggingface --out exported/tiny-400 --dtype bfloat16 --step 400
+
+    Args:
+      run: The run.
+      to: Whose format.
+      out: Folder to write; it appears when all of it is there and holds.
+      dtype: What weights are stored as.
+      step: The checkpoint; the newest if not given.
+    """
+    from gpt3jax.interchange.export import export as run_export
+    from gpt3jax.progress import progress
+
+    with progress() as report:
+        certificate = run_export(run, out, dtype=dtype, step=step, progress=report)
+    print(f"{out}: {certificate.parameters:,} parameters of step {certificate.step} as {to}")
+    print(certificate.line)
+
+
+def import_(folder: Positional[Path], run: Path) -> None:
+    """Make a run of a GPT-2, GPT-Neo or Cerebras-GPT folder, or of another run's newest weights.
+
+    Examples:
+      gpt3jax import downloads/gpt2 --run runs/gpt2
+      gpt3jax import runs/tiny --run runs/tiny-again
+
+    Args:
+      folder: With config.json, safetensors and a tokenizer; or a run.
+      run: Folder of the new run.
+    """
+    from gpt3jax.interchange.import_ import import_ as run_import
+    from gpt3jax.progress import progress
+
+    with progress() as report:
+        found = run_import(folder, run, report)
+    print(
+        f"{run}: {found.parameters:,} parameters of a {found.family} model, "
+        f"{found.tokenizer.vocabulary:,} tokens"
+    )

@@ -1,0 +1,78 @@
+"""The model card of an export: what is known of the run, and what whoever publishes it must add."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gpt3jax.config import Experiment
+from gpt3jax.interchange.certificate import Certificate
+from gpt3jax.run import Run
+from gpt3jax.train.ledger import read
+from gpt3jax.train.seal import Seal
+
+HEAD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- gpt3jax
+---
+"""
+
+
+def card(run: Run, experiment: Experiment, seal: Seal, certificate: Certificate) -> str:
+    """The text of README.md."""
+    model = experiment.model
+    data = run.identity()["data"]
+    kind = "dense" if certificate.family == "gpt2" else f"dense and banded ({model.band}) layers"
+    facts = {
+        "Parameters": f"{certificate.parameters:,}",
+        "Shape": f"{model.n_layers} layers, {model.d_model} wide, {model.n_heads} heads of "
+        f"{model.d_head}, context {model.context}, vocabulary {model.vocabulary:,}; {kind}",
+        "Trained on": f"{seal.sequences * model.context:,} tokens in {seal.step:,} steps",
+        "Data": "; ".join(map(_source, data["sources"])) or _origin(run),
+        "Tokenizer": f"`{data['tokenizer']}`",
+        **_measured(run, seal.step),
+        "State": f"`{seal.state}` of run `{experiment.name}`, identity `{seal.identity}`",
+        "Code": ", ".join(f"{name} {version}" for name, version in sorted(seal.code.items())),
+        "Weights": certificate.dtype,
+    }
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    return (
+        f"{HEAD}\n# {experiment.name}\n\nA GPT-3 architecture (Brown et al. 2020) trained with "
+        f"gpt3jax, as transformers' `{certificate.family}`.\n\n| | |\n|---|---|\n{rows}\n\n"
+        f"{certificate.line}\n\n"
+        "## To be written by whoever publishes this\n\nLicence: none is stated; it is not for this "
+        "program to choose, and that of the data may bind. Intended use, limits and risks: a "
+        "model repeats what it read, and this card knows of its data only what stands above.\n"
+    )
+
+
+def _source(source: dict[str, Any]) -> str:
+    """A source by name, share and content."""
+    share = f"{source['weight']:.3g}" if isinstance(source.get("weight"), int | float) else "?"
+    name = json.dumps(source["name"])[1:-1].replace("|", " ").replace("`", "'")
+    return f"`{name}` (share {share}, content `{source['manifest']}`)"
+
+
+def _origin(run: Run) -> str:
+    imported = next((e for e in read(run.ledger_file) if e["event"] == "import"), {})
+    return f"not known: imported from a `{imported.get('family', 'foreign')}` folder"
+
+
+def _measured(run: Run, step: int) -> dict[str, str]:
+    """The last losses that were logged at or before a step."""
+    records = [record for record in run.metrics() if record["step"] <= step]
+    losses = [r for r in records if r.get("loss") is not None]
+    found = {}
+    if losses:
+        found["Training loss"] = f"{losses[-1]['loss']:.4f} nats/token at step {losses[-1]['step']}"
+    held_out = [r for r in records if r.get("val_loss") is not None]
+    if held_out:
+        last = held_out[-1]
+        per_byte = last.get("val_bits_per_byte")
+        found["Held-out loss"] = f"{last['val_loss']:.4f} nats/token" + (
+            f", {per_byte:.4f} bits/byte" if per_byte is not None else ""
+        )
+        found["Held-out loss"] += f" at step {last['step']}"
+    return found

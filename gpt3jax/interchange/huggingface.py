@@ -1,0 +1,177 @@
+"""Our parameters under the names and layouts of transformers, layer by layer, both ways.
+
+The maps rename, cut, reorder, transpose and, for GPT-Neo, scale. GPT-2's keep
+every bit. GPT-Neo does not divide scores by sqrt(K), so that its query weights are
+ours divided by it: each way rounds to the nearest float32 once, which keeps
+every bit where K is a power of 4, and makes what was read once come back the same
+for any K (tests/interchange/test_huggingface.py).
+
+Legend: D model width, H heads, K head width, Z query, key or value.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from gpt3jax.config import ConfigError, Model
+from gpt3jax.interchange.architecture import Family
+from gpt3jax.interchange.safetensors import Shapes
+
+Layer = dict[str, Any]
+"""One layer of our tree, not stacked: arrays by name and kind, as layer["qkv"]["kernel"]."""
+Read = Callable[[str], dict[str, np.ndarray]]
+"""The arrays of one name of a layer, by kind; read where they lie, when they are asked for."""
+Tensors = dict[str, np.ndarray]
+
+PREFIX = "transformer."
+TABLES = {"wte.weight": "token_embedding", "wpe.weight": "position_embedding"}
+HEAD = "lm_head.weight"
+LEFT_OUT = re.compile(r"h\.\d+\.attn\.(attention\.)?(bias|masked_bias)")
+"""Causal masks, which older versions stored beside the weights."""
+
+
+def shapes(family: Family, model: Model) -> Shapes:
+    """Every tensor of a model there, in their order; the head is the token embedding."""
+    d = model.d_model
+    norm = {"weight": (d,), "bias": (d,)}
+    found: Shapes = {"wte.weight": (model.vocabulary, d), "wpe.weight": (model.context, d)}
+    for index in range(model.n_layers):
+        found |= {f"h.{index}.{name}": shape for name, shape in _layer_shapes(family, d).items()}
+    found |= {f"ln_f.{kind}": shape for kind, shape in norm.items()}
+    return {PREFIX + name: shape for name, shape in found.items()}
+
+
+def _layer_shapes(family: Family, d: int) -> Shapes:
+    """What a layer has, in the order of transformers."""
+    norms = {f"ln_{i}.{kind}": (d,) for i in (1, 2) for kind in ("weight", "bias")}
+    f = 4 * d
+    if family == "gpt2":
+        return norms | {
+            "attn.c_attn.weight": (d, 3 * d), "attn.c_attn.bias": (3 * d,),
+            "attn.c_proj.weight": (d, d), "attn.c_proj.bias": (d,),
+            "mlp.c_fc.weight": (d, f), "mlp.c_fc.bias": (f,),
+            "mlp.c_proj.weight": (f, d), "mlp.c_proj.bias": (d,),
+        }  # fmt: skip
+    return norms | {
+        **{f"attn.attention.{z}_proj.weight": (d, d) for z in ("q", "k", "v", "out")},
+        "attn.attention.out_proj.bias": (d,),
+        "mlp.c_fc.weight": (f, d), "mlp.c_fc.bias": (f,),
+        "mlp.c_proj.weight": (d, f), "mlp.c_proj.bias": (d,),
+    }  # fmt: skip
+
+
+def to_layer(family: Family, read: Read, model: Model) -> Iterator[tuple[str, np.ndarray]]:
+    """A layer's tensors in their order, by name within it.
+
+    Of GPT-Neo, q, k and v must have no bias: see `fold`.
+    """
+    for i in (1, 2):
+        norm = read(f"norm_{i}")
+        yield f"ln_{i}.weight", norm["gain"]
+        yield f"ln_{i}.bias", norm["bias"]
+    d, is_gpt2 = model.d_model, family == "gpt2"
+    qkv, attention = read("qkv"), "attn" if is_gpt2 else "attn.attention"
+    if is_gpt2:
+        yield "attn.c_attn.weight", qkv["kernel"].swapaxes(1, 2).reshape(d, -1)
+        yield "attn.c_attn.bias", qkv["bias"].swapaxes(0, 1).reshape(-1)
+    else:
+        q, k, v = (qkv["kernel"][:, :, z].reshape(d, -1).T for z in range(3))
+        yield f"{attention}.q_proj.weight", _scaled(q, 1 / math.sqrt(model.d_head))
+        yield f"{attention}.k_proj.weight", k
+        yield f"{attention}.v_proj.weight", v
+        del q, k, v
+    del qkv
+    out = "c_proj" if is_gpt2 else "out_proj"
+    for name, ours in ((f"{attention}.{out}", "out"), ("mlp.c_fc", "up"), ("mlp.c_proj", "down")):
+        linear = read(ours)
+        kernel = linear["kernel"].reshape(-1, linear["kernel"].shape[-1])
+        yield f"{name}.weight", kernel if is_gpt2 else kernel.T  # GPT-Neo's are [out, in].
+        yield f"{name}.bias", linear["bias"]
+
+
+def from_layer(family: Family, tensors: Tensors, model: Model) -> Layer:
+    """The inverse of `to_layer`."""
+    d, h, k = model.d_model, model.n_heads, model.d_head
+    norms = {
+        f"norm_{i}": {"gain": tensors[f"ln_{i}.weight"], "bias": tensors[f"ln_{i}.bias"]}
+        for i in (1, 2)
+    }
+    if family == "gpt2":
+        attention = "attn.c_proj"
+        qkv_DZHK = tensors["attn.c_attn.weight"].reshape(d, 3, h, k)
+        qkv_ZHK = tensors["attn.c_attn.bias"].reshape(3, h, k)
+        kernels = {name: tensors[f"{name}.weight"] for name in _KERNELS}
+        out_kernel_DD = tensors["attn.c_proj.weight"]
+    else:
+        attention = "attn.attention.out_proj"
+        of_q, of_k, of_v = (tensors[f"attn.attention.{z}_proj.weight"].T for z in "qkv")
+        qkv_DZHK = np.stack([_scaled(of_q, math.sqrt(k)), of_k, of_v], 1).reshape(d, 3, h, k)
+        qkv_ZHK = np.zeros((3, h, k), np.float32)
+        kernels = {name: tensors[f"{name}.weight"].T for name in _KERNELS}
+        out_kernel_DD = tensors["attn.attention.out_proj.weight"].T
+    return {
+        **norms,
+        "qkv": {"kernel": qkv_DZHK.swapaxes(1, 2), "bias": qkv_ZHK.swapaxes(0, 1)},
+        "out": {
+            "kernel": out_kernel_DD.reshape(h, k, d), "bias": tensors[f"{attention}.bias"],
+        },
+        "up": {"kernel": kernels["mlp.c_fc"], "bias": tensors["mlp.c_fc.bias"]},
+        "down": {"kernel": kernels["mlp.c_proj"], "bias": tensors["mlp.c_proj.bias"]},
+    }  # fmt: skip
+
+
+_KERNELS = ("mlp.c_fc", "mlp.c_proj")
+
+
+def _scaled(kernel: np.ndarray, factor: float) -> np.ndarray:
+    """Rounded once: the product is exact enough in float64."""
+    return (kernel.astype(np.float64) * factor).astype(np.float32)
+
+
+def fold(read: Read, model: Model, index: int) -> Read:
+    """The same function without biases of q, k and v, which GPT-Neo does not have.
+
+    A bias of the keys adds the same to all scores of a query, which the softmax
+    does not see. One of the queries is a shift of what the projections read,
+    W_q^T shift = b_q, and so goes into the norm's bias. That shift reaches the
+    keys, where it is not seen, either, and the values; these are averaged with
+    weights that add up to 1, so that what shifts them goes into the output's bias.
+
+    Args:
+      read: of a layer.
+      model: its shape.
+      index: which it is, for messages.
+
+    Raises:
+      ConfigError: W_q has no inverse, so that there is no such shift.
+    """
+    qkv = read("qkv")
+    bias_HZK = qkv["bias"]
+    if not bias_HZK.any():
+        return read
+    d, norm, out = model.d_model, read("norm_1"), read("out")
+    w_q, w_v = (qkv["kernel"][:, :, z].reshape(d, -1).astype(np.float64) for z in (0, 2))
+    b_q, b_v = (bias_HZK[:, z].reshape(-1).astype(np.float64) for z in (0, 2))
+    try:
+        shift_D = np.linalg.solve(w_q.T, b_q) if b_q.any() else np.zeros(d)
+    except np.linalg.LinAlgError as error:
+        raise ConfigError(
+            f"layer {index}: its query bias cannot be folded away, since its query weights have "
+            "no inverse, and GPT-Neo has no such bias. The run cannot be exported"
+        ) from error
+    w_o = out["kernel"].reshape(-1, d).astype(np.float64)
+    folded = {
+        "norm_1": {**norm, "bias": _plus(norm["bias"], shift_D)},
+        "qkv": {**qkv, "bias": np.zeros_like(bias_HZK)},
+        "out": {**out, "bias": _plus(out["bias"], (b_v - shift_D @ w_v) @ w_o)},
+    }
+    return lambda name: folded[name] if name in folded else read(name)
+
+
+def _plus(bias: np.ndarray, more: np.ndarray) -> np.ndarray:
+    return (bias.astype(np.float64) + more).astype(np.float32)

@@ -1,0 +1,248 @@
+"""Somebody else's weights as a run: GPT-2, GPT-Neo and Cerebras-GPT folders, and runs of ours.
+
+The run has no data and stands at step 0: it generates, is evaluated, verified and
+exported like any other, and is trained only when it is told on what. Nothing in
+the folder is run, and nothing of it is believed before it was checked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from gpt3jax import stored
+from gpt3jax.config import (
+    ConfigError,
+    Data,
+    Experiment,
+    Mesh,
+    Model,
+    Schedule,
+    Train,
+    cut,
+    short_hash,
+)
+from gpt3jax.data.prepare import partial_folder
+from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.interchange import huggingface
+from gpt3jax.interchange.architecture import Family, from_config
+from gpt3jax.interchange.export import opened
+from gpt3jax.interchange.safetensors import Tensor, read_folder
+from gpt3jax.interchange.tokenizer_files import read_tokenizer
+from gpt3jax.model.lora import merged
+from gpt3jax.model.table import count, named, table
+from gpt3jax.run import Run, write_whole
+from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.train import ledger
+from gpt3jax.train.checkpoint import Checkpoints
+from gpt3jax.train.folder import check_writable
+from gpt3jax.train.optimizer import make_optimizer
+from gpt3jax.train.seal import Seal
+from gpt3jax.train.state import TrainState, abstract_state
+
+Arrays = dict[str, np.ndarray]
+"""Parameters by path, as `layers/qkv/kernel`; layers are stacked."""
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was taken over."""
+
+    family: Family | str
+    model: Model
+    tokenizer: Tokenizer
+
+    @property
+    def parameters(self) -> int:
+        """Exact."""
+        return count(self.model)
+
+
+def import_(folder: Path, path: Path, progress: Progress = lambda what, share: None) -> Imported:
+    """Make a run of a model's folder; it appears whole, when all of it is there.
+
+    Args:
+      folder: as transformers saves a model, with safetensors and a tokenizer; or a run of ours,
+        whose newest checkpoint is taken, of any mesh and precision.
+      path: the run; not there yet, or empty.
+      progress: called with what is done, and the share of it.
+
+    Raises:
+      ConfigError: the folder cannot be taken over as it is, or `path` holds something.
+      DamagedError: it is a run, and none of its checkpoints is whole.
+      SaveError: the checkpoint cannot be written.
+    """
+    check_writable(path)
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise ConfigError(f"--run {path} holds something: an imported run is new. Choose another")
+    if Run(folder).exists():
+        found, arrays = _from_run(Run(folder), progress)
+    else:
+        found, arrays = _from_huggingface(folder, progress)
+    if found.tokenizer.vocabulary > found.model.vocabulary:
+        raise ConfigError(
+            f"{folder}: its tokenizer has {found.tokenizer.vocabulary} tokens, the model rows for "
+            f"{found.model.vocabulary}: they do not belong together. Get the whole folder"
+        )
+    for name, values in arrays.items():
+        if not np.isfinite(values).all():
+            raise ConfigError(f"{folder}: {name} is not finite everywhere. Get it again")
+    partial = partial_folder(path)
+    try:
+        _write(Run(partial), _experiment(folder, found.model), found, arrays, folder)
+        os.rename(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return found
+
+
+def _from_run(run: Run, progress: Progress) -> tuple[Imported, Arrays]:
+    """The parameters of a run of ours, read block by block from whatever mesh wrote them."""
+    model = run.experiment().model
+    tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
+    _, stored_params = opened(run, None, progress)
+    arrays = {path: stored_params.whole(path).astype(np.float32) for path in stored_params.leaves}
+    params, model = merged(traverse_util.unflatten_dict(arrays, sep="/"), model)
+    arrays = traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
+    return Imported("gpt3jax", model, tokenizer), arrays
+
+
+def _from_huggingface(folder: Path, progress: Progress) -> tuple[Imported, Arrays]:
+    try:
+        config = stored.build(dict[str, Any], stored.read(folder / "config.json"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder} is not a model's folder: it has no config.json. Name one that "
+            "transformers saved, or a run"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}/config.json cannot be read: {error}. Get it again") from error
+    family, model = from_config(config)
+    tokenizer = read_tokenizer(folder)
+    tensors = _ours(read_folder(folder), family, model, folder)
+    arrays = {path: np.zeros(spec.shape, np.float32) for path, spec in named(table(model))}
+    for theirs, path in huggingface.TABLES.items():
+        # Rows that pad the vocabulary stay zero.
+        arrays[path][: tensors[theirs].shape[0]] = tensors[theirs].read()
+    if huggingface.HEAD in tensors:
+        head = tensors[huggingface.HEAD].read().astype(np.float32)
+        if (head.view(np.uint32) != arrays["token_embedding"][: len(head)].view(np.uint32)).any():
+            raise ConfigError(
+                f"{folder}: its {huggingface.HEAD} is not its token embedding, ours is always "
+                "the same (tied). Such a model cannot be taken over"
+            )
+    for theirs, kind in (("ln_f.weight", "gain"), ("ln_f.bias", "bias")):
+        arrays[f"final_norm/{kind}"][:] = tensors[theirs].read()
+    for index in range(model.n_layers):
+        progress("reading", index / model.n_layers)
+        prefix = f"h.{index}."
+        layer = huggingface.from_layer(
+            family,
+            {
+                name.removeprefix(prefix): tensor.read().astype(np.float32)
+                for name, tensor in tensors.items()
+                if name.startswith(prefix)
+            },
+            model,
+        )
+        for name, kinds in layer.items():
+            for kind, values in kinds.items():
+                arrays[f"layers/{name}/{kind}"][index] = values
+    progress("reading", 1.0)
+    return Imported(family, model, tokenizer), arrays
+
+
+def _ours(
+    tensors: dict[str, Tensor], family: Family, model: Model, folder: Path
+) -> dict[str, Tensor]:
+    """The tensors by their names without prefix: just those that the model has, and their shapes.
+
+    Raises:
+      ConfigError: one is missing, unknown, there twice, or of another shape; it is named.
+    """
+    prefix = huggingface.PREFIX
+    expected = {
+        name.removeprefix(prefix): shape
+        for name, shape in huggingface.shapes(family, model).items()
+    }
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = name.removeprefix(prefix)
+        if huggingface.LEFT_OUT.fullmatch(plain) and plain not in expected:
+            continue
+        shape = expected.get("wte.weight" if plain == huggingface.HEAD else plain)
+        if shape is None or plain in found:
+            what = "there twice" if plain in found else "not one of the model's"
+            raise ConfigError(f"{folder}: tensor {cut(name, 80)} is {what}. Get the folder again")
+        if tensor.shape != shape:
+            raise ConfigError(
+                f"{folder}: tensor {cut(name, 80)} is {list(tensor.shape)[:8]}, by config.json "
+                f"it is {list(shape)}. Get the folder again"
+            )
+        found[plain] = tensor
+    missing = next((name for name in expected if name not in found), None)
+    if missing:
+        raise ConfigError(f"{folder}: tensor {missing} is missing. Get the folder again")
+    return found
+
+
+def _experiment(folder: Path, model: Model) -> Experiment:
+    """What the run says it is. It is not trained as it is: it has no data."""
+    name = re.sub(r"[^\w.,=+-]", "-", folder.resolve().name)[:100].lstrip(".,=+-")
+    return Experiment(
+        name=name or "imported",
+        model=model,
+        data=Data(sources=()),
+        schedule=Schedule(peak_learning_rate=0.0),
+        train=Train(batch_tokens=model.context),
+    )
+
+
+def _write(run: Run, experiment: Experiment, found: Imported, arrays: Arrays, folder: Path) -> None:
+    """A run's folder, sealed at step 0 with fresh moments of the optimizer."""
+    found.tokenizer.save(run.tokenizer_file)
+    data = {
+        "tokenizer": found.tokenizer.hash, "sources": [], "context": found.model.context,
+        "seed": experiment.seed,
+    }  # fmt: skip
+    identity = {**experiment.identity(), "data": data}
+    write_whole(run.identity_file, json.dumps(identity, indent=2) + "\n")
+    ledger.record(
+        run.ledger_file, "import", folder=folder.resolve().name, family=found.family,
+        parameters=found.parameters, **ledger.code_version(),
+    )  # fmt: skip
+
+    def on_saved(sealed: Seal) -> None:
+        ledger.record(run.ledger_file, "save", step=0, sequences=0, state=sealed.state)
+
+    mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
+    abstract = abstract_state(experiment, mesh)
+    with jax.set_mesh(mesh):
+        params = jax.tree_util.tree_map_with_path(
+            lambda at, leaf: jax.device_put(
+                arrays.pop(jax.tree_util.keystr(at, simple=True, separator="/")), leaf.sharding
+            ),
+            abstract.params,
+        )
+        state = TrainState(params, make_optimizer(experiment.optimizer).init(params))
+        checkpoints = Checkpoints(run.checkpoints, experiment.train.keep)
+        try:
+            unsealed = Seal(0, 0, (), short_hash(identity), ledger.code_version(), {})
+            checkpoints.save(state, unsealed, on_saved)
+            checkpoints.wait()
+        finally:
+            checkpoints.close()
+    # Last, since a run is there when this is.
+    write_whole(run.experiment_file, experiment.to_json())
