@@ -103,18 +103,12 @@ class Generator:
         Takes the options of `tokens`. Ends at the end-of-text token or before
         the first stop string.
         """
-        stream, held = StreamDecoder(self.tokenizer), ""
+        stream = TextStream(self.tokenizer, stop)
         for (token,) in self.tokens(self.tokenizer.encode(prompt), **options):
-            if token == self.tokenizer.end_of_text:
-                break
-            held += stream.push(int(token))
-            if any(each in held for each in stop):
-                yield _before_stop(held, stop)
+            yield stream.push(int(token))
+            if stream.ended:
                 return
-            keep = _length_of_begun_stop(held, stop)
-            yield held[: len(held) - keep]
-            held = held[len(held) - keep :]
-        yield held + stream.flush()
+        yield stream.flush()
 
     def samples(self, prompt: str, rows: int, *, stop: Sequence[str] = (), **options) -> list[str]:
         """Several whole samples of one prompt, computed together."""
@@ -173,19 +167,50 @@ class Generator:
     ) -> tuple[jax.Array, Cache, int]:
         """Prefill with the last `most` tokens: next logits, cache, slots filled.
 
-        Lengths are padded to powers of two, so that few programs are compiled;
-        rows that share their history are read once.
+        Lengths are padded (`prefill_size`); rows that share their history are read once.
         """
         recent = np.stack(history[-most:], axis=1)
         shared = bool((recent == recent[:1]).all())
         length = recent.shape[1]
-        size = min(self.model.context, max(SMALLEST_PREFILL, 1 << (length - 1).bit_length()))
+        size = prefill_size(length, self.model)
         padded = np.pad(recent[:1] if shared else recent, ((0, 0), (0, size - length)))
         logits, cache = self._prefill(self.params, padded, jnp.int32(length), self.model)
         if shared and rows > 1:
             everyone = jnp.zeros(rows, jnp.int32)
             logits, cache = logits[everyone], self._take_rows(cache, everyone)
         return logits, cache, length
+
+
+def prefill_size(length: int, model: Model) -> int:
+    """Tokens that a prompt is padded to: powers of two, so that few programs are compiled."""
+    return min(model.context, max(SMALLEST_PREFILL, 1 << (length - 1).bit_length()))
+
+
+class TextStream:
+    """A text as its tokens come, up to the end-of-text token or the first stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self.ended = False
+        """Whether it is over; no token follows."""
+        self._end = tokenizer.end_of_text
+        self._decoder, self._stop, self._held = StreamDecoder(tokenizer), stop, ""
+
+    def push(self, token: int) -> str:
+        """The text that is now certain; what may begin a stop string is held back."""
+        if token == self._end:
+            self.ended = True
+            return self.flush()
+        self._held += self._decoder.push(token)
+        if any(each in self._held for each in self._stop):
+            self.ended = True
+            return _before_stop(self._held, self._stop)
+        keep = _length_of_begun_stop(self._held, self._stop)
+        certain, self._held = self._held[: len(self._held) - keep], self._held[-keep:] * (keep > 0)
+        return certain
+
+    def flush(self) -> str:
+        """What was held back, where no token follows."""
+        return self._held + self._decoder.flush()
 
 
 def _before_stop(text: str, stop: Sequence[str]) -> str:

@@ -53,6 +53,8 @@ def test_help_and_refusals_do_not_import_jax(prepared):
         ["train", TINY, "--data.sources.0.path", "nowhere"],
         ["plan", TINY, "--chips", "v5e:2x2"], ["plan", TINY], ["plan", TINY, "--budget", "10"],
         ["export", "--help"], ["import", "--help"], ["export", "runs/a", "--to", "onnx"],
+        ["serve", "--help"], ["serve", "runs/a", "--rows", "3"],
+        ["serve", "runs/a", "--token-file", "none"],
     ]  # fmt: skip
     script = (
         "import sys\nfrom gpt3jax.cli import main\n"
@@ -66,7 +68,7 @@ def test_help_and_refusals_do_not_import_jax(prepared):
     done = python("-c", script)
     assert done.returncode == 0, done.stderr
     codes = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("code ")]
-    assert "".join(codes) == "00200022222020002"
+    assert "".join(codes) == "00200022222020002022"
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

@@ -23,6 +23,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": using.evaluate,
     "perplexity": using.perplexity,
     "report": using.report,
+    "serve": using.serve,
     "export": exchange.export,
     "import": exchange.import_,
     "verify": training.verify,

@@ -10,26 +10,36 @@ from tyro.conf import Positional
 
 def export(
     run: Positional[Path],
-    to: Literal["huggingface"],
+    to: Literal["huggingface", "stablehlo"],
     out: Path,
     dtype: Literal["float32", "bfloat16"] = "float32",
     step: int | None = None,
 ) -> None:
-    """Write a run's model as a folder for transformers, with a certificate that it is the same.
+    """Write a run's model as a folder for transformers, or as programs that only need jax.
 
     Examples:
       gpt3jax export runs/tiny --to huggingface --out exported/tiny
       gpt3jax export runs/tiny --to huggingface --out exported/tiny-400 --dtype bfloat16 --step 400
+      gpt3jax export runs/tiny --to stablehlo --out exported/programs
 
     Args:
       run: The run.
-      to: Whose format.
+      to: huggingface, with a certificate that it is the same; or stablehlo, for CPU, CUDA and TPU.
       out: Folder to write; it appears when all of it is there and holds.
-      dtype: What weights are stored as.
+      dtype: What weights are stored as; of programs, what they compute in.
       step: The checkpoint; the newest if not given.
     """
-    from gpt3jax.interchange.export import export as run_export
     from gpt3jax.progress import progress
+
+    if to == "stablehlo":
+        from gpt3jax.interchange.stablehlo import export as export_programs
+
+        with progress() as report:
+            found = export_programs(run, out, dtype=dtype, step=step, progress=report)
+        print(f"{out}: {found.parameters:,} parameters of step {found.step} as {to}")
+        print(f"python {out / 'run.py'} 20 continues a new document; it needs jax and flatbuffers")
+        return
+    from gpt3jax.interchange.export import export as run_export
 
     with progress() as report:
         certificate = run_export(run, out, dtype=dtype, step=step, progress=report)

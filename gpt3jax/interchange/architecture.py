@@ -102,6 +102,7 @@ def to_config(model: Model, dtype: str, end_of_text: int) -> dict[str, Any]:
         return common | {
             "n_layer": model.n_layers, "n_head": model.n_heads, "n_embd": model.d_model,
             "n_inner": model.d_ff, "n_positions": model.context,
+            "n_ctx": model.context,  # The same: llama.cpp's converter asks by this name.
             "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
         }  # fmt: skip
     kinds = ["global" if model.is_dense(i) else "local" for i in range(model.n_layers)]

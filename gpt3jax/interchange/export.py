@@ -26,7 +26,7 @@ from gpt3jax.interchange import huggingface
 from gpt3jax.interchange.architecture import Family, family_of, to_config
 from gpt3jax.interchange.card import card
 from gpt3jax.interchange.certificate import Certificate, certify
-from gpt3jax.interchange.safetensors import FLOATS, write_folder
+from gpt3jax.interchange.safetensors import FLOATS, Shapes, write_folder
 from gpt3jax.interchange.tokenizer_files import write_tokenizer
 from gpt3jax.model.table import count
 from gpt3jax.run import Run, open_run
@@ -65,15 +65,14 @@ def export(
     run = open_run(path)
     model = dataclasses.replace(run.experiment().model, lora_rank=0)  # It is merged as it is read.
     family = family_of(model)
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"--out {out} holds something: a model's folder is new. Choose another")
+    check_is_new(out)
     tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
     step, params = opened(run, step, progress)
     folder = partial_folder(out)
     try:
-        _check_space(folder, model, DTYPES[dtype])
-        tensors = _tensors(family, params, model, progress)
         shapes = huggingface.shapes(family, model)
+        check_space(folder, shapes, DTYPES[dtype])
+        tensors = _tensors(family, params, model, progress)
         write_folder(folder, shapes, DTYPES[dtype], tensors)
         _write_config(folder, model, tokenizer, dtype)
         write_tokenizer(folder, tokenizer, model.context)
@@ -156,9 +155,23 @@ def _write_config(folder: Path, model: Model, tokenizer: Tokenizer, dtype: Dtype
         (folder / name).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _check_space(folder: Path, model: Model, dtype: np.dtype) -> None:
-    shapes = huggingface.shapes(family_of(model), model).values()
-    need = sum(map(math.prod, shapes)) * dtype.itemsize + SPARE
+def check_is_new(out: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+      ConfigError: it does.
+    """
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"--out {out} holds something: a model's folder is new. Choose another")
+
+
+def check_space(folder: Path, shapes: Shapes, dtype: np.dtype) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Raises:
+      RunError: so it is.
+    """
+    need = sum(map(math.prod, shapes.values())) * dtype.itemsize + SPARE
     free = shutil.disk_usage(folder).free
     if need > free:
         raise RunError(

@@ -1,0 +1,107 @@
+"""Programs that run where this package is not: the same text, for any rows, on any platform."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from building import changed
+
+from gpt3jax import cli
+from gpt3jax.config import ConfigError, Mesh
+from gpt3jax.interchange import stablehlo
+from gpt3jax.interchange.safetensors import read_folder
+from gpt3jax.model.decode import Sampling
+from gpt3jax.model.gpt3 import forward
+from gpt3jax.saved import load_model
+from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.write import load_generator
+
+# As where this package was never installed.
+ALONE = (
+    "import runpy, sys; sys.modules['gpt3jax'] = None; sys.argv.pop(0); "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+@pytest.fixture
+def wide(experiment):
+    """Two layers, one of them banded, and ids that stand for no text."""
+    return changed(experiment, model={"n_layers": 2, "vocabulary": 310})
+
+
+def test_alone_it_writes_what_generate_writes(wide, make_run, tmp_path):
+    """Past the end of the window, too."""
+    run = make_run(wide, seed=7)  # Of others the greedy text soon repeats one token.
+    assert (
+        cli.main(["export", str(run.path), "--to", "stablehlo", "--out", str(tmp_path / "o")]) == 0
+    )
+    assert sorted(os.listdir(tmp_path / "o")) == [
+        "decode.jax_export", "model.json", "model.safetensors", "prefill.jax_export", "run.py",
+        "tokenizer.model",
+    ]  # fmt: skip
+    prompt = [7, 200, 33]
+    away = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(tmp_path / "o/run.py"), "70", *map(str, prompt)],
+        capture_output=True, text=True, timeout=200, cwd=tmp_path, env=away,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    generator = load_generator(run.path)
+    drawn = generator.tokens(prompt, new_tokens=70, sampling=Sampling(temperature=0))
+    expected = [int(token) for (token,) in drawn]
+    if generator.tokenizer.end_of_text in expected:
+        expected = expected[: expected.index(generator.tokenizer.end_of_text) + 1]
+    assert json.loads(done.stdout) == expected
+    assert len(set(expected[45:])) > 4, "the window was never full, or does not matter"
+    assert generator.tokenizer.decode(expected) in done.stderr
+
+
+@pytest.mark.parametrize(("dtype", "count"), [("float32", 3), ("bfloat16", 1)])
+def test_rows_of_any_number_and_length_get_the_logits_of_a_forward_pass(
+    wide, make_run, tmp_path, dtype, count
+):
+    wide = changed(wide, model={"lora_rank": 2})
+    run = make_run(wide)
+    stablehlo.export(run.path, tmp_path / "o", dtype=dtype)
+    prefill, decode = (
+        jax.export.deserialize((tmp_path / f"o/{name}.jax_export").read_bytes())
+        for name in stablehlo.PROGRAMS
+    )
+    assert prefill.platforms == decode.platforms == ("cpu", "cuda", "tpu")
+    weights = {name: tensor.read() for name, tensor in read_folder(tmp_path / "o").items()}
+    params = load_model(run.path, None, make_mesh(Mesh(data=1), jax.devices()[:1])).params
+    texts = [[5, 9, 200, 7], [8] * 47, [299, 2]][:count]
+    padded = np.array([text[:-1] + [0] * (49 - len(text)) for text in texts], np.int32)
+    length = np.array([len(text) - 1 for text in texts], np.int32)
+    first, cache = prefill.call(weights, padded, length)
+    second, _ = decode.call(weights, cache, np.array([text[-1] for text in texts], np.int32))
+    assert first.shape == second.shape == (count, 300), "ids without text are left out"
+    tolerance = 1e-4 if dtype == "float32" else 0.3
+    for row, text in enumerate(texts):
+        logits = forward(params, np.array([text], np.int32), wide.model).logits[0, :, :300]
+        np.testing.assert_allclose(first[row], logits[-2], atol=tolerance)
+        np.testing.assert_allclose(second[row], logits[-1], atol=tolerance)
+
+
+def test_it_appears_whole_or_not_at_all(wide, make_run, tmp_path, monkeypatch):
+    run = make_run(wide)
+
+    def fail(*_):
+        assert list(tmp_path.glob("o.partial*")), "it is written beside"
+        raise OSError("lost")
+
+    monkeypatch.setattr(stablehlo, "programs", fail)
+    with pytest.raises(OSError, match="lost"):
+        stablehlo.export(run.path, tmp_path / "o")
+    assert not list(tmp_path.glob("o*"))
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o/kept").write_text("")
+    with pytest.raises(ConfigError, match="holds something"):
+        stablehlo.export(run.path, tmp_path / "o")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="flatbuffers"):
+        stablehlo.export(run.path, tmp_path / "new")

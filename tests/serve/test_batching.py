@@ -1,0 +1,197 @@
+"""Rows that are written together: each as if it were alone."""
+
+import queue
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from gpt3jax.model.decode import Sampling
+from gpt3jax.model.gpt3 import forward
+from gpt3jax.serve.api import Completion
+from gpt3jax.serve.batching import BusyError, Owner
+from gpt3jax.serve.texts import Job
+
+PATIENCE = 60
+
+
+def asked(prompt=(5, 77, 123), **fields):
+    defaults = {
+        "prompts": (tuple(prompt),), "most": 12, "temperature": 1.0, "top_p": 1.0, "samples": 1,
+        "stop": (), "logprobs": 5, "echo": False, "seed": 0, "stream": False,
+        "include_usage": False,
+    }  # fmt: skip
+    return Completion(**{**defaults, **fields})
+
+
+def submit(owner, request):
+    found = queue.Queue()
+    job = Job(request, found.put)
+    owner.submit(job)
+    return job, found
+
+
+def finished(found, rows=1):
+    """What each row wrote, by its index: text, tokens and how it ended."""
+    texts, tokens, ends = {}, {}, {}
+    while len(ends) < rows:
+        piece = found.get(timeout=PATIENCE)
+        if isinstance(piece, Exception):
+            raise piece
+        texts[piece.index] = texts.get(piece.index, "") + piece.text
+        tokens.setdefault(piece.index, []).extend(piece.tokens)
+        if piece.finish:
+            ends[piece.index] = piece.finish
+    return [(texts[i], tokens[i], ends[i]) for i in range(rows)]
+
+
+def alone(generator, request, prompt, sample):
+    """Token ids that `Generator` draws, up to the end of the text."""
+    sampling = Sampling(request.temperature, top_p=request.top_p)
+    drawn = generator.tokens(
+        prompt, new_tokens=request.most, rows=request.samples, sampling=sampling, seed=request.seed
+    )
+    ids = [int(each[sample]) for each in drawn]
+    end = generator.tokenizer.end_of_text
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+def ids_of(tokens):
+    return [each.token for each in tokens]
+
+
+def test_every_row_is_what_it_would_be_alone(generator, owner):
+    """Prompts of unlike lengths and beyond the window, any temperature, two samples: together."""
+    requests = [
+        asked([7 + n for n in range(length)], most=most, temperature=temperature, top_p=top_p,
+              samples=samples, seed=seed)
+        for seed, (length, most, temperature, top_p, samples) in enumerate([
+            (0, 5, 1.0, 1.0, 1), (1, 40, 1.0, 1.0, 2), (31, 3, 0.7, 1.0, 1), (32, 50, 1.0, 0.9, 1),
+            (20, 1, 0.0, 1.0, 1), (9, 70, 0.0, 1.0, 1), (17, 20, 1.5, 0.5, 3), (3, 30, 1.0, 1.0, 1),
+        ])
+    ]  # fmt: skip
+    jobs = [submit(owner, request)[1] for request in requests]
+    for request, found in zip(requests, jobs, strict=True):
+        for sample, (text, tokens, end) in enumerate(finished(found, request.samples)):
+            expected = alone(generator, request, request.prompts[0], sample)
+            assert ids_of(tokens) == expected, request
+            assert text == generator.tokenizer.decode(expected)
+            assert end == ("length" if len(expected) == request.most else "stop")
+
+
+def test_log_probabilities_are_those_of_a_whole_forward_pass(generator, owner):
+    """Of what is written and of an echoed prompt, beside others."""
+    others = [submit(owner, asked([9] * n, most=25, seed=n)) for n in (2, 11)]
+    prompt = [5, 77, 123, 9, 200, 44]
+    request = asked(prompt, most=10, echo=True, seed=3)
+    ((text, tokens, _),) = finished(submit(owner, request)[1])
+    ids = ids_of(tokens)
+    assert ids[:6] == prompt and text.startswith(generator.tokenizer.decode(prompt))
+    logits = forward(generator.params, np.array([ids], np.int32), generator.model).logits
+    log_TV = jax.nn.log_softmax(logits[0, :, : generator.model.vocabulary])
+    assert tokens[0].log_probability is None and tokens[0].best == ()
+    for at, scored in enumerate(tokens[1:]):
+        assert scored.log_probability == pytest.approx(float(log_TV[at, ids[at + 1]]), abs=1e-5)
+        best, logs = zip(*scored.best, strict=True)
+        assert list(best) == np.argsort(-log_TV[at], stable=True)[:5].tolist()
+        np.testing.assert_allclose(logs, np.sort(log_TV[at])[::-1][:5], atol=1e-5)
+    for _, found in others:
+        finished(found)
+
+
+def test_offsets_count_the_characters_before_each_token(generator, owner):
+    ((text, tokens, _),) = finished(submit(owner, asked([60, 61], most=30, seed=1))[1])
+    for scored in tokens:
+        spelled = generator.tokenizer.token_bytes(scored.token).decode(errors="replace")
+        if "\ufffd" not in spelled:
+            # A broken character before it counts when it is known to be broken: with it.
+            assert text[scored.offset :].lstrip("\ufffd").startswith(spelled)
+
+
+def test_pieces_of_a_stream_join_to_the_text_and_end_before_a_stop_string(generator, owner):
+    ((whole, _, _),) = finished(submit(owner, asked(most=40, seed=5))[1])
+    stop = whole[6:9]
+    request = asked(most=40, seed=5, stop=(stop,), stream=True, logprobs=None)
+    ((text, _, end),) = finished(submit(owner, request)[1])
+    assert (text, end) == (whole[: whole.index(stop)], "stop")
+
+
+def test_nothing_is_written_for_zero_tokens(owner):
+    ((text, tokens, end),) = finished(submit(owner, asked(most=0))[1])
+    assert (text, tokens, end) == ("", [], "length")
+    ((_, tokens, _),) = finished(submit(owner, asked(most=0, echo=True))[1])
+    assert ids_of(tokens) == [5, 77, 123]
+
+
+def wait_until(condition):
+    for _ in range(PATIENCE * 100):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came")
+
+
+@pytest.fixture
+def held(generator):
+    """An owner whose steps wait: (owner, go)."""
+    owner, go = Owner(generator, 2, 3), threading.Event()
+    turn = owner._turn
+    owner._turn = lambda: (go.wait(PATIENCE), turn())
+    owner.start()
+    yield owner, go
+    go.set()
+    owner.close()
+
+
+def test_the_queue_is_bounded_and_a_cancelled_request_leaves_it(held):
+    owner, go = held
+    first, found = submit(owner, asked(most=5))
+    kept = submit(owner, asked(most=4, samples=2))[0]
+    assert owner.waiting == 3
+    with pytest.raises(BusyError):
+        submit(owner, asked())
+    owner.cancel(kept)
+    assert owner.waiting == 1
+    later = submit(owner, asked(samples=2, most=3))[1]
+    go.set()
+    assert len(ids_of(finished(found)[0][1])) <= 5
+    finished(later, 2)
+    wait_until(lambda: owner.active == 0)
+
+
+def test_a_cancelled_text_is_written_no_further(generator, owner):
+    before = owner.counts["completion_tokens"]
+    job, found = submit(owner, asked(most=200, stream=True, temperature=0.0))
+    found.get(timeout=PATIENCE)
+    owner.cancel(job)
+    wait_until(lambda: owner.active == 0)
+    assert owner.counts["completion_tokens"] - before < 200
+
+
+def test_a_failure_is_told_to_who_waits_and_others_are_served(held, monkeypatch, capsys):
+    owner, go = held
+    step = owner._step
+    monkeypatch.setattr(owner, "_step", lambda *a: (_ for _ in ()).throw(RuntimeError("lost")))
+    _, found = submit(owner, asked())
+    go.set()
+    with pytest.raises(RuntimeError, match="lost"):
+        finished(found)
+    assert "a batch failed" in capsys.readouterr().err
+    owner._step = step
+    finished(submit(owner, asked())[1])
+
+
+def test_what_waits_when_the_server_ends_is_told(held):
+    owner, go = held
+    _, found = submit(owner, asked())
+    ending = threading.Thread(target=owner.close)
+    ending.start()
+    wait_until(lambda: not owner.is_alive)
+    go.set()
+    ending.join(PATIENCE)
+    with pytest.raises(Exception, match="shutting down"):
+        finished(found)
+    with pytest.raises(Exception, match="shutting down"):
+        submit(owner, asked())
