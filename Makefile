@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 DATA    = data/python-library
 RUN     = runs/tiny
 
-.PHONY: install demo demo-finetune test faults tpu parity lint lock clean
+.PHONY: install demo demo-finetune picture test faults tpu parity lint lock clean
 
 install: $(VENV)/installed
 
@@ -30,6 +30,11 @@ demo-finetune: demo  ## the demo's model is taught a task it fails: all of it, a
 	$(BIN)/gpt3jax train experiments/finetune_words.py
 	$(BIN)/gpt3jax train experiments/finetune_words_lora.py
 	$(BIN)/gpt3jax evaluate $(RUN) runs/finetune_words runs/finetune_words_lora --tasks experiments/finetune_words.py --shots 0 1 few --beams 1
+
+picture: demo  ## the README's picture: a browser looks at the page about the demo's model
+	$(BIN)/gpt3jax inspect $(RUN) --out $(RUN)/inspect.html --prompt "$$(printf 'class Reader:\n    def __init__(self, ')"
+	mkdir -p docs
+	chromium --headless --no-sandbox --hide-scrollbars --virtual-time-budget=3000 --window-size=1280,1450 --screenshot=docs/inspect.png file://$(abspath $(RUN))/inspect.html
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not parity and not tpu_compiler"

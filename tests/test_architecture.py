@@ -22,6 +22,7 @@ LAYERS = [
     {
         "write",
         "evaluate",
+        "look",
         "contamination",
         "harness",
         "report",

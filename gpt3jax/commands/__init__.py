@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "perplexity": using.perplexity,
     "report": using.report,
     "serve": using.serve,
+    "inspect": using.inspect,
     "export": exchange.export,
     "import": exchange.import_,
     "verify": training.verify,

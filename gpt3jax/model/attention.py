@@ -146,6 +146,16 @@ def cached(
     return out.transpose(0, 2, 1, 3)
 
 
+def weights(q_BTHK: jax.Array, k_BTHK: jax.Array, band: int | None) -> jax.Array:
+    """How much each query of a window takes from each key: [B, H, T, T], float32, rows of 1.
+
+    Kernels keep no weights. This does what they do over whole windows, and is for looking.
+    """
+    slots = jnp.arange(q_BTHK.shape[1])
+    q, k = (x.transpose(0, 2, 1, 3) for x in (q_BTHK, k_BTHK))
+    return jax.nn.softmax(_scores(q, k, visible(slots, slots, band)), axis=-1)
+
+
 def visible(
     queries: jax.Array, keys: jax.Array, band: int | None, place_BT: jax.Array | None = None
 ) -> jax.Array:

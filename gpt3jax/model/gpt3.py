@@ -27,6 +27,14 @@ from gpt3jax.sharding.collectives import gather_weights, platform, size
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
+Edit = Callable[[str, int | jax.Array, jax.Array], jax.Array]
+"""Gets (name, layer, value) at each place in `EDITED`, and gives the value to go on with. In a
+loop over layers the layer is a traced integer: choose by `jnp.where(layer == 3, ...)`, never by
+`if`. Of `embedded` it is -1. Spread over devices, the value is this device's part."""
+
+EDITED = ("embedded", "queries", "keys", "values", "heads", "attention", "mlp", "residual")
+"""Where a forward pass can be edited, in its order, and what `want` can name; see `forward`."""
+
 REMAT_POLICIES = {
     name: jax.checkpoint_policies.save_only_these_names(*kept)
     for name, kept in {
@@ -68,6 +76,7 @@ def forward(
     *,
     cache: Cache | None = None,
     place_BT: jax.Array | None = None,
+    edit: Edit | None = None,
     want: Collection[str] = (),
 ) -> Output:
     """Predict the next token at each position.
@@ -78,12 +87,15 @@ def forward(
       cache: earlier tokens; the result then holds the cache with the new ones.
       place_BT: int32, each token's place in its own text, where rows are not one text
         each: the position it gets, and how far back it sees. Of padding, negative.
-      want: names of activations to return: `residual` (the stream after each
-        layer, [B, T, D]), `keys`, `values` ([B, T, H, K]), `finite` (whether all of
-        the stream is, a boolean). Others cost nothing.
+      edit: a pure function that changes activations on their way, as they are named below.
+      want: names of activations to return, after any edit: `residual` (the stream after each
+        layer, [B, T, D]), `attention`, `mlp` (what each added to it), `queries`, `keys`,
+        `values`, `heads` (what each head read, before the projection; [B, T, H, K]),
+        `finite` (whether all of the stream is, a boolean); and `embedded` (the stream before
+        the first layer, [B, T, D], not indexed by layer). Others cost nothing.
     """
     x_BTD, cache, activations = trunk(
-        params, tokens_BT, model, cache=cache, place_BT=place_BT, want=want
+        params, tokens_BT, model, cache=cache, place_BT=place_BT, edit=edit, want=want
     )
     with jax.named_scope("unembed"):
         logits_BTV = unembed(head(params, model), x_BTD, model)
@@ -97,6 +109,7 @@ def trunk(
     *,
     cache: Cache | None = None,
     place_BT: jax.Array | None = None,
+    edit: Edit | None = None,
     want: Collection[str] = (),
 ) -> tuple[jax.Array, Cache | None, dict[str, Any]]:
     """All of `forward` but the head: the residual stream [B, T, D] after the last layer."""
@@ -105,41 +118,56 @@ def trunk(
         tables = {name: params[name] for name in ("token_embedding", "position_embedding")}
         tables = gather_weights(tables, table(model))
         x_BTD = embed(tables, tokens_BT, 0 if cache is None else cache.length, place_BT)
-    layers = params["layers"]
+    if edit is not None:
+        x_BTD = edit("embedded", -1, x_BTD)
+    before = {"embedded": x_BTD} if "embedded" in want else {}
+    of_layers, layers = [name for name in want if name != "embedded"], params["layers"]
     if cache is None and isinstance(layers, dict) and model.scan_layers:
-        x_BTD, activations = _scan(layers, x_BTD, model, place_BT, want)
-        return x_BTD, None, activations
+        x_BTD, activations = _scan(layers, x_BTD, model, place_BT, edit, of_layers)
+        return x_BTD, None, before | activations
 
     per_layer = unstack(layers, model.n_layers) if isinstance(layers, dict) else layers
-    names = {*want, "keys", "values"} if cache is not None else want
+    names = {*of_layers, "keys", "values"} if cache is not None else of_layers
     run, found = _rematerialised(model, place_BT, names), []
     for index, layer in enumerate(per_layer):
+        if edit is not None:
+            run = _rematerialised(model, place_BT, names, partial(_at, edit, index))
         past = cache and (cache.keys[index], cache.values[index], cache.length)
         x_BTD, recorded = run(layer, x_BTD, past, model.is_dense(index))
         found.append(recorded)
     activations = {name: [recorded[name] for recorded in found] for name in names}
     cache = cache and _append(cache, activations["keys"], activations["values"])
-    return x_BTD, cache, {name: activations[name] for name in want}
+    return x_BTD, cache, before | {name: activations[name] for name in of_layers}
 
 
 def block(
-    params: Params, x_BTD: jax.Array, attend: Attend, activation: Activation = "gelu_tanh"
+    params: Params,
+    x_BTD: jax.Array,
+    attend: Attend,
+    activation: Activation = "gelu_tanh",
+    edit: Callable[[str, jax.Array], jax.Array] = lambda name, value: value,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """One layer: attention and MLP, each on a norm of the stream and added to it.
 
-    `attend` takes queries, keys and values [B, T, H, K] and returns the same shape.
+    `attend` takes queries, keys and values [B, T, H, K] and returns the same shape;
+    `edit` gets (name, value) and gives the value to go on with.
     """
     with jax.named_scope("attention"):
         h_BTD = checkpoint_name(layer_norm(params["norm_1"], x_BTD), "normed")
         qkv_BTHZK = checkpoint_name(linear(params["qkv"], h_BTD), "qkv")
-        q, k, v = (qkv_BTHZK[..., z, :] for z in range(3))
-        x_BTD = x_BTD + linear_sum(params["out"], attend(q, k, v), n_in=2)
-        x_BTD = checkpoint_name(x_BTD, "middle")
+        named = zip(("queries", "keys", "values"), range(3), strict=True)
+        q, k, v = (edit(name, qkv_BTHZK[..., z, :]) for name, z in named)
+        heads_BTHK = edit("heads", attend(q, k, v))
+        attended_BTD = edit("attention", linear_sum(params["out"], heads_BTHK, n_in=2))
+        x_BTD = checkpoint_name(x_BTD + attended_BTD, "middle")
     with jax.named_scope("mlp"):
         h_BTD = checkpoint_name(layer_norm(params["norm_2"], x_BTD), "normed")
-        x_BTD = x_BTD + mlp(params, h_BTD, activation)
-    finite = jnp.isfinite(x_BTD).all()
-    return x_BTD, {"residual": x_BTD, "keys": k, "values": v, "finite": finite}
+        mlp_BTD = edit("mlp", mlp(params, h_BTD, activation))
+        x_BTD = edit("residual", x_BTD + mlp_BTD)
+    return x_BTD, {
+        "queries": q, "keys": k, "values": v, "heads": heads_BTHK, "attention": attended_BTD,
+        "mlp": mlp_BTD, "residual": x_BTD, "finite": jnp.isfinite(x_BTD).all(),
+    }  # fmt: skip
 
 
 def head(params: Params, model: Model) -> Params:
@@ -159,8 +187,16 @@ def compute_dtype(model: Model) -> jnp.dtype:
     return jnp.dtype(model.dtype)
 
 
+def _at(edit: Edit, layer: int | jax.Array, name: str, value: jax.Array) -> jax.Array:
+    """An edit at one layer, as `block` takes it."""
+    return edit(name, layer, value)
+
+
 def _rematerialised(
-    model: Model, place_BT: jax.Array | None, want: Collection[str]
+    model: Model,
+    place_BT: jax.Array | None,
+    want: Collection[str],
+    edit: Callable[[str, jax.Array], jax.Array] = lambda name, value: value,
 ) -> Callable[..., tuple]:
     """A layer as (params, x, past, is_dense) -> (x, wanted) that keeps what `remat` says."""
     specs = table(model)["layers"]
@@ -168,7 +204,7 @@ def _rematerialised(
     def run(params, x_BTD, past, is_dense):
         attend = _attention_of(model, past, place_BT, is_dense)
         params = with_changes(gather_weights(params, specs), model)
-        x_BTD, recorded = block(params, x_BTD, attend, model.activation)
+        x_BTD, recorded = block(params, x_BTD, attend, model.activation, edit)
         return x_BTD, {name: recorded[name] for name in want}
 
     if model.remat == "none" and size("fsdp", "tensor") == 1 and not model.lora_rank:
@@ -201,14 +237,21 @@ def _scan(
     x_BTD: jax.Array,
     model: Model,
     place_BT: jax.Array | None,
+    edit: Edit | None,
     want: Collection[str],
 ):
     """Loop over the layers: one is compiled, for both kinds of attention."""
     run = _rematerialised(model, place_BT, want)
     is_dense_N = jnp.array([model.is_dense(index) for index in range(model.n_layers)])
-    return jax.lax.scan(
-        lambda x_BTD, layer: run(layer[0], x_BTD, None, layer[1]), x_BTD, (layers, is_dense_N)
-    )
+
+    def step(x_BTD, layer):
+        here = run
+        if edit is not None:
+            here = _rematerialised(model, place_BT, want, partial(_at, edit, layer[2]))
+        return here(layer[0], x_BTD, None, layer[1])
+
+    numbers = () if edit is None else (jnp.arange(model.n_layers),)
+    return jax.lax.scan(step, x_BTD, (layers, is_dense_N, *numbers))
 
 
 def _append(cache: Cache, keys: list[jax.Array], values: list[jax.Array]) -> Cache:

@@ -1,0 +1,75 @@
+"""A direction in the stream: what two kinds of text differ by, added to a third.
+
+Needs      runs/tiny (make demo)
+Command    python experiments/steer.py runs/tiny
+Cost       half a minute on 2 CPU cores
+Result     `raise` goes from 9 % to 15 % at strength 0.5, and is gone at -1, where `self` has 14 %;
+           past 1 the text falls apart. One seed, 2026-11-23
+
+The vector is the mean stream after `raise` less that after `return`, at a layer in
+the middle; it is added at every token of a prompt, times a strength. (Turner et al.
+2023, arXiv 2308.10248.)
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from gpt3jax.config import Mesh
+from gpt3jax.inspect.capture import capture
+from gpt3jax.inspect.edits import steer
+from gpt3jax.saved import load_model
+from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.style import COLOURS, STYLE
+
+RAISE = ("    raise", "        raise", "            raise")
+RETURN = ("    return", "        return", "            return")
+PROMPT = "        if not name:\n            "
+WATCHED = ("raise", "return", "self")
+STRENGTHS = np.linspace(-2, 2, 9)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Steer along a difference of streams.")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("steer.png"))
+    words = parser.parse_args()
+    saved = load_model(words.run, None, make_mesh(Mesh(data=1), jax.devices()[:1]))
+    layer = saved.model.n_layers // 2
+
+    def tokens(text):
+        return jnp.asarray(saved.tokenizer.encode(text), jnp.int32)[None]
+
+    def last(text):
+        found = capture(saved.params, tokens(text), saved.model, ("residual",))
+        return np.asarray(found.activations["residual"][layer, 0, -1])
+
+    vector = np.mean([*map(last, RAISE)], 0) - np.mean([*map(last, RETURN)], 0)
+    watched = [saved.tokenizer.encode(text)[0] for text in WATCHED]
+    shares = []
+    for strength in STRENGTHS:
+        edit = steer(layer, strength * vector)
+        output = capture(saved.params, tokens(PROMPT), saved.model, (), edit)
+        p = np.asarray(jax.nn.softmax(output.logits[0, -1]))
+        shares.append(p[watched])
+        print(f"{strength:+.1f}: " + ", ".join(
+            f"{saved.tokenizer.decode([int(i)])!r} {p[i]:.0%}" for i in np.argsort(-p)[:4]
+        ))  # fmt: skip
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5, 3.2))
+        axes = figure.subplots()
+        for row, name, colour in zip(np.transpose(shares), WATCHED, COLOURS, strict=False):
+            axes.plot(STRENGTHS, row, label=repr(name), color=colour)
+        axes.set(xlabel="strength", ylabel="probability after 'if not name:'")
+        axes.legend()
+        figure.savefig(words.out)
+    print(words.out)
+
+
+if __name__ == "__main__":
+    main()

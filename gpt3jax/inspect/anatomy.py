@@ -1,0 +1,105 @@
+"""Where the parameters are: every array, how large, and what values it holds.
+
+Legend: N layers (1 for what is there once), M numbers of an array, B bins.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from gpt3jax.config import Model
+from gpt3jax.model.params import Params
+from gpt3jax.model.table import count, flops_per_token, named, table
+
+BINS = 40
+REACH = 4.0
+"""The histogram goes so many standard deviations to either side; beyond lies in the last bins."""
+
+
+def shape_of(model: Model) -> dict[str, Any]:
+    """A model's shape and size in numbers, for the page."""
+    fields = ("n_layers", "d_model", "n_heads", "d_head", "vocabulary", "context", "band")
+    return {name: getattr(model, name) for name in fields} | {
+        "d_ff": model.d_ff,
+        "parameters": count(model),
+        "flops_per_token": flops_per_token(model),
+        "dense": [model.is_dense(layer) for layer in range(model.n_layers)],
+    }
+
+
+def anatomy(model: Model, params: Params | None = None) -> dict[str, Any]:
+    """Every array of the model, in the order of the table.
+
+    Args:
+      model: its shape. Padding of the vocabulary is not counted.
+      params: the values, if there are any, laid out anyhow; they stay where they are.
+
+    Returns:
+      `arrays`, each with its `name`, its `shape` in one layer, how many `copies` there are, its
+      `count` (of one), `share` of all, how it begins (`init`, `std`); with values, also
+      `histogram` (int32 [N, B] from `-reach` to `reach`), `mean` and `rms` [N].
+    """
+    total, arrays = count(model), []
+    for name, spec in named(table(model)):
+        is_stacked = name.startswith("layers/")
+        shape = spec.shape[int(is_stacked) :]
+        if name == "token_embedding":
+            shape = (model.vocabulary, *shape[1:])
+        copies, size = spec.shape[0] if is_stacked else 1, math.prod(shape)
+        arrays.append({
+            "name": name, "shape": list(shape), "copies": copies, "count": size,
+            "share": size * copies / total, "init": spec.init, "std": spec.std,
+        })  # fmt: skip
+    if params is not None:
+        flat = traverse_util.flatten_dict(params, sep="/")
+        # Rows that pad the vocabulary come last.
+        leaves = [
+            flat[each["name"]].reshape(each["copies"], -1)[:, : each["count"]] for each in arrays
+        ]
+        for each, values in zip(arrays, _values(leaves, arrays), strict=True):
+            each.update(values)
+    return {"total": total, "arrays": arrays}
+
+
+def _values(leaves: list[jax.Array], arrays: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How the values of each array are spread, layer by layer."""
+    starts = [float(each["init"] == "ones") for each in arrays]
+    moments = [[np.asarray(x, np.float64) for x in each] for each in _moments(leaves)]
+    found, edges = [], []
+    for each, start, (mean_N, square_N) in zip(arrays, starts, moments, strict=True):
+        spread = float(np.sqrt((square_N - 2 * start * mean_N + start**2).clip(0).max()))
+        reach = REACH * max(each["std"], spread) or 1.0
+        edges.append(np.linspace(start - reach, start + reach, BINS + 1, dtype=np.float32)[1:-1])
+        rms_N = np.sqrt(square_N)
+        found.append(
+            {"reach": reach, "mean": mean_N.astype(np.float32), "rms": rms_N.astype(np.float32)}
+        )
+    for each, values, below in zip(arrays, found, _below(leaves, edges), strict=True):
+        ends = [np.full((1, each["copies"]), n) for n in (0, each["count"])]
+        counts = np.concatenate([ends[0], np.asarray(below), ends[1]])
+        values["histogram"] = np.diff(counts, axis=0).T.astype(np.int32)
+    return found
+
+
+@jax.jit
+def _moments(leaves):
+    return [(x.mean(-1), jnp.square(x).mean(-1)) for x in leaves]
+
+
+@jax.jit
+def _below(leaves, edges):
+    """How many values lie below each edge, [B, N]: sums, which any layout over devices allows."""
+    return [
+        jax.lax.map(lambda edge, x_NM=x_NM: (x_NM < edge).sum(-1, dtype=jnp.int32), edges_B)
+        for x_NM, edges_B in zip(leaves, edges, strict=True)
+    ]
+
+
+GPT3 = Model(n_layers=96, d_model=12288, n_heads=96, d_head=128)
+"""GPT-3 175B (Table 2.1), to hold a model against."""

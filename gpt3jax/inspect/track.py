@@ -1,0 +1,192 @@
+"""One token's way through the model, in numbers for the page: sections 1 to 3 of it.
+
+    embedding + position -> each layer: what attention and what the MLP added -> norm
+    -> logits -> probabilities -> the token that was drawn
+
+Records are nested dicts of plain values and numpy arrays (page.py writes them);
+uint32 arrays are token ids.
+
+Legend: N layers, n of them shown, T tokens, t of them kept, D model width, d of it
+shown, V vocabulary, k guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt3jax.config import Model
+from gpt3jax.inspect.lens import guesses
+from gpt3jax.model.decode import Sampling, truncate
+from gpt3jax.model.gpt3 import Output, head
+from gpt3jax.model.layers import NORM_EPSILON
+from gpt3jax.model.params import Params
+
+WANTED = ("embedded", "attention", "mlp", "residual")
+"""What `capture` must have given."""
+
+RUNNERS_UP = 10
+GUESSES = 5
+BARS = 128
+"""Of a wider stream every D / 128th number is drawn."""
+MOST_BARS = 200_000
+"""Numbers drawn in all: of a longer text the last tokens have them."""
+
+
+def vectors(
+    params: Params, output: Output, tokens: np.ndarray, layers: Sequence[int]
+) -> dict[str, Any]:
+    """The stream of each token, as bars: what entered it, what each layer shown added.
+
+    Args:
+      params: as `table` describes.
+      output: of `capture`, of one text, with `WANTED`.
+      tokens: int [T].
+      layers: those that are shown.
+
+    Returns:
+      float16 `token` and `position` [t, d], `attention`, `mlp`, `residual` [n, t, d], of the
+      last t tokens, from `first` on; and `size`, the length of each vector of all tokens,
+      float32 [2, T] before the layers and [3, n, T] in them.
+    """
+    found, T = output.activations, len(tokens)
+    stride = -(-found["embedded"].shape[-1] // BARS)
+    shown = -(-found["embedded"].shape[-1] // stride)
+    first = max(0, T - max(1, MOST_BARS // (shown * (2 + 3 * len(layers)))))
+
+    def bars(x_TD: jax.Array) -> np.ndarray:
+        return np.asarray(x_TD[first:, ::stride]).astype(np.float16)
+
+    token_TD = params["token_embedding"][tokens]
+    start = (token_TD, params["position_embedding"][:T])
+    added = [[found[name][layer, 0] for layer in layers] for name in WANTED[1:]]
+    return {
+        "first": first,
+        "stride": stride,
+        "token": bars(start[0]),
+        "position": bars(start[1]),
+        **{
+            name: np.stack([bars(x) for x in each])
+            for name, each in zip(WANTED[1:], added, strict=True)
+        },
+        "size_before": np.stack([_size(x) for x in start]),
+        "size": np.stack([[_size(x) for x in each] for each in added]),
+    }
+
+
+def predictions(
+    params: Params, output: Output, targets: np.ndarray, model: Model, sampling: Sampling
+) -> dict[str, Any]:
+    """What is predicted after each token, and how the next one was drawn.
+
+    Args:
+      params: as `table` describes.
+      output: of `capture`, of one text, with `WANTED`.
+      targets: int [T], the token that follows each.
+      model: its shape.
+      sampling: how tokens were drawn: temperature, and what was cut off.
+
+    Returns:
+      `tokens` [T, k], their `logits`, `p` (softmax) and `drawn` (as drawn from); `target`,
+      `target_p`, `target_drawn` and `target_rank` of what follows; `log_sum`, the log of the
+      sum of exponentials; and `push` [1 + 2 N, T], how much of the logit of what follows is
+      due to the embedding and to each layer's attention and MLP, the rest being `push_bias`.
+    """
+    logits_TV = output.logits[0]
+    found = _predicted(logits_TV, jnp.asarray(targets), sampling)
+    record = {name: np.asarray(value) for name, value in found.items()}
+    push, bias = _push(params, output.activations, jnp.asarray(targets), model)
+    return record | {
+        "tokens": record["tokens"].astype(np.uint32),
+        "target": np.asarray(targets, np.uint32),
+        "push": np.asarray(push),
+        "push_bias": np.asarray(bias),
+    }
+
+
+def lens_record(
+    params: Params, output: Output, targets: np.ndarray, model: Model
+) -> dict[str, Any]:
+    """The likeliest tokens after the embedding and after each layer, at every position.
+
+    Returns:
+      `tokens`, `p` [N + 1, T, k]; `entropy`, `loss` (of what follows, nats), `rank` [N + 1, T];
+      and `appears` [T], after how many layers the final first guess is first, and stays.
+    """
+    found, rows = output.activations, []
+    streams = [found["embedded"][0], *(found["residual"][i, 0] for i in range(model.n_layers))]
+    for x_TD in streams:  # One at a time: logits are T x V numbers.
+        rows.append(jax.tree.map(np.asarray, guesses(
+            params, x_TD, jnp.asarray(targets, jnp.int32), model, min(GUESSES, model.vocabulary)
+        )))  # fmt: skip
+    tokens = np.stack([row.tokens for row in rows]).astype(np.uint32)
+    return {
+        "tokens": tokens,
+        "p": np.exp(np.stack([row.log_probability for row in rows])),
+        "entropy": np.stack([row.entropy for row in rows]),
+        "loss": -np.stack([row.of_target for row in rows]),
+        "rank": np.stack([row.rank for row in rows]).astype(np.int32),
+        "appears": appears(tokens[..., 0]),
+    }
+
+
+def appears(first_guess: np.ndarray) -> np.ndarray:
+    """From which row on the first guess is that of the last row: [rows, T] -> int32 [T].
+
+    >>> appears(np.array([[7, 1], [5, 2], [7, 2], [7, 2]])).tolist()
+    [2, 1]
+    """
+    same = first_guess == first_guess[-1]
+    return (len(same) - np.cumprod(same[::-1], axis=0).sum(0)).astype(np.int32)
+
+
+@partial(jax.jit, static_argnames="sampling")
+def _predicted(logits_TV, targets_T, sampling):
+    log_sum_T = jax.nn.logsumexp(logits_TV, -1)
+    if sampling.temperature == 0:
+        drawn_TV = jax.nn.one_hot(logits_TV.argmax(-1), logits_TV.shape[-1])
+    else:
+        drawn_TV = jax.nn.softmax(truncate(logits_TV / sampling.temperature, sampling), -1)
+    best_Tk, tokens_Tk = jax.lax.top_k(logits_TV, min(RUNNERS_UP, logits_TV.shape[-1]))
+
+    def at(x_TV, tokens):
+        return jnp.take_along_axis(x_TV, tokens, -1)
+
+    target_T1 = targets_T[:, None]
+    logit_T1 = at(logits_TV, target_T1)
+    return {
+        "tokens": tokens_Tk,
+        "logits": best_Tk,
+        "p": jnp.exp(best_Tk - log_sum_T[:, None]),
+        "drawn": at(drawn_TV, tokens_Tk),
+        "log_sum": log_sum_T,
+        "target_logit": logit_T1[:, 0],
+        "target_p": jnp.exp(logit_T1[:, 0] - log_sum_T),
+        "target_drawn": at(drawn_TV, target_T1)[:, 0],
+        "target_rank": (logits_TV > logit_T1).sum(-1),
+    }
+
+
+@partial(jax.jit, static_argnames="model")
+def _push(params, found, targets_T, model):
+    """Parts of one logit: with the last norm's scale as it is, the head is linear."""
+    top = head(params, model)
+    row_TD = top["token_embedding"][targets_T].astype(jnp.float32)
+    along_TD = row_TD * top["final_norm"]["gain"]
+    along_TD = along_TD - along_TD.mean(-1, keepdims=True)  # The norm takes the mean away.
+    last_TD = found["residual"][-1, 0].astype(jnp.float32)
+    scale_T = jax.lax.rsqrt(last_TD.var(-1) + NORM_EPSILON)
+    parts = [found["embedded"][0]]
+    for layer in range(model.n_layers):
+        parts += [found["attention"][layer, 0], found["mlp"][layer, 0]]
+    push = jnp.stack([(x * along_TD).sum(-1) * scale_T for x in parts])
+    return push, (row_TD * top["final_norm"]["bias"]).sum(-1)
+
+
+def _size(x_TD: jax.Array) -> np.ndarray:
+    return np.linalg.norm(np.asarray(x_TD, np.float32), axis=-1)

@@ -1,0 +1,209 @@
+"""The page in a real browser: what it draws, what moves, and what a hostile text cannot do."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from building import changed, random_run
+
+from gpt3jax.cli import main
+from gpt3jax.config import Mesh
+from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.inspect import page as pages
+from gpt3jax.inspect.page import as_data, page, token_text
+from gpt3jax.look import Writing, look, look_at_shape
+from gpt3jax.model.decode import Sampling
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="THE PAGE GOES UNOPENED: install chromium"
+)
+SECTIONS = ["whole", "track", "lens", "heads", "anatomy", "training", "shots"]
+HOSTILE = [
+    "<script>document.title='taken'</script>",
+    "</script><script>document.title='taken'</script>",
+    "<img src=/taken.png onerror=\"document.title='taken'\">",
+    "]]><!--<script>",
+    "\u2028\u0000${document.title='taken'}{{script}}",
+]
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return Writing("the cat <script>", 5, Sampling(temperature=0.8), seed=1)
+
+
+@pytest.fixture
+def run(experiment, tmp_path):
+    roomy = changed(experiment, model={"band": 6})
+    return random_run(tmp_path / "run", roomy, step=5)
+
+
+# The page lies in a frame: its policy lets no script into it, so it is driven from outside.
+WATCHER = Path(__file__).with_name("watcher.html").read_text()
+
+
+def opened(text, folder, *flags):
+    """What a browser finds on a page that it also uses; all that it fetched; and its log."""
+    fetched = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            fetched.append(self.path)
+            self.send_response(200 if self.path == "/" else 404)
+            self.end_headers()
+            self.wfile.write(WATCHER.replace("{page}", html.escape(text)).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            ended = subprocess.run(
+                [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+                 f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=9000", *flags,
+                 "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "--dump-dom",
+                 f"http://127.0.0.1:{server.server_port}/"],
+                capture_output=True, text=True, timeout=180, check=True,
+            )  # fmt: skip
+        finally:
+            server.shutdown()
+            thread.join()
+    found = re.search(r'data-found="([^"]*)"', ended.stdout)
+    assert found, f"the page did not load: {ended.stderr[-2000:]}"
+    return json.loads(html.unescape(found[1])), {*fetched} - {"/", "/favicon.ico"}, ended.stderr
+
+
+@needs_browser
+def test_a_browser_draws_every_section_and_all_of_it_moves(run, asked, tmp_path, capsys):
+    """On a mesh of eight devices, by the command."""
+    out = tmp_path / "page.html"
+    words = ["--prompt", asked.prompt, "--new-tokens", "5", "--seed", "1", "--out", str(out)]
+    assert main(["--debug", "inspect", str(run.path), *words]) == 0
+    assert str(out) in capsys.readouterr().out
+    text = out.read_text()
+    assert len(text) < 2_000_000
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(|src=", text)
+    found, fetched, log = opened(text, tmp_path)
+    assert "CONSOLE" not in log and "error" not in found, (log, found.get("error"))
+    assert not fetched and found["scripts"] == 2 and found["images"] == 0
+    assert found["ready"] == "yes" and found["title"] == "test, step 5: the look inside"
+    assert found["sections"] == [[name, True] for name in SECTIONS]
+    assert found["fits"] == {"wide": True, "narrow": True}
+    first, after, back = found["at"]
+    assert found["began"] == 0 < first
+    assert after == first + 1 and back == first
+    assert found["stepped"] == [True] * 4 and found["played"] > first and found["paused"]
+    assert {0, 1, 2, 3, 4} <= {*found["lit"]}
+    assert all(found[name] for name in ("sorted", "chosen", "checkpoint", "shots", "theme"))
+    assert found["checkpoint"] == "untrained"
+    exact, to_come, area = found["tips"]
+    assert "hidden by the band" in exact or re.search(r"\n0\.\d{7}|\n[\d.]+e-\d+", exact), exact
+    assert "it cannot be seen" in to_come and "% of all" in area
+
+
+@needs_browser
+def test_hostile_texts_are_shown_and_do_nothing(run, asked, tmp_path):
+    """As tokens, title, demonstrations and answers; with less motion, which shows no half steps."""
+    mesh = Mesh(data=2, fsdp=2, tensor=2)
+    record = look(run.path, asked, layers=(1, 2), task="hidden_rule", mesh=mesh, step=5)
+    ids = list(record["texts"])
+    for number, token in enumerate(ids):
+        record["texts"][token] = HOSTILE[number % len(HOSTILE)]
+    for setting in record["shots"]["settings"]:
+        setting["answer"] = HOSTILE[0]
+        for piece in setting["pieces"]:
+            piece["text"] = HOSTILE[1]
+    record["name"] = record["shots"]["task"] = record["training"]["missing"] = HOSTILE[2]
+    found, fetched, log = opened(
+        page(HOSTILE[1], record), tmp_path, "--force-prefers-reduced-motion"
+    )
+    assert "CONSOLE" not in log and "error" not in found, (log, found.get("error"))
+    assert not fetched and found["scripts"] == 2 and found["images"] == 0
+    assert found["title"] == HOSTILE[1] and found["fits"] == {"wide": True, "narrow": True}
+    assert any("<script>" in text for text in found["texts"])
+    assert found["played"] > found["at"][2] and {*found["lit"]} == {2}
+
+
+@needs_browser
+def test_the_watcher_sees_harm_and_the_policy_keeps_it_out(tmp_path, experiment):
+    """Else the tests before would pass whatever a page did."""
+    text = page("A shape", look_at_shape(experiment))
+    harm = "<script>document.title = 'taken'; console.log('here')</script><img src='/taken.png'>"
+    text = text.replace("<main", harm + "<div style='width:2000px'>x</div><main")
+    found, fetched, log = opened(re.sub("<meta http-equiv.*>", "", text), tmp_path / "open")
+    assert found["title"] == "taken" and "CONSOLE" in log and fetched == {"/taken.png"}
+    assert found["sections"] == [["anatomy", True]] and not found["fits"]["wide"]
+    found, fetched, _ = opened(text, tmp_path / "guarded")
+    assert found["title"] == "A shape" and not fetched and found["ready"] == "yes"
+
+
+def test_a_file_makes_the_page_of_a_model_without_weights(tmp_path, capsys):
+    out = tmp_path / "shape.html"
+    assert main(["inspect", "experiments/gpt3_175b.py", "--out", str(out)]) == 0
+    data = json.loads(re.search(r"id=record>(.*)</script>", out.read_text())[1])
+    assert data["model"]["n_layers"] == 96 and data["title"].startswith("gpt3_175b: 174,")
+    assert "tokens" not in data and "histogram" not in data["anatomy"]["arrays"][0]
+    assert str(out) in capsys.readouterr().out
+
+
+def test_a_run_without_its_data_is_still_shown(run, asked, prepared, tmp_path, monkeypatch):
+    def gone(*_):
+        from gpt3jax.config import ConfigError
+
+        raise ConfigError("the data is not here. Restore it")
+
+    monkeypatch.setattr("gpt3jax.look.loader.windows", gone)
+    monkeypatch.setattr("gpt3jax.look.shots_record", lambda *_: None)
+    mesh = Mesh(data=1, fsdp=-1)
+    record = look(run.path, asked, layers=(0,), task="hidden_rule", mesh=mesh, step=None)
+    assert "windows" not in record["training"] and "update" not in record["training"]
+    assert record["training"]["missing"] == "the data is not here. Restore it"
+    assert record["layers"] == [0] and record["heads"]["keys"].shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--layers", "4"], "--layers names 4: they are from 0 to 3"),
+        (["--new-tokens", "47"], "over 48, the model sees no more"),
+        (["--task", "patterns"], "--task patterns is 2 tasks"),
+        (["--temperature", "-1"], "--temperature is -1.0"),
+        (["--step", "3"], "has no checkpoint of step 3"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(run, words, message, capsys):
+    assert main(["inspect", str(run.path), "--prompt", "the cat", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_data_cannot_end_its_script_and_keeps_its_numbers():
+    record = {
+        "a": np.arange(6, dtype=np.float64).reshape(2, 3),
+        "text": "</script>&<!--",
+        "n": np.int64(3),
+    }
+    text = as_data(record)
+    assert not re.search("[<>&]", text)
+    found = json.loads(text)
+    assert found["text"] == record["text"] and found["n"] == 3 and found["a"]["shape"] == [2, 3]
+    with pytest.raises(ValueError, match="int64 has no place"):
+        as_data({"a": np.zeros(3, np.int64)})
+
+
+def test_tokens_that_are_no_text_are_spelled_as_bytes(prepared):
+    tokenizer = Tokenizer.load(prepared / "tokenizer.model")
+    assert token_text(tokenizer.end_of_text, tokenizer) == "<|endoftext|>"
+    spelled = [token_text(token, tokenizer) for token in tokenizer.encode("\u00e4")]
+    assert spelled == ["<C3>", "<A4>"] or spelled == ["\u00e4"]
+    record = {"x": [{"ids": np.array([5, 9], np.uint32)}], "y": np.array([7], np.int32)}
+    assert {*pages.texts(record, tokenizer)} == {"5", "9"}
