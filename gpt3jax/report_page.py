@@ -76,6 +76,8 @@ def draw_figures(curves: Sequence[Curve], folder: Path) -> list[Path]:
             figures["loss_by_compute"] = _losses(curves, compute=True)
             figures["learning_rate"] = _panels(curves, rate)
             figures["gradient_norm"] = _panels(curves, norm, log=True)
+        if "noise_scale" in logged:
+            figures["noise_scale"] = _panels(curves, {"noise_scale": "tokens"}, log=True)
         if "tokens_per_s" in logged:
             figures["throughput"] = _panels(curves, speed)
         if clocked := _clocked(curves):
@@ -95,6 +97,9 @@ CAPTIONS = {
     "and the loss is on the paper's data with its tokenizer: an orientation, not a target.",
     "learning_rate": "As applied, and the tokens in a batch where they vary.",
     "gradient_norm": "Of the whole gradient, before it is clipped.",
+    "noise_scale": "Where gradients are accumulated: the gradient noise scale, about the batch "
+    "beyond which a larger one saves few steps (McCandlish et al. 2018); averaged over the logged "
+    "steps so far.",
     "throughput": "Mean since the record before, without evaluations and saves. MFU, where the "
     "devices' bfloat16 peak is known: model FLOPs over that peak.",
     "where_the_time_went": "Shares of the wall time, from the first session's beginning to the "
@@ -137,8 +142,8 @@ def _losses(curves: Sequence[Curve], *, compute: bool = False) -> Figure:
         axes.set_xlim(ends)
         axes.set_xlabel("training compute, petaflop/s-days")
     else:
-        _token_axis(axes)
-    _plain_log(axes)
+        token_axis(axes)
+    plain_log(axes)
     axes.set_ylabel("loss, nats/token")
     axes.legend(handles=kinds)
     _name_runs(figure, curves)
@@ -154,36 +159,37 @@ def _panels(curves: Sequence[Curve], metrics: dict[str, str], *, log: bool = Fal
             axes.plot(*curve.series(metric), **look | {"linewidth": 1.2})
         axes.set_ylabel(label)
         if log:
-            _plain_log(axes)
+            plain_log(axes)
         else:
             axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_formatter(FuncFormatter(_short))
-    _token_axis(rows[-1])
+            axes.yaxis.set_major_formatter(FuncFormatter(short))
+    token_axis(rows[-1])
     figure.align_ylabels()
     _name_runs(figure, curves)
     return figure
 
 
-def _token_axis(axes: Axes) -> None:
+def token_axis(axes: Axes) -> None:
+    """Tokens along x, from 0."""
     axes.set_xlim(left=0)
     axes.set_xlabel("tokens")
-    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    axes.xaxis.set_major_formatter(FuncFormatter(short))
 
 
-def _plain_log(axes: Axes) -> None:
+def plain_log(axes: Axes) -> None:
     """A logarithmic y axis that is labelled within its decades too."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     steps = (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
     axes.yaxis.set_major_locator(LogLocator(subs=steps))
-    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    axes.yaxis.set_major_formatter(FuncFormatter(short))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _short(value: float, _: int | None = None) -> str:
+def short(value: float, _: int | None = None) -> str:
     """A number as an axis shows it.
 
-    >>> _short(1.5e6), _short(300e9), _short(6e-4), _short(0.25)
+    >>> short(1.5e6), short(300e9), short(6e-4), short(0.25)
     ('1.5M', '300B', '6e-4', '0.25')
     """
     for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):

@@ -15,7 +15,7 @@ LAYERS = [
     {"config"},
     {"code"},
     {"run", "experiments", "memory", "progress", "sharding", "data"},
-    {"model", "goodput"},
+    {"model", "goodput", "scaling"},
     {"generate", "plan", "report_time", "evals"},
     {"train", "inspect", "report_page", "machine"},
     {"saved", "interchange"},
@@ -26,6 +26,7 @@ LAYERS = [
         "contamination",
         "harness",
         "report",
+        "scaling_page",
         "bench",
         "sweep",
         "serve",
@@ -45,6 +46,7 @@ ONLY = {
     "code": {"config"},
     "data": {"code", "config", "data", "stored"},  # A generated corpus is a Python file.
     "goodput": {"config", "run", "stored"},
+    "scaling": {"config", "stored"},
 }
 """What these may import, where that is less than all below them."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gpt3jax.commands import data, exchange, training, using
+from gpt3jax.commands import data, exchange, sweeping, training, using
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "data prepare": data.data_prepare,
@@ -19,14 +19,15 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "plan": training.plan,
     "doctor": training.doctor,
     "train": training.train,
+    "sweep": sweeping.sweep,
     "generate": using.generate,
+    "inspect": using.inspect,
     "evaluate": using.evaluate,
     "perplexity": using.perplexity,
     "report": using.report,
-    "serve": using.serve,
-    "inspect": using.inspect,
+    "verify": training.verify,
     "export": exchange.export,
     "import": exchange.import_,
-    "verify": training.verify,
+    "serve": using.serve,
     "bench": training.bench,
 }

@@ -51,6 +51,7 @@ def plan(
     compile: bool = False,
     finalists: int = 1,
     price: float | None = None,
+    law: Path | None = None,
     json: bool = False,
 ) -> None:
     """Does it fit, how fast, how many days, what does it cost, how is it launched?
@@ -69,10 +70,12 @@ def plan(
       compile: Compile the best layout's step with the TPU compiler (extra tpu; minutes).
       finalists: Compile so many of the best, rather than one.
       price: Dollars per chip and hour, instead of the list price.
+      law: A scaling_law.json of `gpt3jax report --scaling-law`, for the loss to expect.
       json: Print all figures as JSON.
     """
     check_range(1, 10**15, budget=1 if budget is None else budget)
     check_range(0.001, 10**6, price=1 if price is None else price)
+    from gpt3jax import scaling
     from gpt3jax.plan import planner, show, slices
 
     if budget is not None:
@@ -82,13 +85,14 @@ def plan(
         raise ConfigError("plan needs --chips, as v5p:8x8x16 or h100:64, or --budget DOLLARS")
     if finalists < 1:
         raise ConfigError(f"--finalists is {finalists}: at least the best is compiled. Raise it")
+    laws = scaling.read(law) if law else None
     found = planner.plan(experiment, slices.parse(chips), keep)
     compiled = []
     if compile:
         from gpt3jax.train.ahead import compile_step
 
         compiled = [(each, compile_step(each)) for each in found.shortlist(finalists)]
-    show.show(found, price, compiled, as_json=json)
+    show.show(found, price, compiled, laws, as_json=json)
 
 
 def train(

@@ -210,18 +210,31 @@ def perplexity(
     measure_perplexity(run, data, windows, mesh, step, json)
 
 
-def report(runs: Positional[tuple[Path, ...]], out: Path | None = None, json: bool = False) -> None:
+def report(
+    runs: Positional[tuple[Path, ...]],
+    out: Path | None = None,
+    scaling_law: bool = False,
+    json: bool = False,
+) -> None:
     """Draw and compare the curves of runs: one HTML page, and each figure as PNG.
 
     Examples:
       gpt3jax report runs/tiny
       gpt3jax report runs/a runs/b --out comparison
+      gpt3jax report --scaling-law sweeps/scaling_law/trial-*
 
     Args:
       runs: One run or more.
-      out: Folder to write; RUN/report of the first run if not given.
+      out: Folder to write; RUN/report of the first run if not given, or of laws scaling-law
+        beside it.
+      scaling_law: Fit laws of scale to the runs instead, and predict the largest.
       json: Print the table as JSON.
     """
+    if scaling_law:
+        from gpt3jax.scaling_page import write_laws
+
+        write_laws(runs, out, as_json=json)
+        return
     from gpt3jax.report import write_report
 
     write_report(runs, out, as_json=json)

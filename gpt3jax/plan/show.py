@@ -10,12 +10,13 @@ from rich.table import Table
 
 from gpt3jax.config import ConfigError, Experiment
 from gpt3jax.model.table import count, flops_per_token
-from gpt3jax.plan.budget import best_by_chinchilla, best_by_paper
+from gpt3jax.plan.budget import PF_DAY, best_by_chinchilla, best_by_paper
 from gpt3jax.plan.chips import CHIPS, GiB
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.planner import Plan, plan
 from gpt3jax.plan.program import Compiled
 from gpt3jax.plan.slices import Slice, parse
+from gpt3jax.scaling import Laws, matrix_parameters
 
 BEST_FEW, LOSERS = 4, 8
 ARTICLE_FLOPS, ARTICLE_PRICE = 28e12, 1.48
@@ -80,11 +81,15 @@ Closer = list[tuple[Estimate, Compiled]]
 """Finalists and what the compiler says of them, the best first."""
 
 
-def show(found: Plan, price: float | None, compiled: Closer, *, as_json: bool) -> None:
-    """Print the plan, for people or as JSON."""
+def show(
+    found: Plan, price: float | None, compiled: Closer, laws: Laws | None = None, *, as_json: bool
+) -> None:
+    """Print the plan, for people or as JSON; with a law of scale, the loss that it expects."""
     if as_json:
         closer = compiled or [(found.best, None)]
         best, *others = [record(estimate, price, said) for estimate, said in closer]
+        if laws:
+            best["expected_loss"] = expected_loss(found.best.experiment, laws)
         print(json.dumps(best | {"finalists": others}))
         return
     best, console = found.best, wide_console()
@@ -97,6 +102,13 @@ def show(found: Plan, price: float | None, compiled: Closer, *, as_json: bool) -
     )
     console.print(_table(found))
     _print_best(console, best, price)
+    if laws:
+        said = expected_loss(experiment, laws)
+        console.print(
+            f"loss    {said['loss']:.3f} nats/token ({said['low']:.3f} to {said['high']:.3f}) "
+            f"expected at {said['times_compute']:,.2g} times the compute of the largest of the "
+            f"{said['runs']} runs that the law was fitted to, on their data"
+        )
     for estimate, said in compiled:
         console.print(f"{estimate.layout.overrides}:")
         _print_compiled(console, estimate, said)
@@ -159,6 +171,17 @@ def _print_compiled(console: Console, best: Estimate, compiled: Compiled) -> Non
             f"        {each.kind} over {each.group}: {each.count:,} times, "
             f"{each.bytes_sent:.3g} bytes"
         )
+
+
+def expected_loss(experiment: Experiment, laws: Laws) -> dict[str, float]:
+    """What a law fitted to smaller runs says of an experiment at its end, nats/token."""
+    tokens = float(experiment.train.tokens)
+    pf_days = tokens * flops_per_token(experiment.model) / PF_DAY
+    law, at = laws.best(), (matrix_parameters(experiment.model), tokens, pf_days)
+    low, high = law.interval(*at)
+    times = pf_days / law.most_pf_days
+    return {"loss": float(law.loss(*at)), "low": low, "high": high, "times_compute": times,
+            "runs": law.fitted}  # fmt: skip
 
 
 def article(experiment: Experiment) -> tuple[float, float]:

@@ -17,7 +17,7 @@ import jax
 from gpt3jax.config import Data, Experiment, RunError
 from gpt3jax.run import Run
 from gpt3jax.sharding import hosts
-from gpt3jax.train import early, incident, ledger
+from gpt3jax.train import early, incident, ledger, noise
 from gpt3jax.train.checkpoint import Checkpoints, Position, SaveError
 from gpt3jax.train.clock import Clock
 from gpt3jax.train.display import Display
@@ -73,6 +73,9 @@ class Loop:
         self.evaluation = Evaluation(experiment, mesh, run.tokenizer_file, base)
         self.stepper = Stepper(experiment, mesh, start, self.skips)
         self.log = MetricsLog(run.metrics_file, run.tensorboard, start.step)
+        # The log has been cut to where the run goes on.
+        logged = run.metrics() if hosts.is_first() else ()
+        self.noise = noise.NoiseScale(experiment.train.log_every, logged)
         self.evaluations = hosts.on_first(lambda: early.evaluations(run))
         self._keep_best()
         self.meter = Meter(experiment.model)
@@ -135,8 +138,10 @@ class Loop:
         if is_due or not is_finite or (batch.after == self.position and self._is_at_rest()):
             record = {
                 "loss": loss, "grad_norm": norm, "learning_rate": batch.learning_rate,
-                "batch_tokens": batch_tokens, "data_wait_s": batch.waited,
+                "batch_tokens": batch_tokens, "data_wait_s": batch.waited, **noise.finite(metrics),
             }  # fmt: skip
+            scale = self.noise.see(record | {"step": batch.after.step})
+            record |= {} if scale is None else {"noise_scale": scale}
             self._write(batch.after, record | self.meter.read())
             self.meter.restart()
         if not is_finite:

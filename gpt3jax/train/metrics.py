@@ -3,7 +3,9 @@
 Units: loss in nats/token, val_bits_per_byte in bits/byte, rates per second,
 `*_s` in seconds. `mfu` is model FLOPs (6 per matrix element and token, plus
 causal attention) over the devices' bfloat16 peak; it is absent where no peak
-is known, as on a CPU.
+is known, as on a CPU. Where gradients are accumulated, `grad_square` and
+`grad_variance` (of one token) are of the step, and `noise_scale`, in tokens, of
+the logged steps so far (noise.py).
 """
 
 from __future__ import annotations

@@ -20,9 +20,10 @@ from jax.sharding import Mesh, PartitionSpec
 from gpt3jax.config import Experiment, Model
 from gpt3jax.model.table import table
 from gpt3jax.sharding.axes import AXES
-from gpt3jax.sharding.collectives import each_device, total, total_of_copies
+from gpt3jax.sharding.collectives import each_device, size, total, total_of_copies
 from gpt3jax.sharding.rules import partition, partitions
 from gpt3jax.train.loss import learned_share, window_loss
+from gpt3jax.train.noise import estimate, small_squares
 from gpt3jax.train.optimizer import make_optimizer
 from gpt3jax.train.state import TrainState, abstract_state, join, of_trained_layers, split
 
@@ -48,17 +49,17 @@ def train_step(
 
     Returns:
       The next state, and `loss` (nats/learned token) and `grad_norm` (of what is trained, before
-      clipping).
+      clipping); of several microbatches `grad_square` and `grad_variance`, too (noise.py).
       Where either is not finite, the state is the one before.
     """
     parts, other_parts = split(partitions(table(experiment.model)), experiment)
     mean_gradients = each_device(
-        partial(_mean_gradients, model=experiment.model, parts=parts),
+        partial(_mean_gradients, experiment=experiment, parts=parts),
         in_specs=(parts, other_parts, partition((None, "batch", None)), PartitionSpec()),
-        out_specs=(PartitionSpec(), parts),
+        out_specs=(PartitionSpec(), parts, PartitionSpec()),
     )
     params, others = split(state.params, experiment)
-    loss, gradients = mean_gradients(params, others, windows_MBT1, microbatches)
+    loss, gradients, noise = mean_gradients(params, others, windows_MBT1, microbatches)
     zeros = jax.tree.map(jnp.zeros_like, gradients)
     gradients = of_trained_layers(gradients, zeros, experiment)
     optimizer = make_optimizer(experiment.optimizer)
@@ -66,33 +67,50 @@ def train_step(
     updated = jax.tree.map(lambda p, u: p - learning_rate * u, params, update)
     # Weight decay moves all that it is given.
     updated = of_trained_layers(updated, params, experiment)
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients)}
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **noise}
     is_good = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
     after = TrainState(join(updated, others), moments)
     return jax.tree.map(partial(jnp.where, is_good), after, state), metrics
 
 
-def _mean_gradients(params, others, windows_MBT1, microbatches, model: Model, parts):
-    """Loss and gradients by `params`, averaged over what is learned of the whole batch."""
+def _mean_gradients(params, others, windows_MBT1, microbatches, experiment: Experiment, parts):
+    """Loss and gradients by `params`, averaged over what is learned of the whole batch.
+
+    And both sides of the noise scale, where the batch is in several microbatches.
+    """
 
     def loss_of(part, windows_BT1, share=None):
-        return window_loss(join(part, others), windows_BT1, model, share)
+        return window_loss(join(part, others), windows_BT1, experiment.model, share)
 
     loss_and_gradients = jax.value_and_grad(loss_of)
     if windows_MBT1.shape[0] == 1:
         loss, gradients = loss_and_gradients(params, windows_MBT1[0])
-    else:
-        is_read_M = jnp.arange(len(windows_MBT1)) < microbatches
-        share = jnp.where(is_read_M, learned_share(windows_MBT1), 0).sum() / microbatches
+        return total(loss, *AXES), total_of_copies(gradients, parts), {}
+    is_read_M = jnp.arange(len(windows_MBT1)) < microbatches
+    share = jnp.where(is_read_M, learned_share(windows_MBT1), 0).sum() / microbatches
+    no_gradients = jax.tree.map(jnp.zeros_like, params)
 
-        def add(index, sums):
-            found = loss_and_gradients(params, windows_MBT1[index], share)
-            return jax.tree.map(jnp.add, sums, found)
+    def trained_only(gradients):
+        return of_trained_layers(gradients, no_gradients, experiment)
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        sums = jax.lax.fori_loop(0, microbatches, add, zero)
-        loss, gradients = jax.tree.map(lambda value: value / microbatches, sums)
-    return total(loss, *AXES), total_of_copies(gradients, parts)
+    def add(index, sums):
+        before, small = sums
+        after = jax.tree.map(
+            jnp.add, before, loss_and_gradients(params, windows_MBT1[index], share)
+        )
+        # Of what was added, so that XLA compiles the sums as if nobody else read the gradients.
+        added = jax.tree.map(jnp.subtract, after[1], before[1])
+        squares = small_squares(trained_only(added), parts)
+        return after, jax.tree.map(jnp.add, small, squares)
+
+    no_squares = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: small_squares(params, parts)))
+    zero = (jnp.zeros(()), no_gradients), no_squares
+    (loss, gradients), small = jax.lax.fori_loop(0, microbatches, add, zero)
+    loss, gradients = jax.tree.map(lambda value: value / microbatches, (loss, gradients))
+    gradients = total_of_copies(gradients, parts)
+    tokens = windows_MBT1[0, :, 1:].size * size("data", "fsdp")
+    noise = estimate(small, trained_only(gradients), parts, tokens, microbatches)
+    return total(loss, *AXES), gradients, noise
 
 
 def compile_train_step(experiment: Experiment, mesh: Mesh) -> Callable[..., tuple]:

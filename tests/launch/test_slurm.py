@@ -179,3 +179,27 @@ def test_one_process_per_node_has_all_cpus_and_gpus_of_it(cluster, pretend):
     assert cluster.wait(number)["JobState"] == "COMPLETED"
     expected = "{} of 2: 2, 0,1,2,3, 0,1,2,3, train x.py --run a folder"
     assert sorted(output.read_text().splitlines()) == [expected.format(node) for node in (0, 1)]
+
+
+def test_an_array_of_workers_shares_a_sweep(cluster, experiment_file, tmp_path):
+    """Two jobs of one node each, on one storage; what stands for training is started by srun."""
+    script, fake = tmp_path / "script", ROOT / "tests/sweep/fake_train.py"
+    space = 'def space(trial):\n    return {"x": trial.suggest_float("x", 0, 2)}\n'
+    experiment_file.write_text(experiment_file.read_text() + "\n\n" + space)
+    script.write_text(
+        "#!/bin/bash\n"
+        f'[ "$1" = sweep ] && exec {sys.executable} -m gpt3jax "$@"\n'
+        f'shift; echo "$SLURM_JOB_ID $SLURM_STEP_ID"; exec {sys.executable} {fake} "$@" --slow 2\n'
+    )
+    script.chmod(0o755)
+    number = cluster.submit(
+        "--nodes=1", "--array=1-2", f"--output={tmp_path}/%a.out", ROOT / "launch/sweep.sbatch",
+        experiment_file, "--trials", "4", "--pruner", "none", "--storage", tmp_path / "s.journal",
+        GPT3JAX=str(script), PYTHONPATH=str(ROOT), PACE="0",
+    )  # fmt: skip
+    until(lambda: not cluster.run("squeue", "--noheader", "--jobs", number), 200, "the sweep")
+    said = [(tmp_path / f"{task}.out").read_text() for task in (1, 2)]
+    assert all("4 trials: 4 complete" in text for text in said), said
+    logs = [path.read_text().split()[:2] for path in sorted((tmp_path / "s/logs").iterdir())]
+    assert len(logs) == 4 and len({job for job, _ in logs}) == 2, "both jobs took part"
+    assert all(step.isdecimal() for _, step in logs), "srun started them"

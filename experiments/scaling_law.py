@@ -1,0 +1,92 @@
+"""How does loss fall with size, data and compute? A ladder of models at matched compute.
+
+Data       gpt3jax data prepare --corpus python-library --context 128 --vocabulary 512 \\
+               --out data/scaling-law
+Command    gpt3jax sweep experiments/scaling_law.py --sampler grid --trials 13 --pruner none
+           gpt3jax report --scaling-law sweeps/scaling_law/trial-*
+Source     Figure 3.1 of Brown et al. 2020; compute-matched sizes ("IsoFLOP profiles") as in
+           Hoffmann et al. 2022 (arXiv 2203.15556), section 3.2
+Result     L = 1.21 + 16.8 N^-0.357 + 54 D^-0.245 of 12 runs, which said 2.671 nats/token of the
+           held-out one, at four times their compute; it had 2.501. One loss fell suddenly, which
+           no smooth law foresees.
+Cost       0.45 worker-hours, each worker one CPU core; its sizes go from 1e4 to 4e5
+
+At each budget of training FLOPs, three sizes around the one that sees `RATIO` tokens for
+each parameter; and at four times the largest budget one run, to be held out from the fit.
+At RATIO, 1e7 parameters take 6e15 FLOPs. For a pod, multiply BUDGETS, name your data, and
+give a `--storage` that all can write.
+
+The learning rate was the best of 20 at 1e5 parameters (sweep_learning_rate.py), and near
+the best at 8e5 (tiny.py); above 1e6 it falls as the paper's does, to 6e-4 at 125M.
+"""
+
+from gpt3jax.config import Data, Evaluate, Experiment, Model, Schedule, Source, Train
+from gpt3jax.model.table import flops_per_token
+
+BUDGETS = (5e10, 2e11, 8e11, 3.2e12)
+"""Training FLOPs of a run."""
+HELD_OUT = 4 * BUDGETS[-1]
+RATIO = 10
+CONTEXT, VOCABULARY, BATCH = 128, 512, 8 * 128
+
+SIZES = {
+    # Layers and width, by parameters without embeddings, 12 L d^2.
+    12_288: (1, 32), 24_576: (2, 32), 55_296: (2, 48), 98_304: (2, 64), 230_400: (3, 80),
+    442_368: (4, 96), 786_432: (4, 128), 1_536_000: (5, 160), 2_654_208: (6, 192),
+    6_291_456: (8, 256), 9_830_400: (8, 320), 84_934_656: (12, 768), 301_989_888: (24, 1024),
+    1_207_959_552: (24, 2048),
+}  # fmt: skip
+
+
+def model(size: int) -> Model:
+    layers, width = SIZES[size]
+    d_head = 16 if width < 512 else 64
+    return Model(
+        n_layers=layers, d_model=width, n_heads=width // d_head, d_head=d_head, context=CONTEXT,
+        vocabulary=VOCABULARY, band=CONTEXT // 4, scan_layers=layers > 8,
+    )  # fmt: skip
+
+
+def tokens(size: int, flops: float) -> int:
+    """So many that the run costs the budget, in whole batches."""
+    return round(flops / flops_per_token(model(size)) / BATCH) * BATCH
+
+
+def points() -> dict[str, tuple[int, float]]:
+    """Sizes and budgets of the ladder, by name; the last one is held out."""
+    chosen = {}
+    for flops in (*BUDGETS, HELD_OUT):
+        ideal = (flops / 6 / RATIO) ** 0.5
+        near = sorted(SIZES, key=lambda size: abs(size / ideal - ideal / size))
+        for size in sorted(near[: 1 if flops == HELD_OUT else 3]):
+            chosen[f"{size}@{flops:.1e}"] = size, flops
+    return chosen
+
+
+def experiment() -> Experiment:
+    size = 98_304
+    seen = tokens(size, BUDGETS[1])
+    return Experiment(
+        name="scaling_law",
+        model=model(size),
+        data=Data(sources=(Source("python-library", "data/scaling-law"),)),
+        schedule=Schedule(learning_rate(size), warmup_tokens=seen // 20, decay_tokens=seen),
+        train=Train(batch_tokens=BATCH, tokens=seen, log_every=10, save_every=500, keep=1),
+        evaluate=Evaluate(every=250, windows=256, sample_tokens=0),
+    )
+
+
+def learning_rate(size: int) -> float:
+    return 3.5e-3 * max(1.0, size / 1e6) ** -0.4
+
+
+def space(trial):
+    size, flops = points()[trial.suggest_categorical("point", list(points()))]
+    shape, seen = model(size), tokens(size, flops)
+    return {
+        "model.n-layers": shape.n_layers, "model.d-model": shape.d_model,
+        "model.n-heads": shape.n_heads, "model.d-head": shape.d_head,
+        "model.scan-layers": shape.scan_layers,
+        "schedule.peak-learning-rate": learning_rate(size), "schedule.warmup-tokens": seen // 20,
+        "schedule.decay-tokens": seen, "train.tokens": seen,
+    }  # fmt: skip

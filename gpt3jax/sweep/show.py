@@ -1,0 +1,121 @@
+"""What a sweep prints and writes as it goes: a live table, lines when piped, a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from gpt3jax.config import cut
+from gpt3jax.sweep.store import Trial, best
+
+PF_DAY = 8.64e19
+"""FLOPs in a petaflop/s-day."""
+ROWS = 40
+"""Of a live table, at most: the newest."""
+
+
+def names(trials: Sequence[Trial]) -> list[str]:
+    """All parameters that any trial has, in the order of the space."""
+    return list(dict.fromkeys(name for trial in trials for name in trial.params))
+
+
+def short(value: Any) -> str:
+    """A parameter as a table shows it.
+
+    >>> short(0.00061234567), short(3), short("cosine")
+    ('0.0006123', '3', 'cosine')
+    """
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def tokens_of(trial: Trial) -> int:
+    """Tokens at the newest validation loss."""
+    return max(trial.curve, default=0)
+
+
+def table(trials: Sequence[Trial], rows: int | None = None) -> Table:
+    """A row for each trial, the best one marked; only the last so many, if told."""
+    made, winner = Table(box=None, pad_edge=False), best(trials)
+    for name in ("trial", *names(trials), "val_loss", "tokens", "minutes"):
+        made.add_column(name, justify="right", no_wrap=True)
+    made.add_column("state")
+    begun = [trial for trial in trials if trial.state != "waiting" or trial.attempts > 1]
+    for trial in begun[-rows:] if rows else trials:
+        state = f"{trial.state}: {trial.why}" if trial.why else trial.state
+        made.add_row(
+            f"{'*' if trial is winner else ''}{trial.number}",
+            *(short(trial.params[n]) if n in trial.params else "" for n in names(trials)),
+            "" if trial.val_loss is None else f"{trial.val_loss:.4f}",
+            f"{tokens_of(trial):,}", f"{trial.seconds / 60:.1f}", cut(state, 80),
+        )  # fmt: skip
+    return made
+
+
+@contextmanager
+def watching() -> Iterator[Callable[[list[Trial]], None]]:
+    """Give a function that shows how the sweep stands: a live table, or lines when piped."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        yield _plain(console)
+        return
+    with Live(console=console, refresh_per_second=4) as live:
+
+        def show(trials: list[Trial]) -> None:
+            view = table(trials, min(ROWS, console.height - 4))
+            view.caption = summary(trials)
+            live.update(view)
+
+        yield show
+
+
+def _plain(console: Console) -> Callable[[list[Trial]], None]:
+    shown: dict[int, tuple[str, int]] = {}
+
+    def show(trials: list[Trial]) -> None:
+        for trial in trials:
+            now = (trial.state, trial.attempts)
+            if now in (shown.get(trial.number), ("waiting", 1)):
+                continue
+            shown[trial.number] = now
+            values = ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())
+            loss = "" if trial.val_loss is None else f", val_loss {trial.val_loss:.4f}"
+            why = f" ({trial.why})" if trial.why else ""
+            console.print(
+                f"trial {trial.number} {trial.state}: {values}{loss}{why}", soft_wrap=True
+            )
+
+    return show
+
+
+def summary(trials: Sequence[Trial]) -> str:
+    """How many ended how, and what was spent.
+
+    Worker-hours count each attempt once, those that were lost to a killed sweep excepted.
+    """
+    counts = [(state, sum(t.state == state for t in trials)) for state in
+              ("complete", "pruned", "diverged", "failed", "running", "waiting")]  # fmt: skip
+    ended = ", ".join(f"{count} {state}" for state, count in counts if count)
+    hours = sum(trial.seconds for trial in trials) / 3600
+    days = sum(trial.flops for trial in trials) / PF_DAY
+    return f"{len(trials)} trials: {ended}. {hours:.2f} worker-hours, {days:.2g} petaflop/s-days"
+
+
+def as_csv(trials: Sequence[Trial]) -> str:
+    """The trials as CSV: one row each, with all that is known but the curves."""
+    text, params = io.StringIO(), names(trials)
+    writer = csv.writer(text, lineterminator="\n")
+    columns = ("val_loss", "tokens", "seconds", "flops", "attempts", "why", "command")
+    writer.writerow(["trial", "state", *params, *columns])
+    for trial in trials:
+        known = [trial.number, trial.state, *(trial.params.get(name, "") for name in params)]
+        loss = "" if trial.val_loss is None else trial.val_loss
+        known += [loss, tokens_of(trial), round(trial.seconds, 1), trial.flops]
+        writer.writerow([*known, trial.attempts, trial.why, trial.command])
+    return text.getvalue()
