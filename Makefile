@@ -36,8 +36,8 @@ picture: demo  ## the README's picture: a browser looks at the page about the de
 	mkdir -p docs
 	chromium --headless --no-sandbox --hide-scrollbars --virtual-time-budget=3000 --window-size=1280,1450 --screenshot=docs/inspect.png file://$(abspath $(RUN))/inspect.html
 
-test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not parity and not tpu_compiler"
+test: install  ## all of it; BUT="and not long": without what takes minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not parity and not tpu_compiler $(BUT)"
 
 tpu: install  ## through the TPU compiler, for slices that are not there (Linux); K="175b or 2b7": some
 	$(PYTHON) -m venv $(VENV)-tpu

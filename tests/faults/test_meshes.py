@@ -66,6 +66,7 @@ def test_a_run_goes_on_over_1_2_4_8_3_and_1_devices(experiment, tmp_path, seen):
     assert [int(np.prod(list(mesh.values()))) for mesh in begun] == [1, 2, 4, 8, 3, 1, 8]
 
 
+@pytest.mark.long
 def test_a_run_goes_on_over_1_2_and_1_processes(tmp_path):
     """Each with two devices in all, so that even the bits are the same."""
     file = make_data(tmp_path)

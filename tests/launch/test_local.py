@@ -84,6 +84,7 @@ def test_two_processes_train_as_one_does_and_write_one_run(file, tmp_path):
     assert events[0]["hosts"] == 2 and events[0]["mesh"]["data"] == 4
 
 
+@pytest.mark.long
 def test_a_killed_process_ends_the_job_and_the_relaunch_goes_on_to_the_same_bits(file, tmp_path):
     overrides = ("--train.save-every", "4")
     assert finish(launch(file, tmp_path / "whole", *overrides))[0] == 0

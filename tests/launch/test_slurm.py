@@ -102,6 +102,7 @@ def final_state(path):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
+@pytest.mark.long
 def test_a_run_that_is_preempted_and_requeued_equals_one_that_is_not(cluster, train, tmp_path):
     job = train("parts", pace=0.2)
     until(lambda: len(Run(tmp_path / "parts").metrics()) > 3, 300, "training")
@@ -154,6 +155,7 @@ while [ $SECONDS -lt 300 ]; do sleep 0.1; done
 """
 
 
+@pytest.mark.long
 def test_out_of_time_it_saves_and_goes_on(cluster, pretend, tmp_path):
     script = f"echo attempt; (( SLURM_RESTART_COUNT )) && exit; {WAITS.format(tmp_path)}"
     number, output = pretend(script, "--time=3")  # The signal comes between 30 s and 60 s.

@@ -65,6 +65,7 @@ def curve(path):
     return {r["tokens"]: r["val_loss"] for r in Run(path).metrics() if "val_loss" in r}
 
 
+@pytest.mark.long
 def test_killed_workers_are_replaced_and_their_runs_go_on(file):
     """Six trials by two commands, as of two machines; one of them and a run are killed."""
     words = ("--trials", "6", "--sampler", "random", "--pruner", "none")
