@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
-import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -26,6 +24,7 @@ from gpt3jax.data.census import merge, take_census
 from gpt3jax.data.corpus import Corpus, Part, open_corpus
 from gpt3jax.data.documents import hash_key
 from gpt3jax.data.encode import Job, encode_group, window_dtype, write_validation
+from gpt3jax.data.folder import is_free, whole_folder
 from gpt3jax.data.manifest import MANIFEST, TOKENIZER, Manifest, Split, load_manifest, verify
 from gpt3jax.data.pool import processes
 from gpt3jax.data.tokenizer import SAMPLE_BYTES, Tokenizer, train_tokenizer
@@ -94,16 +93,11 @@ def prepare(
         "validation_fraction": validation_fraction,
         "seed": seed,
     }
-    if os.path.lexists(out) and not (os.path.isdir(out) and not os.listdir(out)):
+    if not is_free(out):
         return _existing(out, settings | ({"tokenizer": given.hash} if given else {}))
 
-    folder = partial_folder(Path(out))
-    try:
+    with whole_folder(Path(out)) as folder:
         _write(corpus, folder, settings, given, workers, progress or (lambda stage, share: None))
-        os.rename(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     return load_manifest(out)
 
 
@@ -150,35 +144,6 @@ def _existing(out: str, settings: dict[str, Any]) -> Manifest:
                 "delete that folder"
             )
     return verify(out)
-
-
-def partial_folder(out: Path) -> Path:
-    """A folder beside `out` to write in; those that dead processes of this host left go."""
-    prefix = f"{out.name}.partial-{socket.gethostname()}-"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for path in out.parent.iterdir():
-            pid = path.name.removeprefix(prefix)
-            if path.name.startswith(prefix) and pid.isdigit() and not _runs(int(pid)):
-                shutil.rmtree(path, ignore_errors=True)
-        folder = out.parent / f"{prefix}{os.getpid()}"
-        folder.mkdir()
-    except OSError as error:
-        raise ConfigError(
-            f"--out {out} cannot be written: {error.strerror}. Choose another folder"
-        ) from error
-    return folder
-
-
-def _runs(pid: int) -> bool:
-    """Whether another process has this id (in a container, ids return after a restart)."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()
 
 
 def _write(

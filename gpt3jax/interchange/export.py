@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from gpt3jax.config import ConfigError, Model, RunError
-from gpt3jax.data.prepare import partial_folder
+from gpt3jax.data.folder import is_free, whole_folder
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.interchange import huggingface
 from gpt3jax.interchange.architecture import Family, family_of, to_config
@@ -68,8 +67,7 @@ def export(
     check_is_new(out)
     tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
     step, params = opened(run, step, progress)
-    folder = partial_folder(out)
-    try:
+    with whole_folder(out) as folder:
         shapes = huggingface.shapes(family, model)
         check_space(folder, shapes, DTYPES[dtype])
         tensors = _tensors(family, params, model, progress)
@@ -85,10 +83,6 @@ def export(
         certificate.write(folder)
         text = card(run, run.experiment(), found, certificate)
         (folder / "README.md").write_text(text, encoding="utf-8")
-        os.rename(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     progress("comparing", 1.0)
     return certificate
 
@@ -161,7 +155,7 @@ def check_is_new(out: Path) -> None:
     Raises:
       ConfigError: it does.
     """
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+    if not is_free(out):
         raise ConfigError(f"--out {out} holds something: a model's folder is new. Choose another")
 
 

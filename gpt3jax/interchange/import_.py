@@ -8,9 +8,7 @@ the folder is run, and nothing of it is believed before it was checked.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +30,7 @@ from gpt3jax.config import (
     cut,
     short_hash,
 )
-from gpt3jax.data.prepare import partial_folder
+from gpt3jax.data.folder import is_free, whole_folder
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.interchange import huggingface
 from gpt3jax.interchange.architecture import Family, from_config
@@ -84,7 +82,7 @@ def import_(folder: Path, path: Path, progress: Progress = lambda what, share: N
       SaveError: the checkpoint cannot be written.
     """
     check_writable(path)
-    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+    if not is_free(path):
         raise ConfigError(f"--run {path} holds something: an imported run is new. Choose another")
     if Run(folder).exists():
         found, arrays = _from_run(Run(folder), progress)
@@ -98,13 +96,8 @@ def import_(folder: Path, path: Path, progress: Progress = lambda what, share: N
     for name, values in arrays.items():
         if not np.isfinite(values).all():
             raise ConfigError(f"{folder}: {name} is not finite everywhere. Get it again")
-    partial = partial_folder(path)
-    try:
+    with whole_folder(path) as partial:
         _write(Run(partial), _experiment(folder, found.model), found, arrays, folder)
-        os.rename(partial, path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return found
 
 

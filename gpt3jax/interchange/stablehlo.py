@@ -13,8 +13,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ import numpy as np
 from flax import traverse_util
 
 from gpt3jax.config import ConfigError, Model
-from gpt3jax.data.prepare import partial_folder
+from gpt3jax.data.folder import whole_folder
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.interchange.export import DTYPES, Dtype, Progress, check_is_new, check_space, opened
 from gpt3jax.interchange.safetensors import Shapes, write_folder
@@ -115,8 +113,8 @@ def export(
     check_is_new(out)
     tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
     step, params = opened(run, step, progress)
-    folder, sizes = partial_folder(out), {}
-    try:
+    sizes = {}
+    with whole_folder(out) as folder:
         shapes = shapes_of(model)
         check_space(folder, shapes, DTYPES[dtype])
         write_folder(folder, shapes, DTYPES[dtype], _tensors(params, model, progress))
@@ -136,10 +134,6 @@ def export(
         (folder / "model.json").write_text(json.dumps(facts, indent=1) + "\n")
         (folder / "run.py").write_text(SCRIPT)
         tokenizer.save(folder / "tokenizer.model")
-        os.rename(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     progress("programs", 1.0)
     return Exported(count(model), step, sizes)
 

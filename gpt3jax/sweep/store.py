@@ -25,6 +25,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from gpt3jax.config import ConfigError, RunError
+from gpt3jax.data.folder import is_alive
 from gpt3jax.sweep.space import Params
 
 BEAT_S = 15.0
@@ -282,22 +283,12 @@ def reap(study: optuna.Study) -> list[int]:
     found = []
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         pid, _, host = trial.user_attrs.get("worker", "@").partition("@")
-        is_dead = host == socket.gethostname() and not _is_alive(int(pid))
+        is_dead = host == socket.gethostname() and not is_alive(int(pid))
         last = trial.user_attrs.get("beat") or trial.datetime_start.timestamp()
         if is_dead or time.time() - last > STALE_S:
             give_back(study, trial, f"worker {pid} on {host or 'another host'} was killed")
             found.append(trial.user_attrs.get("place", -1))
     return found
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def read(study: optuna.Study) -> list[Trial]:
