@@ -1,27 +1,17 @@
 """The page of what was written, opened in a real browser: what shows, and what does not happen."""
 
-import html
 import itertools
 import json
 import re
-import shutil
-import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
+from browser import needs_browser, opened
 
 from gpt3jax.code import load_module
 from gpt3jax.evals import react
 from gpt3jax.evals.react import DIALECTS, HOUSE, Thing
 from gpt3jax.evals.react_page import Answer, Asked, page
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
-needs_browser = pytest.mark.skipif(
-    BROWSER is None, reason="THE PAGE GOES UNOPENED: install chromium"
-)
 
 RGB = {
     "red": "rgb(255, 0, 0)", "blue": "rgb(0, 0, 255)", "teal": "rgb(0, 128, 128)",
@@ -56,63 +46,29 @@ def asked():
     ]
 
 
-# The page lies in a frame: its policy lets no script into it, so it is watched from outside.
 WATCHER = """<!doctype html><meta charset=utf-8>
 <iframe style="width:1200px;height:800px" srcdoc="{page}"></iframe><script>
 const frame = document.querySelector("iframe");
-frame.addEventListener("load", () => {{
+frame.addEventListener("load", () => {
   const inside = frame.contentDocument, drawn = [];
   for (const box of inside.querySelectorAll(".drawn"))
-    drawn.push([...box.querySelectorAll("*")].map((each) => {{
+    drawn.push([...box.querySelectorAll("*")].map((each) => {
       const style = frame.contentWindow.getComputedStyle(each), at = each.getBoundingClientRect();
-      return {{tag: each.tagName.toLowerCase(), background: style.backgroundColor,
+      return {tag: each.tagName.toLowerCase(), background: style.backgroundColor,
         color: style.color, text: each.textContent, placeholder: each.placeholder,
         handlers: each.getAttributeNames().filter((name) => name.startsWith("on")),
-        visible: at.width > 10 && at.height > 10}};
-    }}));
-  const found = {{drawn, title: inside.title, scripts: inside.scripts.length,
-    overflows: inside.documentElement.scrollWidth > inside.documentElement.clientWidth}};
+        visible: at.width > 10 && at.height > 10};
+    }));
+  const found = {drawn, title: inside.title, scripts: inside.scripts.length,
+    overflows: inside.documentElement.scrollWidth > inside.documentElement.clientWidth};
   document.body.dataset.found = JSON.stringify(found);
-}});
+});
 </script>"""
-
-
-def opened(text, folder):
-    """What a browser sees of a page, all that it asks the page's server for, and its log."""
-    fetched = []
-
-    class Server(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
-            fetched.append(self.path)
-            self.send_response(200 if self.path == "/" else 404)
-            self.end_headers()
-            self.wfile.write(WATCHER.format(page=html.escape(text)).encode())
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            ended = subprocess.run(
-                [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-                 f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=2000",
-                 "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "--dump-dom",
-                 f"http://127.0.0.1:{server.server_port}/"],
-                capture_output=True, text=True, timeout=120, check=True,
-            )  # fmt: skip
-        finally:
-            server.shutdown()
-            thread.join()
-    found = re.search(r'data-found="([^"]*)"', ended.stdout)
-    assert found, f"the page did not load: {ended.stderr[-2000:]}"
-    return json.loads(html.unescape(found[1])), {*fetched} - {"/", "/favicon.ico"}, ended.stderr
 
 
 @needs_browser
 def test_a_browser_draws_what_is_described_in_every_dialect_and_nothing_hostile(tmp_path):
-    found, fetched, log = opened(page("React", asked()), tmp_path)
+    found, fetched, log = opened(page("React", asked()), WATCHER, tmp_path)
     assert "CONSOLE" not in log, log
     assert found["title"] == "React"
     assert not fetched and found["scripts"] == 0 and not found["overflows"]
@@ -143,11 +99,13 @@ WITH_HARM = (
 def test_the_watcher_sees_harm_where_there_is_some_and_the_policy_keeps_it_out(tmp_path):
     """Else the test before would pass whatever the page did."""
     text = page("React", asked()[:1]) + WITH_HARM
-    found, fetched, log = opened(re.sub("<meta http-equiv.*>", "", text), tmp_path / "open")
+    found, fetched, log = opened(
+        re.sub("<meta http-equiv.*>", "", text), WATCHER, tmp_path / "open"
+    )
     assert found["title"] == "taken" and found["scripts"] == 1 and "CONSOLE" in log
     assert fetched == {"/taken.png"} and found["overflows"]
     assert found["drawn"][-1][0]["handlers"] == ["onclick"]
-    found, fetched, _ = opened(text, tmp_path / "guarded")
+    found, fetched, _ = opened(text, WATCHER, tmp_path / "guarded")
     assert found["title"] == "React" and not fetched
 
 

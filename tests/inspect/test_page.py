@@ -1,16 +1,12 @@
 """The page in a real browser: what it draws, what moves, and what a hostile text cannot do."""
 
-import html
 import json
 import re
-import shutil
-import subprocess
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import needs_browser, opened
 from building import changed, random_run
 
 from gpt3jax.cli import main
@@ -21,10 +17,6 @@ from gpt3jax.inspect.page import as_data, page, token_text
 from gpt3jax.look import Writing, look, look_at_shape
 from gpt3jax.model.decode import Sampling
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
-needs_browser = pytest.mark.skipif(
-    BROWSER is None, reason="THE PAGE GOES UNOPENED: install chromium"
-)
 SECTIONS = ["whole", "track", "lens", "heads", "anatomy", "training", "shots"]
 HOSTILE = [
     "<script>document.title='taken'</script>",
@@ -46,41 +38,7 @@ def run(experiment, tmp_path):
     return random_run(tmp_path / "run", roomy, step=5)
 
 
-# The page lies in a frame: its policy lets no script into it, so it is driven from outside.
 WATCHER = Path(__file__).with_name("watcher.html").read_text()
-
-
-def opened(text, folder, *flags):
-    """What a browser finds on a page that it also uses; all that it fetched; and its log."""
-    fetched = []
-
-    class Server(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
-            fetched.append(self.path)
-            self.send_response(200 if self.path == "/" else 404)
-            self.end_headers()
-            self.wfile.write(WATCHER.replace("{page}", html.escape(text)).encode())
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            ended = subprocess.run(
-                [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-                 f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=9000", *flags,
-                 "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", "--dump-dom",
-                 f"http://127.0.0.1:{server.server_port}/"],
-                capture_output=True, text=True, timeout=180, check=True,
-            )  # fmt: skip
-        finally:
-            server.shutdown()
-            thread.join()
-    found = re.search(r'data-found="([^"]*)"', ended.stdout)
-    assert found, f"the page did not load: {ended.stderr[-2000:]}"
-    return json.loads(html.unescape(found[1])), {*fetched} - {"/", "/favicon.ico"}, ended.stderr
 
 
 @needs_browser
@@ -93,7 +51,7 @@ def test_a_browser_draws_every_section_and_all_of_it_moves(run, asked, tmp_path,
     text = out.read_text()
     assert len(text) < 2_000_000
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(|src=", text)
-    found, fetched, log = opened(text, tmp_path)
+    found, fetched, log = opened(text, WATCHER, tmp_path)
     assert "CONSOLE" not in log and "error" not in found, (log, found.get("error"))
     assert not fetched and found["scripts"] == 2 and found["images"] == 0
     assert found["ready"] == "yes" and found["title"] == "test, step 5: the look inside"
@@ -125,7 +83,7 @@ def test_hostile_texts_are_shown_and_do_nothing(run, asked, tmp_path):
             piece["text"] = HOSTILE[1]
     record["name"] = record["shots"]["task"] = record["training"]["missing"] = HOSTILE[2]
     found, fetched, log = opened(
-        page(HOSTILE[1], record), tmp_path, "--force-prefers-reduced-motion"
+        page(HOSTILE[1], record), WATCHER, tmp_path, "--force-prefers-reduced-motion"
     )
     assert "CONSOLE" not in log and "error" not in found, (log, found.get("error"))
     assert not fetched and found["scripts"] == 2 and found["images"] == 0
@@ -140,10 +98,12 @@ def test_the_watcher_sees_harm_and_the_policy_keeps_it_out(tmp_path, experiment)
     text = page("A shape", look_at_shape(experiment))
     harm = "<script>document.title = 'taken'; console.log('here')</script><img src='/taken.png'>"
     text = text.replace("<main", harm + "<div style='width:2000px'>x</div><main")
-    found, fetched, log = opened(re.sub("<meta http-equiv.*>", "", text), tmp_path / "open")
+    found, fetched, log = opened(
+        re.sub("<meta http-equiv.*>", "", text), WATCHER, tmp_path / "open"
+    )
     assert found["title"] == "taken" and "CONSOLE" in log and fetched == {"/taken.png"}
     assert found["sections"] == [["anatomy", True]] and not found["fits"]["wide"]
-    found, fetched, _ = opened(text, tmp_path / "guarded")
+    found, fetched, _ = opened(text, WATCHER, tmp_path / "guarded")
     assert found["title"] == "A shape" and not fetched and found["ready"] == "yes"
 
 

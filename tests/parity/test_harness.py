@@ -19,41 +19,34 @@ transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.parity
 
-CHOICE = """
-task: pets
+TASK = """
+task: NAME
 dataset_path: json
 dataset_kwargs: {data_files: {test: FILE}}
 test_split: test
+metric_list:
+  - metric: METRIC
+"""
+KINDS = {
+    ("pets", "acc"): """
 output_type: multiple_choice
 doc_to_text: "{{question}}"
 doc_to_choice: "{{choices}}"
 doc_to_target: "{{answer}}"
-metric_list:
-  - metric: acc
-"""
-WRITTEN = """
-task: goes_on
-dataset_path: json
-dataset_kwargs: {data_files: {test: FILE}}
-test_split: test
+""",
+    ("goes_on", "exact_match"): """
 output_type: generate_until
 doc_to_text: "{{question}}"
 doc_to_target: "{{choices[0]}}"
 generation_kwargs: {until: ["\\n"], max_gen_toks: 5, do_sample: false}
-metric_list:
-  - metric: exact_match
-"""
-ROLLING = """
-task: reads
-dataset_path: json
-dataset_kwargs: {data_files: {test: FILE}}
-test_split: test
+""",
+    ("reads", "bits_per_byte"): """
 output_type: loglikelihood_rolling
 doc_to_text: ""
 doc_to_target: "{{question}}"
-metric_list:
-  - metric: bits_per_byte
-"""
+""",
+}
+"""Tasks by name and metric."""
 
 
 @pytest.fixture
@@ -76,8 +69,9 @@ def tasks(tmp_path):
     ]
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, text in (("pets", CHOICE), ("goes_on", WRITTEN), ("reads", ROLLING)):
-        (folder / f"{name}.yaml").write_text(text.replace("FILE", str(file)))
+    for (name, metric), kind in KINDS.items():
+        text = TASK.replace("NAME", name).replace("METRIC", metric).replace("FILE", str(file))
+        (folder / f"{name}.yaml").write_text(text + kind)
     return folder
 
 
