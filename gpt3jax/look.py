@@ -98,14 +98,17 @@ def look(
         model = dataclasses.replace(saved.model, vocabulary=vocabulary, scan_layers=True)
         _check_layers(layers, model)
         asked = _task(task, saved)
+        aside = partial(other.submit, _on_mesh, devices)
+        parameters = aside(anatomy, model, saved.params)
+        windows, why = _windows(saved.experiment)
+        beginning = aside(_beginning, saved, windows)
         tokens, prompt_length = _written(saved, model, writing)
         record, targets = _of_text(saved, model, tokens, writing.sampling, layers)
-        windows, why = _windows(saved.experiment)
         questions = Questions(tokens, targets, windows)
-        training = other.submit(_on_mesh, devices, _training, saved, model, questions, why)
+        training = aside(_training, saved, model, beginning.result(), questions, why)
         record |= {
             "prompt_length": prompt_length,
-            "anatomy": anatomy(model, saved.params),
+            "anatomy": parameters.result(),
             "shots": shots_record(saved.params, model, saved.tokenizer, asked, writing.seed),
             "training": training.result(),
         }
@@ -216,13 +219,16 @@ def _task(name: str, saved: Saved) -> Task:
     return tasks[0]
 
 
-def _training(saved: Saved, model: Model, questions: Questions, why: str) -> dict[str, Any]:
+def _training(
+    saved: Saved, model: Model, beginning: Beginning, questions: Questions, why: str
+) -> dict[str, Any]:
     """Section 6: examples of the run's data, and the run's checkpoints."""
-    untrained = _untrained(saved)
-    record = checkpoints_record(_states(saved, untrained), questions, model)
-    small = count(saved.model) <= MOST_TO_TRAIN
-    if questions.windows is not None and untrained is not None and small:
-        record["update"] = _update(saved.experiment, model, untrained, questions)
+    record = checkpoints_record(_states(saved, beginning.untrained), questions, model)
+    if beginning.updated is not None:
+        after = questions.ask(beginning.updated, model)
+        S = questions.windows.shape[1] - 1
+        shown = {name: each[1:2, :S] for name, each in after.items()}
+        record["update"] = beginning.update | {"after": shown}
     return record | {"missing": why}
 
 
@@ -237,14 +243,27 @@ def _windows(experiment: Experiment) -> tuple[np.ndarray | None, str]:
     return np.stack([tokens_of(order[i])[:length] for i in range(WINDOWS)]), ""
 
 
-def _untrained(saved: Saved) -> TrainState | None:
-    """Where the run began; None for an imported one, or if its parent is gone."""
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+    """Where a run began, and one step further."""
+
+    untrained: Params | None = None
+    """None for an imported run, or if its parent is gone."""
+    updated: Params | None = None
+    """After one example alone; None also for want of data, or of a small model."""
+    update: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _beginning(saved: Saved, windows: np.ndarray | None) -> Beginning:
     if 0 in Checkpoints(saved.run.checkpoints).steps():
-        return None
+        return Beginning()
     try:
-        return first_state(saved.run, saved.experiment, _mesh(saved))
+        state = first_state(saved.run, saved.experiment, _mesh(saved))
     except ConfigError:
-        return None
+        return Beginning()
+    if windows is None or count(saved.model) > MOST_TO_TRAIN:
+        return Beginning(state.params)
+    return Beginning(state.params, *_update(saved.experiment, state, windows[0]))
 
 
 def _mesh(saved: Saved) -> jax.sharding.Mesh:
@@ -252,10 +271,10 @@ def _mesh(saved: Saved) -> jax.sharding.Mesh:
     return jax.tree.leaves(saved.params)[0].sharding.mesh
 
 
-def _states(saved: Saved, untrained: TrainState | None) -> Iterator[tuple[int, Params]]:
+def _states(saved: Saved, untrained: Params | None) -> Iterator[tuple[int, Params]]:
     """Steps up to the one that is looked at, evenly chosen, and their parameters."""
     if untrained is not None:
-        yield 0, untrained.params
+        yield 0, untrained
     checkpoints = Checkpoints(saved.run.checkpoints)
     before = [step for step in checkpoints.steps() if step < saved.step]
     room = min(CHECKPOINTS - 2, len(before))
@@ -268,9 +287,9 @@ def _states(saved: Saved, untrained: TrainState | None) -> Iterator[tuple[int, P
 
 
 def _update(
-    experiment: Experiment, model: Model, state: TrainState, questions: Questions
-) -> dict[str, Any]:
-    """One step of the run's optimizer on one example alone: what was guessed, and is now."""
+    experiment: Experiment, state: TrainState, window: np.ndarray
+) -> tuple[Params, dict[str, Any]]:
+    """One step of the run's optimizer on one example alone: the parameters, and how it went."""
     rate = experiment.schedule.peak_learning_rate
     looped = dataclasses.replace(experiment.model, scan_layers=True)
     looped = dataclasses.replace(experiment, model=looped)
@@ -287,13 +306,11 @@ def _update(
 
     mesh = jax.sharding.get_abstract_mesh()
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    copies = jnp.asarray(np.tile(questions.windows[0], (1, rows, 1)), jnp.int32)
+    copies = jnp.asarray(np.tile(window, (1, rows, 1)), jnp.int32)
     params, metrics, moved = step(state, copies)
-    after, S = questions.ask(params, model), copies.shape[-1] - 1
-    return {
+    return params, {
         "learning_rate": rate,
         "loss": float(metrics["loss"]),
         "grad_norm": float(metrics["grad_norm"]),
-        "after": {name: each[1:2, :S] for name, each in after.items()},
         "moved": {name: float(share) for name, share in moved.items()},
     }

@@ -69,7 +69,8 @@ def induction(params: Params, model: Model, seed: int = 0) -> np.ndarray:
     found = capture(params, tokens_1T, model, ("queries", "keys")).activations
     scores = []
     for layer in range(model.n_layers):
-        weights_HTT = attention_of(found, layer, model)[0]
-        after = jnp.diagonal(weights_HTT, 1 - length, 1, 2)  # Query i, key i - length + 1.
-        scores.append(np.asarray(after[:, 1:].mean(-1)))
+        weights_1HTT = attention_of(found, layer, model)
+        # Query i, key i - length + 1.
+        after = np.diagonal(np.asarray(weights_1HTT)[0], 1 - length, 1, 2)
+        scores.append(after[:, 1:].mean(-1))
     return np.stack(scores)

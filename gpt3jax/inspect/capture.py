@@ -85,10 +85,18 @@ def attention_of(activations: dict[str, jax.Array], layer: int, model: Model) ->
       model: its shape; what a band hides has weight 0.
     """
     band = None if model.is_dense(layer) else model.band
-    return _weights(activations["queries"][layer], activations["keys"][layer], band)
+    return _weights(activations["queries"], activations["keys"], layer, band)
 
 
-_weights = jax.jit(attention.weights, static_argnames="band")
+@jax.jit
+def of_layer(activation: jax.Array, layer: int) -> jax.Array:
+    """One layer of what was captured of one text: [N, 1, T, ...] to [T, ...]."""
+    return activation[layer, 0]
+
+
+@partial(jax.jit, static_argnames="band")
+def _weights(queries, keys, layer, band):
+    return attention.weights(queries[layer], keys[layer], band)
 
 
 def _stream(params, tokens_BT, *, model, want, edit):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -38,11 +39,11 @@ def heads_record(
     kept = min(T, max(FEWEST, MOST_WEIGHTS // (len(layers) * model.n_heads * T)))
     places, weights, facts = [], [], []
     for layer in layers:  # One at a time: all weights are N x H x T x T numbers.
-        weights_HTT = attention_of(activations, layer, model)[0]
-        best, where = jax.lax.top_k(weights_HTT, kept)
-        weights.append(np.asarray(best))
-        places.append(np.asarray(where).astype(np.uint16))
-        facts.append(jax.tree.map(np.asarray, head_facts(weights_HTT)))
+        found = _summed_up(attention_of(activations, layer, model), kept)
+        best, where, of_heads = jax.tree.map(np.asarray, found)
+        weights.append(best)
+        places.append(where.astype(np.uint16))
+        facts.append(of_heads)
     names = ("entropy", "distance", "itself", "previous", "first")
     return {
         "kept": kept,
@@ -53,3 +54,9 @@ def heads_record(
             "induction": induction(params, model)[list(layers)].astype(np.float32),
         },
     }
+
+
+@partial(jax.jit, static_argnames="kept")
+def _summed_up(weights_1HTT, kept):
+    best_HTk, where_HTk = jax.lax.top_k(weights_1HTT[0], kept)
+    return best_HTk, where_HTk, head_facts(weights_1HTT[0])

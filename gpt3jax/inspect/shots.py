@@ -65,8 +65,9 @@ def _setting(
     spans = [slice(len(prompt) - 1, len(prompt) + len(end) - 1) for prompt, end in pairs]
     pieces, bounds = _pieces(tokenizer, task, asked[0])
     last = len(pairs[0][0]) - 1
+    first = _first(output.activations)
     looks = [
-        np.asarray(attention_of(_first(output.activations), layer, model)[0, :, last, : last + 1])
+        np.asarray(attention_of(first, layer, model))[0, :, last, : last + 1]
         for layer in range(model.n_layers)
     ]
     return {
@@ -106,7 +107,8 @@ def _pieces(
     return [*pieces, {"text": question, "kind": "question"}], [*bounds, (end, length)]
 
 
-def _first(activations: dict[str, jax.Array]) -> dict[str, jax.Array]:
+@jax.jit
+def _first(activations):
     return {name: value[:, :1] for name, value in activations.items()}
 
 

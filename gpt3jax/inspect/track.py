@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt3jax.config import Model
+from gpt3jax.inspect.capture import of_layer
 from gpt3jax.inspect.lens import guesses
 from gpt3jax.model.decode import Sampling, truncate
 from gpt3jax.model.gpt3 import Output, head
@@ -59,12 +60,11 @@ def vectors(
     shown = -(-found["embedded"].shape[-1] // stride)
     first = max(0, T - max(1, MOST_BARS // (shown * (2 + 3 * len(layers)))))
 
-    def bars(x_TD: jax.Array) -> np.ndarray:
-        return np.asarray(x_TD[first:, ::stride]).astype(np.float16)
+    def bars(x_TD: np.ndarray) -> np.ndarray:
+        return x_TD[first:, ::stride].astype(np.float16)
 
-    token_TD = params["token_embedding"][tokens]
-    start = (token_TD, params["position_embedding"][:T])
-    added = [[found[name][layer, 0] for layer in layers] for name in WANTED[1:]]
+    start = tuple(map(np.asarray, _embedded(params, jnp.asarray(tokens, jnp.int32))))
+    added = [[np.asarray(of_layer(found[name], layer)) for layer in layers] for name in WANTED[1:]]
     return {
         "first": first,
         "stride": stride,
@@ -119,8 +119,8 @@ def lens_record(
       and `appears` [T], after how many layers the final first guess is first, and stays.
     """
     found, rows = output.activations, []
-    streams = [found["embedded"][0], *(found["residual"][i, 0] for i in range(model.n_layers))]
-    for x_TD in streams:  # One at a time: logits are T x V numbers.
+    layers = (of_layer(found["residual"], layer) for layer in range(model.n_layers))
+    for x_TD in (found["embedded"][0], *layers):  # One at a time: logits are T x V numbers.
         rows.append(jax.tree.map(np.asarray, guesses(
             params, x_TD, jnp.asarray(targets, jnp.int32), model, min(GUESSES, model.vocabulary)
         )))  # fmt: skip
@@ -143,6 +143,12 @@ def appears(first_guess: np.ndarray) -> np.ndarray:
     """
     same = first_guess == first_guess[-1]
     return (len(same) - np.cumprod(same[::-1], axis=0).sum(0)).astype(np.int32)
+
+
+@jax.jit
+def _embedded(params, tokens_T):
+    """What a token and its place bring, before they are added: [T, D] each."""
+    return params["token_embedding"][tokens_T], params["position_embedding"][: len(tokens_T)]
 
 
 @partial(jax.jit, static_argnames="sampling")
@@ -188,5 +194,5 @@ def _push(params, found, targets_T, model):
     return push, (row_TD * top["final_norm"]["bias"]).sum(-1)
 
 
-def _size(x_TD: jax.Array) -> np.ndarray:
-    return np.linalg.norm(np.asarray(x_TD, np.float32), axis=-1)
+def _size(x_TD: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(x_TD.astype(np.float32), axis=-1)
