@@ -22,6 +22,7 @@ from tyro.conf import FlagConversionOff
 
 from gpt3jax import __version__
 from gpt3jax.commands import COMMANDS
+from gpt3jax.compiled import keep_compiled
 from gpt3jax.config import ConfigError, RunError, cut
 
 LINE = 300
@@ -159,6 +160,7 @@ def _dispatch(words: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, 1, cutoff=0)
         raise ConfigError(f"there is no command {name!r}. Did you mean `gpt3jax {near[0]}`?")
     values = parse(name, words[size:])
+    keep_compiled()
     return COMMANDS[name](**values) or 0
 
 

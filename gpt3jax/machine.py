@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gpt3jax import compiled
 from gpt3jax.plan.chips import GiB
 from gpt3jax.sharding.cluster import MANAGED
 
@@ -190,7 +191,23 @@ def open_files() -> Check:
     return Check("open files", status, said, f"ulimit -n {4 * OPEN_FILES}")
 
 
-CHECKS = (python, packages, pairings, open_files, hosts, devices)
+def compiled_programs() -> Check:
+    """Whether those of earlier commands are kept."""
+    if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "1").lower() in ("0", "false"):
+        return Check("compiled programs", "ok", "not kept: JAX_ENABLE_COMPILATION_CACHE is off")
+    folder = os.environ.get(compiled.FOLDER)
+    if not folder:
+        cure = f"export {compiled.FOLDER}=FOLDER, one that nobody else can write"
+        what = "not kept: no home folder that can be written. Every command compiles anew"
+        return Check("compiled programs", "warning", what, cure)
+    if not Path(folder).is_dir():
+        return Check("compiled programs", "ok", f"none yet in {folder}")
+    files = compiled.kept(Path(folder))
+    size = sum(file.stat().st_size for file in files)
+    return Check("compiled programs", "ok", f"{len(files):,} in {folder} ({size / 1e6:,.0f} MB)")
+
+
+CHECKS = (python, packages, pairings, open_files, compiled_programs, hosts, devices)
 """Those that need no device, and the one that finds them."""
 
 

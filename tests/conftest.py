@@ -24,6 +24,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from building import changed, randomised  # noqa: E402
 
+from gpt3jax.compiled import tidy  # noqa: E402
 from gpt3jax.config import (  # noqa: E402
     Data,
     Evaluate,
@@ -35,6 +36,9 @@ from gpt3jax.config import (  # noqa: E402
     Train,
 )
 from gpt3jax.data.prepare import prepare  # noqa: E402
+
+CACHE.mkdir(parents=True, exist_ok=True)
+tidy(CACHE)  # Tests kill processes.
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ LAYERS = [
     {"stored", "style", "checks"},
     {"config"},
     {"code"},
-    {"run", "experiments", "memory", "progress", "sharding", "data"},
+    {"run", "experiments", "memory", "progress", "compiled", "sharding", "data"},
     {"model", "goodput", "scaling"},
     {"generate", "plan", "report_time", "evals"},
     {"train", "inspect", "report_page", "machine"},

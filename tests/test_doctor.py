@@ -65,8 +65,8 @@ def test_all_is_well_here_and_nothing_is_left_behind(spread, run, tmp_path):
     assert {check.status for check in checks} <= {"ok", "warning"}, checks
     names = [check.name for check in checks]
     assert names == [
-        "python", "packages", "pairings", "open files", "hosts", "devices", "products", "clock",
-        "write access", "lock", "disk", "data", "memory",
+        "python", "packages", "pairings", "open files", "compiled programs", "hosts",
+        "devices", "products", "clock", "write access", "lock", "disk", "data", "memory",
     ]  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
@@ -361,13 +361,13 @@ def test_the_command_prints_json_and_exits_0_or_1(experiment, tmp_path):
     done = gpt3jax(file, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     checks = json.loads(done.stdout)
-    assert len(checks) == 13
+    assert len(checks) == 14
     assert all(set(check) == {"name", "status", "finding", "cure"} for check in checks)
 
     done = gpt3jax(file, "--data.sources.0.path", "nowhere", cwd=tmp_path)
     assert done.returncode == 1
     lines = done.stdout.splitlines()
-    assert len(lines) == 14 and max(map(len, lines)) < 200
+    assert len(lines) == 15 and max(map(len, lines)) < 200
     line = next(line for line in lines if line.startswith("failure"))
     assert line.split()[1] == "data" and "gpt3jax data prepare" in line
     assert lines[-1].endswith("failure 1")
