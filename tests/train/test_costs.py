@@ -1,0 +1,81 @@
+"""What compiled steps cost, in counts: a slower step fails here, however loaded the machine is.
+
+XLA's own count of operations and of bytes that they read and write. Where a change or
+another jax makes them fewer, write the new numbers here; where more, say why.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt3jax.config import Mesh
+from gpt3jax.experiments import load_experiment
+from gpt3jax.model import decode
+from gpt3jax.model.decode import Sampling
+from gpt3jax.model.params import init
+from gpt3jax.model.table import flops_per_token
+from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.train.state import abstract_state
+from gpt3jax.train.step import compile_train_step
+
+SLACK = 1.01
+
+
+def compiled_step(file, rows, **changes):
+    """The model, and its train step compiled for one CPU."""
+    experiment = load_experiment(f"experiments/{file}.py")
+    model = dataclasses.replace(experiment.model, dtype="float32", **changes)
+    sizes = {"microbatch": rows, "batch_tokens": rows * model.context}
+    train = dataclasses.replace(experiment.train, **sizes)
+    experiment = dataclasses.replace(experiment, model=model, train=train)
+    mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
+    windows = jax.ShapeDtypeStruct((1, rows, model.context + 1), jnp.int32)
+    with jax.set_mesh(mesh):
+        step = compile_train_step(experiment, mesh)
+        state = abstract_state(experiment, mesh)
+        return model, step.lower(state, windows, jnp.int32(1), jnp.float32(0)).compile()
+
+
+@pytest.mark.parametrize(
+    ("file", "rows", "changes", "over_model", "gigabytes", "megabytes_kept"),
+    [
+        ("tiny", 8, {}, 1.113, 1.780, 215),
+        # Two of GPT-3 Small's layers, and its head.
+        ("gpt3_125m", 2, {"context": 512, "n_layers": 2, "scan_layers": False}, 1.015, 11.24, 1235),
+    ],
+)
+def test_a_train_step(file, rows, changes, over_model, gigabytes, megabytes_kept):
+    """FLOPs over those of the model (6 N and attention), bytes, and memory beside the state."""
+    model, step = compiled_step(file, rows, **changes)
+    costs, tokens = step.cost_analysis(), rows * model.context
+    assert costs["flops"] / (flops_per_token(model) * tokens) < over_model * SLACK
+    assert costs["bytes accessed"] / 1e9 < gigabytes * SLACK
+    assert step.memory_analysis().temp_size_in_bytes / 1e6 < megabytes_kept * SLACK
+
+
+def test_a_layer_more_costs_as_much_as_the_one_before():
+    """And a banded one less than a dense one, by what the band hides."""
+
+    def costs(n_layers, dense_every):
+        changes = {"n_layers": n_layers, "dense_every": dense_every, "band": 32}
+        found = compiled_step("tiny", 1, **changes)[1].cost_analysis()
+        return np.array([found["flops"], found["bytes accessed"]])
+
+    one, two, three = (costs(n, 1) for n in (1, 2, 3))
+    np.testing.assert_allclose(three - two, two - one, rtol=0.02)
+    banded = costs(2, 2)
+    assert (banded < two).all() and (banded > one).all()
+
+
+def test_a_token_written():
+    """Bytes of a step of generation: 4.4 MB of matrices, 1.0 of cache, and what is between."""
+    model = dataclasses.replace(load_experiment("experiments/tiny.py").model, dtype="float32")
+    params = decode.for_decoding(init(jax.random.key(0), model), model)
+    _, cache = decode.prefill(params, jnp.zeros((1, 16), jnp.int32), jnp.int32(16), model)
+    step = jax.jit(decode.next_token, static_argnums=(5, 6), donate_argnums=1)
+    token = jnp.zeros(1, jnp.int32)
+    compiled = step.lower(params, cache, token, 0, 17, model, Sampling(0.0)).compile()
+    assert compiled.cost_analysis()["bytes accessed"] / 1e6 < 9.86 * SLACK
