@@ -14,10 +14,10 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gpt3jax.config import Experiment
+from gpt3jax.config import Experiment, Weights
 from gpt3jax.data import loader
 from gpt3jax.generate import Generator
 from gpt3jax.model import params as model_params
@@ -41,6 +41,7 @@ from gpt3jax.train.step import compile_train_step
 PRODUCT = 2048
 PROMPT, WRITTEN = 32, 128
 BATCHES = 50
+COPIED = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,17 @@ def bench(what: str, experiment: Experiment, repeats: int, *, as_json: bool) -> 
         print(json.dumps(figures))
         return
     table = Table(show_header=False, box=None)
-    for name, value in figures.items():
+    for name, value in _flat(figures):
         table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
+
+
+def _flat(figures: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}: {of}", figure) for of, figure in value.items())
+        else:
+            yield name, value
 
 
 def bench_train(experiment: Experiment, repeats: int) -> dict[str, Any]:
@@ -104,28 +113,42 @@ def bench_train(experiment: Experiment, repeats: int) -> dict[str, Any]:
 
 
 def bench_decode(experiment: Experiment, repeats: int) -> dict[str, Any]:
-    """Cached greedy generation of one sample: tokens/s, seconds to the first token."""
+    """Cached greedy generation of one sample: tokens/s, seconds to the first token.
+
+    Also with packed weights, in alternation; each rate beside the one at which memory
+    could hand over the parameters.
+    """
     model = experiment.model
     params = jax.jit(model_params.init, static_argnums=1)(jax.random.key(0), model)
-    generator = Generator(params, model, RandomTokens(model.vocabulary))
+    tokenizer = RandomTokens(model.vocabulary)
+    generators = {
+        weights: Generator(params, model, tokenizer, weights) for weights in get_args(Weights)
+    }
     prompt = list(range(1, min(PROMPT, model.context // 2) + 1))
     written = min(WRITTEN, model.context - len(prompt))
 
-    def write(new_tokens: int) -> None:
-        for _ in generator.tokens(prompt, new_tokens=new_tokens, sampling=Sampling(0.0)):
-            pass
+    def write(generator: Generator, new_tokens: int) -> Callable[[], None]:
+        def work() -> None:
+            drawn = generator.tokens(prompt, new_tokens=new_tokens, sampling=Sampling(0.0))
+            for _ in drawn:
+                pass
 
-    first = _median_seconds(lambda: write(1), repeats)
-    whole = _median_seconds(lambda: write(written), repeats)
-    rate = (written - 1) / (whole - first)
-    matrices = sum(leaf.nbytes for leaf in jax.tree.leaves(generator.params))
-    return {
-        "tokens_per_s": rate,
-        "first_token_s": first,
-        "prompt_tokens": len(prompt),
-        "new_tokens": written,
-        "weight_bytes_per_s": rate * matrices,
-    }
+        return work
+
+    first = _medians({name: write(each, 1) for name, each in generators.items()}, repeats)
+    whole = _medians({name: write(each, written) for name, each in generators.items()}, repeats)
+    bandwidth = _copied_bytes_per_s()
+    figures: dict[str, Any] = {"prompt_tokens": len(prompt), "new_tokens": written}
+    for name, each in generators.items():
+        rate = (written - 1) / (whole[name] - first[name])
+        matrices = sum(leaf.nbytes for leaf in jax.tree.leaves(each.params))
+        figures[name] = {
+            "tokens_per_s": rate,
+            "first_token_s": first[name],
+            "weight_bytes_per_s": rate * matrices,
+            "of_copy_bandwidth": rate * matrices / bandwidth,
+        }
+    return figures | {"copied_bytes_per_s": bandwidth}
 
 
 def bench_data(experiment: Experiment, repeats: int) -> dict[str, Any]:
@@ -166,13 +189,26 @@ def bench_save(experiment: Experiment, repeats: int) -> dict[str, Any]:
 
 def _median_seconds(work: Callable[[], Any], repeats: int) -> float:
     """Median duration of the work, after one unmeasured go."""
-    work()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    return _medians({"": work}, repeats)[""]
+
+
+def _medians(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median durations in seconds, in alternation, each after one unmeasured go."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(repeats + 1):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(each) for name, each in seconds.items()}
+
+
+def _copied_bytes_per_s() -> float:
+    """Bytes read and written by the addition of 1 to an array larger than any cache."""
+    x = jnp.ones((COPIED // 4,), jnp.float32)
+    add = jax.jit(lambda x: x + 1)
+    return 2 * COPIED / _median_seconds(lambda: add(x).block_until_ready(), 5)
 
 
 def _peak() -> tuple[float, str]:

@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 from gpt3jax import stored
 from gpt3jax.checks import LARGEST, ConfigError, check, check_choice, check_numbers
 from gpt3jax.checks import RunError as RunError
+from gpt3jax.checks import cut as cut
 
 VOCABULARY_MULTIPLE = 128
 """Embedding rows are padded to this multiple, so that any mesh divides them."""
@@ -38,14 +39,11 @@ Activation = Literal["gelu_tanh", "gelu"]
 Remat = Literal["none", "dots", "mlp", "full"]
 """What the backward pass recomputes: nothing; all but matrix products; the MLP's too; all."""
 
+Weights = Literal["full", "bfloat16", "int8"]
+"""How matrices are kept to write with: as they are computed with, or packed (model/packed.py)."""
+
 Matrix = Literal["qkv", "out", "up", "down"]
 """The matrices of a layer."""
-
-
-def cut(text: str, length: int) -> str:
-    """A text of at most so many characters: of a longer one, what it begins and ends with."""
-    half = (length - 3) // 2
-    return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
 
 
 @dataclass(frozen=True)

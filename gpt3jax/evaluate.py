@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gpt3jax.config import ConfigError, Data, Mesh, Source
+from gpt3jax.config import ConfigError, Data, Mesh, Source, Weights
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import load_manifest
 from gpt3jax.evals.evaluate import Protocol, evaluate
@@ -25,6 +25,8 @@ from gpt3jax.evals.plot import plot
 from gpt3jax.evals.scoring import Scorer
 from gpt3jax.evals.summary import summarise
 from gpt3jax.evals.words import read_words, words_in
+from gpt3jax.model.lora import merged
+from gpt3jax.model.packed import rounded
 from gpt3jax.model.table import count
 from gpt3jax.progress import progress
 from gpt3jax.run import write_whole
@@ -134,7 +136,13 @@ def _print(rows: Sequence[dict[str, Any]], has_runs: bool) -> None:
 
 
 def measure_perplexity(
-    path: Path, data: Path | None, windows: int, mesh: Mesh, step: int | None, as_json: bool
+    path: Path,
+    data: Path | None,
+    windows: int,
+    mesh: Mesh,
+    weights: Weights,
+    step: int | None,
+    as_json: bool,
 ) -> None:
     """Print how well a run's model predicts held-out text: its own, or other prepared data.
 
@@ -145,9 +153,13 @@ def measure_perplexity(
     with jax.set_mesh(devices):
         saved = load_model(path, step, devices)
         found = _held_out(saved, data, windows)
+        params, model = saved.params, saved.model
+        if weights != "full":
+            params, model = merged(params, model)
+            params = jax.jit(rounded, static_argnames="weights")(params, weights)
         with progress() as report:
             measured = perplexity(
-                saved.params, saved.model, devices, found, saved.tokenizer,
+                params, model, devices, found, saved.tokenizer,
                 lambda share: report("windows", share),
             )  # fmt: skip
     record = {

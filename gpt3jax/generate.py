@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt3jax.config import ConfigError, Model
+from gpt3jax.config import ConfigError, Model, Weights
 from gpt3jax.data.tokenizer import StreamDecoder, Tokenizer
 from gpt3jax.model import decode, search
 from gpt3jax.model.decode import Sampling
@@ -39,14 +39,17 @@ class Continuation:
 class Generator:
     """A model made ready to write: parameters laid out once, each step compiled once."""
 
-    def __init__(self, params: Params, model: Model, tokenizer: Tokenizer):
+    def __init__(
+        self, params: Params, model: Model, tokenizer: Tokenizer, weights: Weights = "full"
+    ):
         self.tokenizer = tokenizer
+        self.weights = weights
         # Rows past the tokenizer's vocabulary stand for no text: they are never written, like
         # those that pad the table.
         # Once laid out, kernels hold what LoRA has changed.
         vocabulary = min(model.vocabulary, tokenizer.vocabulary)
         self.model = replace(model, vocabulary=vocabulary, lora_rank=0)
-        self._lay_out = jax.jit(decode.for_decoding, static_argnames="model")
+        self._lay_out = jax.jit(decode.for_decoding, static_argnames=("model", "weights"))
         self.load(params)
         # Without region analysis XLA's CPU backend copies the whole cache every token.
         on_cpu = jax.default_backend() == "cpu"
@@ -63,7 +66,7 @@ class Generator:
 
     def load(self, params: Params) -> None:
         """Write with these parameters from now on; nothing is compiled again."""
-        self.params = self._lay_out(params, self.model)
+        self.params = self._lay_out(params, self.model, self.weights)
 
     def tokens(
         self,

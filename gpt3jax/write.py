@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from gpt3jax.config import ConfigError, Experiment, Mesh
+from gpt3jax.config import ConfigError, Experiment, Mesh, Weights
 from gpt3jax.generate import Generator
 from gpt3jax.model import table as model_table
 from gpt3jax.model.decode import Sampling
@@ -26,13 +26,13 @@ from gpt3jax.train.schedule import is_done
 from gpt3jax.train.session import Outcome, train
 
 
-def load_generator(path: Path, step: int | None = None) -> Generator:
+def load_generator(path: Path, step: int | None = None, weights: Weights = "full") -> Generator:
     """A run's model at a checkpoint (the newest if `step` is None), on one device.
 
     Raises: as `load_model`.
     """
     found = load_model(path, step, make_mesh(Mesh(data=1), jax.devices()[:1]))
-    return Generator(found.params, found.model, found.tokenizer)
+    return Generator(found.params, found.model, found.tokenizer, weights)
 
 
 def write(
@@ -47,6 +47,7 @@ def write(
     stop: tuple[str, ...],
     seed: int,
     beams: int,
+    weights: Weights,
     step: int | None,
     as_json: bool,
 ) -> None:
@@ -54,7 +55,7 @@ def write(
     if new_tokens < 1 or samples < 1 or beams < 0:
         raise ConfigError("--new-tokens and --samples are at least 1, --beams 0. Raise them")
     sampling = Sampling(temperature, top_k, top_p)
-    generator = load_generator(path, step)
+    generator = load_generator(path, step, weights)
     drawing = {"new_tokens": new_tokens, "sampling": sampling, "seed": seed, "stop": stop}
     if samples == 1 and not beams and not as_json:
         sys.stdout.write(prompt)

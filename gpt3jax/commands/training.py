@@ -28,8 +28,8 @@ def bench(
 
     Args:
       what: train: whole steps on random tokens. decode: cached generation of one sample, random
-        weights. data: the loader alone, which needs the experiment's prepared data. save: a
-        checkpoint, and its hashes.
+        weights, whole and packed. data: the loader alone, which needs the experiment's prepared
+        data. save: a checkpoint, and its hashes.
       experiment: The experiment.
       repeats: Timed repetitions; the median is reported.
       json: Print the figures as JSON.

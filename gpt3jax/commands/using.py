@@ -8,7 +8,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from gpt3jax.commands.checks import check_range
-from gpt3jax.config import ConfigError, Mesh
+from gpt3jax.config import ConfigError, Mesh, Weights
 
 MOST_SAMPLES = 4096
 """Written together: more would not fit."""
@@ -28,6 +28,7 @@ def generate(
     stop: tuple[str, ...] = (),
     seed: int = 0,
     beams: int = 0,
+    weights: Weights = "full",
     step: int | None = None,
     json: bool = False,
 ) -> None:
@@ -50,6 +51,8 @@ def generate(
       stop: End before any of these strings.
       seed: The same seed writes the same text.
       beams: Beam search of this width instead of drawing (the paper: 4, length penalty 0.6).
+      weights: Keep matrices in fewer bytes: a single sample is written faster, by a slightly
+        different model (see `perplexity --weights`).
       step: The checkpoint; the newest if not given.
       json: One JSON object with the prompt and the texts.
     """
@@ -72,7 +75,8 @@ def generate(
 
     write(
         run, prompt or "", new_tokens=new_tokens, samples=samples, temperature=temperature,
-        top_k=top_k, top_p=top_p, stop=stop, seed=seed, beams=beams, step=step, as_json=json,
+        top_k=top_k, top_p=top_p, stop=stop, seed=seed, beams=beams, weights=weights, step=step,
+        as_json=json,
     )  # fmt: skip
 
 
@@ -187,6 +191,7 @@ def perplexity(
     data: Path | None = None,
     windows: int = 0,
     mesh: Mesh = Mesh(data=1, fsdp=-1),  # noqa: B008 (frozen)
+    weights: Weights = "full",
     step: int | None = None,
     json: bool = False,
 ) -> None:
@@ -201,13 +206,14 @@ def perplexity(
       data: A folder that `data prepare` made with the run's tokenizer; the run's own if not given.
       windows: So many held-out windows; 0: all.
       mesh: How the devices are used.
+      weights: Of the model as `generate` writes with it.
       step: The checkpoint; the newest if not given.
       json: Print the figures as JSON.
     """
     check_range(0, 10**9, windows=windows)
     from gpt3jax.evaluate import measure_perplexity
 
-    measure_perplexity(run, data, windows, mesh, step, json)
+    measure_perplexity(run, data, windows, mesh, weights, step, json)
 
 
 def report(

@@ -13,10 +13,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from gpt3jax.config import ConfigError, Model
+from gpt3jax.config import ConfigError, Model, Weights
 from gpt3jax.model.gpt3 import Cache, compute_dtype, forward, trunk
 from gpt3jax.model.layers import unembed, unstack
 from gpt3jax.model.lora import merged
+from gpt3jax.model.packed import packed
 from gpt3jax.model.params import Params
 
 
@@ -42,12 +43,13 @@ class Sampling:
             raise ConfigError(f"--top-p is {self.top_p}: it must be above 0, at most 1. Change it")
 
 
-def for_decoding(params: Params, model: Model) -> Params:
+def for_decoding(params: Params, model: Model, weights: Weights = "full") -> Params:
     """The parameters as decoding wants them: LoRA's changes in their kernels, cast once, layers in
-    a list (no slicing per token)."""
+    a list (no slicing per token), matrices packed as `weights` says."""
     params, _ = merged(params, model)
     params = jax.tree.map(lambda leaf: leaf.astype(compute_dtype(model)), params)
-    return {**params, "layers": unstack(params["layers"], model.n_layers)}
+    layers = unstack(params["layers"], model.n_layers)
+    return packed({**params, "layers": layers}, weights)
 
 
 def prefill(

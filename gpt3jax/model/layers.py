@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from gpt3jax.config import Activation, Model
+from gpt3jax.model.packed import Packed
 from gpt3jax.model.params import Params
 from gpt3jax.sharding.collectives import index, scatter_sum, size
 from gpt3jax.sharding.ring import gather_matmul, matmul_scatter
@@ -80,7 +81,9 @@ def linear_sum(params: Params, x: jax.Array, n_in: int = 1) -> jax.Array:
 
 
 def _matmul_rows(x_BTI, w_IO):
-    return matmul(x_BTI.reshape(-1, len(w_IO)), w_IO).reshape(*x_BTI.shape[:2], -1)
+    x_MI = x_BTI.reshape(-1, x_BTI.shape[-1])
+    y_MO = w_IO.products(x_MI) if isinstance(w_IO, Packed) else matmul(x_MI, w_IO)
+    return y_MO.reshape(*x_BTI.shape[:2], -1)
 
 
 def mlp(params: Params, x_BTD: jax.Array, activation: Activation) -> jax.Array:
@@ -101,7 +104,9 @@ def embed(
     Positions are counted from `start`, but where each token's place is given.
     """
     rows_VD = params["token_embedding"]
-    if size("tensor") == 1:
+    if isinstance(rows_VD, Packed):
+        x_BTD = rows_VD.rows(tokens_BT)
+    elif size("tensor") == 1:
         x_BTD = jnp.take(rows_VD, tokens_BT, axis=0)
     else:
         here_BT = tokens_BT - index("tensor") * len(rows_VD)
@@ -123,7 +128,9 @@ def unembed(params: Params, x_BTD: jax.Array, model: Model) -> jax.Array:
     probability and no gradient.
     """
     x_BTD = layer_norm(params["final_norm"], x_BTD)
-    logits = matmul(x_BTD.reshape(-1, model.d_model), params["token_embedding"].T)
+    x_MD, rows_VD = x_BTD.reshape(-1, model.d_model), params["token_embedding"]
+    is_packed = isinstance(rows_VD, Packed)
+    logits = rows_VD.products(x_MD) if is_packed else matmul(x_MD, rows_VD.T)
     logits_BTV = logits.reshape(*x_BTD.shape[:-1], -1).astype(jnp.float32)
     return hide_padding(logits_BTV, model.vocabulary)
 

@@ -61,3 +61,10 @@ def test_perplexity_is_the_validation_loss_and_its_means_agree(asked, tmp_path, 
     spread = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert spread["loss_by_position"] == pytest.approx(by_position, rel=1e-4)
     assert jax.device_count() == 8
+    # And of the model as it writes with packed matrices.
+    assert main([*words, "--weights", "int8"]) == 0
+    packed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert packed["loss_by_position"] == pytest.approx(by_position, rel=0.01)
+    assert packed["loss_by_position"] != pytest.approx(by_position, rel=1e-5)
+    run = str(tmp_path / "run")
+    assert main(["generate", run, "--new-tokens", "3", "--weights", "int8"]) == 0

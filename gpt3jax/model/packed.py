@@ -1,0 +1,119 @@
+"""Matrices in fewer bytes, for writing: one token at a time is bound by reading them.
+
+    bfloat16   rounded
+    int8       whole numbers from -127 to 127, times a factor for each output
+
+Only what is read is smaller: products are computed in the dtype of activations.
+
+Legend: I in, O out (of the embedding: width and tokens), M rows, N layers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from gpt3jax.config import Weights
+from gpt3jax.model.params import Params
+
+LARGEST = 127
+
+
+@struct.dataclass
+class Packed:
+    """A kernel, or the token embedding, with a row for each output."""
+
+    values: jax.Array
+    """[O, I]."""
+    scale: jax.Array
+    """float32 [O]; of bfloat16 all ones: with a factor behind it, XLA's CPU backend reads the small
+    values in the product's own loop, and writes no float32 copy of the matrix first."""
+    shape: tuple[int, ...] = struct.field(pytree_node=False)
+    """Of the array that it stands for."""
+
+    @property
+    def ndim(self) -> int:
+        """Of the array that it stands for."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def reshape(self, *_: int) -> Packed:
+        """Itself: it is flat already."""
+        return self
+
+    def products(self, x_MI: jax.Array) -> jax.Array:
+        """x times the matrix, [M, O] in the dtype of x."""
+        return ((x_MI @ self.values.astype(x_MI.dtype).T) * self.scale).astype(x_MI.dtype)
+
+    def rows(self, index: jax.Array) -> jax.Array:
+        """Rows by number, [..., I]."""
+        values = jnp.take(self.values, index, axis=0)
+        return values * jnp.take(self.scale, index)[..., None]
+
+
+def packed(params: Params, weights: Weights) -> Params:
+    """Kernels and the token embedding as `Packed`; the rest, which is small, as it is.
+
+    Args:
+      params: with `layers` as a list.
+      weights: `full` leaves all as it is.
+    """
+    if weights == "full":
+        return params
+    layers = [_over_kernels(layer, weights, _pack) for layer in params["layers"]]
+    embedding = params["token_embedding"]
+    return {
+        **params, "layers": layers,
+        "token_embedding": _rows_of(embedding, weights, embedding.shape),
+    }  # fmt: skip
+
+
+def rounded(params: Params, weights: Weights) -> Params:
+    """The same values in arrays as they were: to measure what is lost; `layers` stacked."""
+    if weights == "full":
+        return params
+
+    def there_and_back(kernel_N, weights, n_in):
+        return jax.vmap(lambda kernel: _unpack(_pack(kernel, weights, n_in)))(kernel_N)
+
+    embedding = params["token_embedding"]
+    rows = _rows_of(embedding, weights, embedding.shape)
+    return {
+        **params,
+        "layers": _over_kernels(params["layers"], weights, there_and_back),
+        "token_embedding": rows.values * rows.scale[:, None],
+    }
+
+
+def _over_kernels(layer: Params, weights: Weights, change: Any) -> Params:
+    return {
+        name: {**part, "kernel": change(part["kernel"], weights, 2 if name == "out" else 1)}
+        if "kernel" in part
+        else part
+        for name, part in layer.items()
+    }
+
+
+def _pack(kernel: jax.Array, weights: Weights, n_in: int) -> Packed:
+    """Of a kernel whose first `n_in` axes are contracted."""
+    width = math.prod(kernel.shape[:n_in])
+    return _rows_of(kernel.reshape(width, -1).T, weights, kernel.shape)
+
+
+def _unpack(matrix: Packed) -> jax.Array:
+    return (matrix.values * matrix.scale[:, None]).T.reshape(matrix.shape)
+
+
+def _rows_of(rows_OI: jax.Array, weights: Weights, shape: tuple[int, ...]) -> Packed:
+    if weights == "bfloat16":
+        return Packed(rows_OI.astype(jnp.bfloat16), jnp.ones(len(rows_OI)), shape)
+    rows_OI = rows_OI.astype(jnp.float32)
+    largest_O = jnp.abs(rows_OI).max(-1)
+    scale_O = jnp.where(largest_O > 0, largest_O, 1) / LARGEST
+    return Packed(jnp.round(rows_OI / scale_O[:, None]).astype(jnp.int8), scale_O, shape)

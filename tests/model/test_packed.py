@@ -1,0 +1,112 @@
+"""Packed matrices: near what they stand for, the same model wherever used, and read in place."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt3jax.generate import Generator
+from gpt3jax.model import decode
+from gpt3jax.model.decode import Sampling
+from gpt3jax.model.gpt3 import forward
+from gpt3jax.model.layers import unstack
+from gpt3jax.model.packed import Packed, packed, rounded
+
+KINDS = ("bfloat16", "int8")
+TOKENS = np.random.default_rng(0).integers(0, 300, (2, 40)).astype(np.int32)
+
+
+def listed(params, model):
+    return {**params, "layers": unstack(params["layers"], model.n_layers)}
+
+
+def test_full_is_what_it_was(params, model):
+    before = listed(params, model)
+    assert packed(before, "full") is before and rounded(params, "full") is params
+
+
+@pytest.mark.parametrize(("weights", "relative"), [("bfloat16", 2**-8), ("int8", 1 / 254)])
+def test_what_is_lost_is_bounded(params, model, weights, relative):
+    found = rounded(params, weights)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for (path, before), after in zip(leaves, jax.tree.leaves(found), strict=True):
+        name = path[-1].key
+        assert after.shape == before.shape and after.dtype == before.dtype
+        if name not in ("kernel", "token_embedding"):
+            assert (before == after).all(), path
+            continue
+        largest = jnp.abs(before).max()
+        off = jnp.abs(before - after).max()
+        assert 0 < off <= 1.001 * relative * largest, path
+
+
+def test_a_row_of_zeros_stays_one(model, params):
+    params = params | {"token_embedding": params["token_embedding"].at[7].set(0.0)}
+    table = packed(listed(params, model), "int8")["token_embedding"]
+    assert not table.rows(jnp.array([7])).any() and jnp.isfinite(table.scale).all()
+
+
+@pytest.mark.parametrize("weights", KINDS)
+def test_the_packed_model_is_the_rounded_one(params, model, weights):
+    """Reading, prefill and each step; the output projection contracts two axes."""
+    expected = forward(rounded(params, weights), TOKENS, model).logits
+    small = decode.for_decoding(params, model, weights)
+    found = forward(small, TOKENS, model).logits
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    exact = forward(params, TOKENS, model).logits
+    assert np.abs(found - exact).max() > 1e-4
+    logits, cache = decode.prefill(small, TOKENS[:, :20], jnp.int32(20), model)
+    for place in range(20, 24):
+        np.testing.assert_allclose(logits, expected[:, place - 1, : model.vocabulary], atol=2e-5)
+        logits, cache = decode.decode(small, cache, TOKENS[:, place], model)
+
+
+@pytest.mark.parametrize(("weights", "share"), [("bfloat16", 0.5), ("int8", 0.25)])
+def test_they_are_smaller(model, params, weights, share):
+    def size(tree):
+        return sum(leaf.values.nbytes if isinstance(leaf, Packed) else 0 for leaf in tree)
+
+    def is_packed(leaf):
+        return isinstance(leaf, Packed)
+
+    small = jax.tree.leaves(decode.for_decoding(params, model, weights), is_leaf=is_packed)
+    whole = {
+        path[-1].key: 0 for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    }  # What is packed: kernels and the table.
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        whole[path[-1].key] += leaf.nbytes
+    assert size(small) == share * (whole["kernel"] + whole["token_embedding"])
+
+
+@pytest.mark.parametrize("weights", KINDS)
+def test_a_step_writes_no_copy_of_a_matrix(params, model, weights):
+    """Else it would be slower than with whole ones: seen with a factor that XLA could drop."""
+    model = dataclasses.replace(model, dtype="float32")
+    small = jax.jit(decode.for_decoding, static_argnums=(1, 2))(params, model, weights)
+    _, cache = decode.prefill(small, TOKENS[:1], jnp.int32(40), model)
+    step = jax.jit(decode.decode, static_argnames="model")
+    text = step.lower(small, cache, TOKENS[0, :1], model).compile().as_text()
+    entry = text[text.index("ENTRY") :]
+    D, F, V = model.d_model, model.d_ff, len(small["token_embedding"])
+    for rows, columns in ((3 * D, D), (D, D), (F, D), (D, F), (V, D)):
+        for shape in ((rows, columns), (columns, rows)):
+            copies = re.findall(rf"= f32\[{shape[0]},{shape[1]}\]\S* (\S+)\(", entry)
+            assert not {*copies} - {"parameter"}, (shape, copies)
+
+
+def test_a_generator_writes_with_them(params, model):
+    class Tokens:
+        vocabulary, end_of_text = model.vocabulary, 0
+
+    def written(params, weights):
+        generator = Generator(params, model, Tokens(), weights)
+        drawn = generator.tokens([5, 6, 7], new_tokens=12, sampling=Sampling(0.0))
+        return [int(token) for (token,) in drawn], generator
+
+    for weights in KINDS:
+        tokens, generator = written(params, weights)
+        assert tokens == written(rounded(params, weights), "full")[0]
+        assert isinstance(generator.params["token_embedding"], Packed)
