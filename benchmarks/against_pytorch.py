@@ -9,6 +9,8 @@ train   whole steps on random tokens: forward, loss, backward, clipping to
         norm 1, AdamW (matrices and embeddings decay). Median of the steps.
 decode  greedy generation with a cache at batch 1, from 32 prompt tokens to
         200 new ones, reading the prompt included. Median of the repetitions.
+decode8 the same at batch 8; tokens of all rows.
+first   tokens read per second until the first is written, of a prompt of 1,000.
 
 Each measurement is a process of its own, and ours and PyTorch's alternate
 (A B A B ...), since one machine's speed drifts. The ratio is taken within each
@@ -35,7 +37,7 @@ from one_side import SHAPES
 
 HERE = Path(__file__).resolve().parent
 SIDES = ("gpt3jax", "pytorch")
-WHAT = ("train", "decode")
+WHAT = ("train", "decode", "decode8", "first")
 
 
 def main() -> None:
@@ -50,7 +52,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT)
+    parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT[:2])
     parser.add_argument("--pairs", type=int, default=5, help="measurements of each side (5)")
     parser.add_argument("--shape", choices=SHAPES, default="12M", help="of the model (12M)")
     parser.add_argument("--json", action="store_true", help="print JSON rather than a table")

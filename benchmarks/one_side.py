@@ -1,6 +1,9 @@
 """The speed of one library, measured in this process: a line of JSON.
 
-    PYTHONPATH=. python benchmarks/one_side.py train|decode gpt3jax|pytorch [SHAPE]
+    PYTHONPATH=. python benchmarks/one_side.py train|decode|decode8|first gpt3jax|pytorch [SHAPE]
+
+SHAPE is a name of `SHAPES`, or one as JSON. PyTorch uses a GPU where it sees one: compiled, and in
+bfloat16.
 
 against_pytorch.py runs pairs of these and says what is measured.
 """
@@ -19,7 +22,8 @@ from typing import Any
 
 WARM_UP_STEPS, STEPS = 3, 8
 REPETITIONS = 3
-PROMPT_TOKENS, NEW_TOKENS = 32, 200
+WRITING = {"decode": (1, 32, 200), "decode8": (8, 32, 200), "first": (1, 1000, 1)}
+"""Rows, prompt tokens and new tokens; cut to the context of the shape."""
 LEARNING_RATE, WEIGHT_DECAY, BETAS = 6e-4, 0.1, (0.9, 0.95)
 
 
@@ -41,6 +45,9 @@ class Shape:
 
 SHAPES = {
     "12M": Shape(n_layers=6, n_heads=6, d_head=64, vocabulary=4096, context=256, batch=16),
+    "124M": Shape(n_layers=12, n_heads=12, d_head=64, vocabulary=50257, context=1024, batch=1),
+    # GPT-3 Small's layers, as many as train in reasonable time.
+    "small": Shape(n_layers=4, n_heads=12, d_head=64, vocabulary=8192, context=512, batch=4),
     "1M": Shape(n_layers=2, n_heads=2, d_head=64, vocabulary=4096, context=256, batch=4),
 }
 
@@ -92,7 +99,9 @@ def train_pytorch(shape: Shape) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    network = torch_model(shape).train()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = torch_model(shape).train().to(device)
+    run = torch.compile(network) if device == "cuda" else network
     split = [[], []]
     for parameter in network.parameters():
         split[parameter.ndim == 1].append(parameter)
@@ -104,9 +113,11 @@ def train_pytorch(shape: Shape) -> dict[str, Any]:
 
     def step() -> None:
         windows = rng.integers(0, shape.vocabulary, (shape.batch, shape.context + 1))
-        windows = torch.from_numpy(windows)
-        logits = network(input_ids=windows[:, :-1], use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        windows = torch.from_numpy(windows).to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            logits = run(input_ids=windows[:, :-1], use_cache=False).logits
+            labels = windows[:, 1:].flatten()
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         adam.step()
@@ -117,7 +128,8 @@ def train_pytorch(shape: Shape) -> dict[str, Any]:
     return torch_result(network, shape.batch * shape.context / seconds)
 
 
-def decode_gpt3jax(shape: Shape) -> dict[str, Any]:
+def write_gpt3jax(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, Any]:
+    """Greedily, with a cache; tokens of all rows, or of a prompt that one token follows."""
     import jax
 
     from gpt3jax.generate import Generator
@@ -132,36 +144,46 @@ def decode_gpt3jax(shape: Shape) -> dict[str, Any]:
     greedy = Sampling(temperature=0)
 
     def write() -> None:
-        found = generator.tokens(range(PROMPT_TOKENS), new_tokens=NEW_TOKENS, sampling=greedy)
-        assert len(list(found)) == NEW_TOKENS
+        found = generator.tokens(range(prompt), new_tokens=new, rows=rows, sampling=greedy)
+        assert len(list(found)) == new
 
     seconds = median_seconds(write, 1, REPETITIONS)
-    return jax_result(table.count(model), NEW_TOKENS / seconds)
+    return jax_result(table.count(model), counted(rows, prompt, new) / seconds)
 
 
-def decode_pytorch(shape: Shape) -> dict[str, Any]:
+def write_pytorch(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, Any]:
     import torch
 
     network = torch_model(shape).eval()
-    prompt = torch.arange(PROMPT_TOKENS)[None]
+    tokens = torch.arange(prompt)[None].repeat(rows, 1)
 
     def write() -> None:
         found = network.generate(
-            prompt, max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=True, pad_token_id=0
+            tokens, max_new_tokens=new, do_sample=False, use_cache=True, pad_token_id=0
         )
-        assert found.shape[1] == PROMPT_TOKENS + NEW_TOKENS
+        assert found.shape == (rows, prompt + new)
 
     with torch.inference_mode():
         seconds = median_seconds(write, 1, REPETITIONS)
-    return torch_result(network, NEW_TOKENS / seconds)
+    return torch_result(network, counted(rows, prompt, new) / seconds)
 
 
-MEASUREMENTS = {
-    ("train", "gpt3jax"): train_gpt3jax,
-    ("train", "pytorch"): train_pytorch,
-    ("decode", "gpt3jax"): decode_gpt3jax,
-    ("decode", "pytorch"): decode_pytorch,
-}
+def counted(rows: int, prompt: int, new: int) -> int:
+    """The tokens of a rate: those written, or where it is one, those read before it."""
+    return rows * (new if new > 1 else prompt)
+
+
+TRAIN = {"gpt3jax": train_gpt3jax, "pytorch": train_pytorch}
+WRITE = {"gpt3jax": write_gpt3jax, "pytorch": write_pytorch}
+
+
+def measure(what: str, side: str, shape: Shape) -> dict[str, Any]:
+    """One figure of one library."""
+    if what == "train":
+        return TRAIN[side](shape)
+    rows, prompt, new = WRITING[what]
+    prompt = min(prompt, shape.context - 1)
+    return WRITE[side](shape, rows, prompt, min(new, shape.context - prompt))
 
 
 def jax_model(shape: Shape) -> Any:
@@ -228,4 +250,6 @@ def median_seconds(call: Callable[[], None], warm_up: int, repetitions: int) -> 
 
 if __name__ == "__main__":
     what, side, *rest = sys.argv[1:]
-    print(json.dumps(MEASUREMENTS[what, side](SHAPES[rest[0] if rest else "12M"])))
+    name = rest[0] if rest else "12M"
+    shape = SHAPES[name] if name in SHAPES else Shape(**json.loads(name))
+    print(json.dumps(measure(what, side, shape)))

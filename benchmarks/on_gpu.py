@@ -1,0 +1,109 @@
+"""One GPU: training and writing at three sizes of the paper, as a table; under ten minutes.
+
+    python benchmarks/on_gpu.py [--python-torch PATH] [--toy]
+
+Context 2048, bfloat16, whole steps; MFU by the convention of `gpt3jax bench`, over
+the card's bfloat16 peak. With an interpreter that has torch (for CUDA) and
+transformers, a PyTorch loop beside it: torch.compile, fused attention, fused AdamW,
+bfloat16 by autocast, all layers dense, in alternation. Writing is one sample, whole and packed
+weights, beside the rate at which the card copies.
+
+--toy does all of it with models of a few thousand parameters, on a CPU too.
+
+Never run on a GPU yet: none could be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+SIZES = {"gpt3_125m": 16, "gpt3_1b3": 8, "gpt3_2b7": 4}
+"""Experiments, and windows in a batch."""
+TOY = {"model.n-layers": 2, "model.d-model": 64, "model.n-heads": 2, "model.d-head": 32,
+       "model.context": 64, "model.vocabulary": 512}  # fmt: skip
+PAIRS = 3
+
+
+def main() -> None:
+    options = parse()
+    rows = [measure(name, options) for name in SIZES]
+    head = ("model", "tokens/s", "MFU", "PyTorch", "ratio", "written/s", "int8", "of copying")
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+def parse() -> argparse.Namespace:
+    summary, _, details = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--python-torch", help="interpreter with torch and transformers")
+    parser.add_argument("--toy", action="store_true", help="models of no use, to try the script")
+    return parser.parse_args()
+
+
+def measure(name: str, options: argparse.Namespace) -> tuple[str, ...]:
+    """A row of the table."""
+    context, rows = (TOY["model.context"], 2) if options.toy else (2048, SIZES[name])
+    changes = {**(TOY if options.toy else {}), "model.dense-every": 1}
+    changes |= {"train.batch-tokens": rows * context, "train.microbatch": rows}
+    ours, theirs = [], []
+    for _ in range(PAIRS):
+        ours.append(bench("train", name, changes))
+        if options.python_torch:
+            theirs.append(pytorch(name, rows, context, options))
+    wrote = bench("decode", name, TOY if options.toy else {})
+    best = sorted(ours, key=lambda each: each["tokens_per_s"])[PAIRS // 2]
+    peer = f"{statistics.median(theirs):,.0f}" if theirs else "-"
+    pairs = zip(ours, theirs, strict=False)
+    ratio = statistics.median([a["tokens_per_s"] / b for a, b in pairs]) if theirs else None
+    return (
+        name, f"{best['tokens_per_s']:,.0f}", f"{best['mfu']:.1%}", peer,
+        "-" if ratio is None else f"{ratio:.2f}", f"{wrote['full']['tokens_per_s']:,.0f}",
+        f"{wrote['int8']['tokens_per_s']:,.0f}", f"{wrote['full']['of_copy_bandwidth']:.0%}",
+    )  # fmt: skip
+
+
+def bench(what: str, name: str, changes: dict[str, int]) -> dict[str, Any]:
+    words = [f"--{key}={value}" for key, value in changes.items()]
+    file = f"experiments/{name}.py"
+    command = [sys.executable, "-m", "gpt3jax", "bench", what, file, *words, "--json"]
+    return json.loads(output(command))
+
+
+def pytorch(name: str, rows: int, context: int, options: argparse.Namespace) -> float:
+    """Tokens per second of the peer, of the same shape."""
+    sys.path.insert(0, str(HERE.parent))
+    from gpt3jax.experiments import load_experiment
+
+    model = load_experiment(str(HERE.parent / "experiments" / f"{name}.py")).model
+    shape = {"n_layers": model.n_layers, "n_heads": model.n_heads, "d_head": model.d_head,
+             "vocabulary": model.vocabulary}  # fmt: skip
+    if options.toy:
+        shape = {"n_layers": 2, "n_heads": 2, "d_head": 32, "vocabulary": 512}
+    words = json.dumps(shape | {"context": context, "batch": rows})
+    command = [options.python_torch, str(HERE / "one_side.py"), "train", "pytorch", words]
+    return json.loads(output(command))["tokens_per_s"]
+
+
+def output(command: list[str]) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run(
+        command, cwd=HERE.parent, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        sys.exit(f"error: {' '.join(command)} failed with exit code {done.returncode}")
+    return done.stdout.splitlines()[-1]
+
+
+if __name__ == "__main__":
+    main()

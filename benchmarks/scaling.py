@@ -1,0 +1,92 @@
+"""How the time of a training step grows with the model, and what spreading it costs.
+
+    python benchmarks/scaling.py [--repeats 5] [--json]
+
+One size at a time is varied, the others stay; each point is `gpt3jax bench train`
+in a process of its own. The exponent is the slope of log seconds against log size,
+beside that of the model's FLOPs: equal where time is computation alone, smaller
+where something does not grow. `devices` spreads one batch over 1 and 8 devices that
+share this machine's cores: what is slower there is the cost of spreading.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = {
+    "model.n-layers": 4, "model.d-model": 256, "model.n-heads": 4, "model.d-head": 64,
+    "model.vocabulary": 2048, "model.context": 256, "train.batch-tokens": 2048,
+}  # fmt: skip
+POINTS: dict[str, list[dict[str, int]]] = {
+    "layers": [{"model.n-layers": n} for n in (2, 4, 8)],
+    "width": [{"model.d-model": 64 * heads, "model.n-heads": heads} for heads in (2, 4, 8)],
+    "context": [{"model.context": n, "train.batch-tokens": 8 * n} for n in (128, 256, 512, 1024)],
+    "batch": [{"train.batch-tokens": 256 * rows} for rows in (4, 8, 16, 32)],
+}
+"""The first entry of each is the size that is varied."""
+
+
+def main() -> None:
+    options = parse()
+    report = {axis: _axis(points, options.repeats) for axis, points in POINTS.items()}
+    report["devices"] = {str(n): _bench({}, options.repeats, devices=n)["step_s"] for n in (1, 8)}
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return
+    for axis in POINTS:
+        found = report[axis]
+        seconds = ", ".join(f"{size:,}: {s * 1e3:.0f}" for size, s in found["step_s"].items())
+        print(f"{axis:8} time ~ size^{found['exponent']:.2f}, FLOPs ~ size^"
+              f"{found['exponent_of_flops']:.2f}   (ms at {seconds})")  # fmt: skip
+    one, eight = report["devices"].values()
+    print(f"devices  8 on the same cores: {eight / one:.2f} times one ({one * 1e3:.0f} ms)")
+
+
+def parse() -> argparse.Namespace:
+    summary, _, details = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="steps; the median counts (5)")
+    parser.add_argument("--json", action="store_true", help="print JSON rather than lines")
+    return parser.parse_args()
+
+
+def _axis(points: list[dict[str, int]], repeats: int) -> dict[str, Any]:
+    found = [_bench(point, repeats) for point in points]
+    sizes = [next(iter(point.values())) for point in points]
+    seconds = [each["step_s"] for each in found]
+    flops = [each["step_s"] * each["model_flops_per_s"] for each in found]
+    return {
+        "step_s": dict(zip(sizes, seconds, strict=True)),
+        "exponent": float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0]),
+        "exponent_of_flops": float(np.polyfit(np.log(sizes), np.log(flops), 1)[0]),
+    }
+
+
+def _bench(changes: dict[str, int], repeats: int, devices: int = 1) -> dict[str, Any]:
+    words = [f"--{name}={value}" for name, value in (BASE | changes).items()]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt3jax", "bench", "train", "experiments/tiny.py", *words,
+         "--mesh.data", str(devices), "--repeats", str(repeats), "--json"],
+        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit(f"error: {changes} failed with exit code {done.returncode}")
+    print(f"{changes or BASE} on {devices}: done", file=sys.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
