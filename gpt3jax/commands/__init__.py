@@ -14,6 +14,7 @@ from gpt3jax.commands import data, exchange, sweeping, training, using
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "data prepare": data.data_prepare,
+    "data merge": data.data_merge,
     "data show": data.data_show,
     "data overlap": data.data_overlap,
     "plan": training.plan,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from gpt3jax.commands.checks import MOST_BATCHES, check_range
 from gpt3jax.config import MOST_WINDOWS
+from gpt3jax.data.manifest import Manifest
+from gpt3jax.data.pieces import Piece, finished
 from gpt3jax.run import Run
 
 DEFAULT_CORPUS = "python-library"
@@ -24,6 +27,7 @@ def data_prepare(
     validation_fraction: float = 0.01,
     workers: int | None = None,
     seed: int = 0,
+    shard: str | None = None,
 ) -> None:
     """Turn text into a tokenizer and shards of token windows.
 
@@ -32,6 +36,7 @@ def data_prepare(
       gpt3jax data prepare --corpus 'books/*.txt' --out data/books --context 512 --vocabulary 8192
       gpt3jax data prepare --corpus web.jsonl --field content --tokenizer data/books/tokenizer.model
       gpt3jax data prepare --corpus qa.jsonl --pairs prompt completion --tokenizer runs/tiny
+      gpt3jax data prepare --corpus 'web/*.jsonl' --out /shared/web --tokenizer T --shard 3/16
 
     Args:
       corpus: python-library, a file, folder or glob of text, a .jsonl or .parquet file, hf:NAME, or
@@ -45,25 +50,80 @@ def data_prepare(
       validation_fraction: Share of the documents held out, whole.
       workers: Processes; all cores if not given.
       seed: Of which documents are held out.
+      shard: I/N: only this share of the files, I from 0 to N-1; each of N processes, on machines
+        that see one file system, makes one, in any order, and then `data merge` makes the folder.
     """
-    from gpt3jax.data.prepare import prepare
+    from gpt3jax.data.prepare import prepare, request
+    from gpt3jax.data.shards import parse_shard, prepare_shard
     from gpt3jax.progress import progress
 
+    asked = {
+        "context": context, "vocabulary": vocabulary, "tokenizer": tokenizer and str(tokenizer),
+        "field": field, "pairs": pairs, "validation_fraction": validation_fraction,
+        "workers": workers, "seed": seed,
+    }  # fmt: skip
+    which = parse_shard(shard) if shard is not None else None
     with progress() as report:
-        manifest = prepare(
-            corpus, str(out), context=context, vocabulary=vocabulary,
-            tokenizer=tokenizer and str(tokenizer), field=field, pairs=pairs,
-            validation_fraction=validation_fraction, workers=workers, seed=seed, progress=report,
-        )  # fmt: skip
+        if which:
+            made = prepare_shard(request(corpus, str(out), **asked), which, report)
+        else:
+            made = prepare(corpus, str(out), **asked, progress=report)
+    if which:
+        _print_shard(out, shard, made)
+    else:
+        _print_prepared(out, made)
+
+
+def data_merge(path: Positional[Path], workers: int | None = None) -> None:
+    """Make a data folder of its shards, once all of `data prepare --shard I/N` are there.
+
+    Every byte of every shard is compared with what was written; a line says which cannot be used.
+
+    Examples:
+      gpt3jax data merge /shared/web
+
+    Args:
+      path: The --out that the shards were given.
+      workers: Processes; all cores if not given.
+    """
+    if workers is not None:
+        check_range(1, MOST_WINDOWS, workers=workers)
+    from gpt3jax.data.merging import merge_shards
+    from gpt3jax.progress import progress
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    with progress() as report:
+        manifest = merge_shards(str(path), tell, workers, report)
+    _print_prepared(path, manifest)
+
+
+def _print_shard(out: Path, shard: str, piece: Piece | None) -> None:
+    if piece is None:
+        print(f"{out} is there already, of all its shards")
+        return
+    documents = sum(
+        group.train.documents + group.validation.get("documents", 0) for group in piece.groups
+    )
+    there, count = finished(str(out))
+    print(
+        f"{out}: shard {shard} is there, {documents:,} of {piece.documents:,} documents; "
+        f"{there} of {count} shards are. When all are: gpt3jax data merge {out}"
+    )
+
+
+def _print_prepared(out: Path, manifest: Manifest) -> None:
     train, validation = manifest.train, manifest.validation
     skipped = sum(manifest.skipped.values())
-    kind, tokens = ("pairs", "tokens to learn") if pairs else ("documents", "tokens")
+    kind, tokens = ("pairs", "tokens to learn") if manifest.pairs else ("documents", "tokens")
     why = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
     print(
         f"{out}: {train.documents:,} {kind}, {train.tokens:,} {tokens} "
-        f"({train.bytes_per_token:.2f} bytes each) in {train.windows:,} windows of {context}; "
-        f"held out {validation.documents:,} {kind}, {validation.windows:,} windows; "
-        f"skipped {skipped:,}{f' ({why})' if pairs and why else ''}"
+        f"({train.bytes_per_token:.2f} bytes each) in {train.windows:,} windows of "
+        f"{manifest.context}; held out {validation.documents:,} {kind}, "
+        f"{validation.windows:,} windows; skipped {skipped:,}"
+        f"{f' ({why})' if manifest.pairs and why else ''}"
     )
 
 

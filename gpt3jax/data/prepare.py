@@ -6,7 +6,8 @@ Documents, each followed by end-of-text, are joined into a stream and cut into
 windows of context+1 tokens. A window begins with the last token of the one
 before, so every token is predicted exactly once. Parts of the corpus are dealt
 to shards before any work begins and a shard is written from start to end by one
-process, so the bytes do not depend on how many processes there are.
+process, so the bytes do not depend on how many processes there are, or on how
+many machines (shards.py).
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gpt3jax.config import ConfigError, short_hash
-from gpt3jax.data.census import merge, take_census
+from gpt3jax.data.census import Census, merge, take_census
 from gpt3jax.data.corpus import Corpus, Part, open_corpus
 from gpt3jax.data.documents import hash_key
-from gpt3jax.data.encode import Job, encode_group, window_dtype, write_validation
+from gpt3jax.data.encode import Encoded, Job, encode_group, window_dtype, write_validation
 from gpt3jax.data.folder import is_free, whole_folder
 from gpt3jax.data.manifest import MANIFEST, TOKENIZER, Manifest, Split, load_manifest, verify
 from gpt3jax.data.pool import processes
@@ -40,7 +42,30 @@ LARGEST = 10_000_000
 Progress = Callable[[str, float], None]
 
 
-def prepare(
+@dataclass(frozen=True)
+class Request:
+    """What is to be made, looked through and found possible."""
+
+    corpus: Corpus
+    out: str
+    tokenizer: Tokenizer | None
+    """The one that was given; none: it is to be trained."""
+    settings: dict[str, Any]
+    """As the manifest will have them."""
+    workers: int
+
+    @property
+    def reader(self) -> Corpus:
+        """The corpus without its parts: jobs carry their own, all with each would be much."""
+        return dataclasses.replace(self.corpus, parts=(), skipped=())
+
+    @property
+    def groups(self) -> list[tuple[Part, ...]]:
+        """The parts, in an order drawn by the seed, dealt to files of about equal size."""
+        return _deal(self.corpus.parts, self.settings["seed"])
+
+
+def request(
     corpus_spec: str,
     out: str,
     *,
@@ -52,9 +77,8 @@ def prepare(
     validation_fraction: float = 0.01,
     workers: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
-) -> Manifest:
-    """Make a data folder, or find that it is there already.
+) -> Request:
+    """Look through what is asked for.
 
     Args:
       corpus_spec: see `corpus.open_corpus`.
@@ -69,10 +93,9 @@ def prepare(
         a hash of their keys: other seeds and settings hold out the same ones.
       workers: processes; None for one per core.
       seed: shuffles the parts of the corpus among the shards.
-      progress: called with the name of a stage and the share of it that is done.
 
     Raises:
-      ConfigError: the request cannot work, or `out` holds something else.
+      ConfigError: it cannot work.
     """
     workers = workers or os.cpu_count() or 1
     _check(out, context, vocabulary, validation_fraction, workers)
@@ -90,14 +113,31 @@ def prepare(
         "context": context,
         "vocabulary": given.vocabulary if given else vocabulary,
         "tokenizer_trained": given is None,
-        "validation_fraction": validation_fraction,
+        "validation_fraction": float(validation_fraction),
         "seed": seed,
     }
-    if not is_free(out):
-        return _existing(out, settings | ({"tokenizer": given.hash} if given else {}))
+    return Request(corpus, out, given, settings, workers)
 
+
+def prepare(
+    corpus_spec: str, out: str, *, progress: Progress | None = None, **asked: Any
+) -> Manifest:
+    """Make a data folder, or find that it is there already.
+
+    Args:
+      corpus_spec: see `corpus.open_corpus`.
+      out: the folder; it appears whole, when all is done.
+      progress: called with the name of a stage and the share of it that is done.
+      asked: the rest of what `request` takes.
+
+    Raises:
+      ConfigError: the request cannot work, or `out` holds something else.
+    """
+    made = request(corpus_spec, out, **asked)
+    if not is_free(out):
+        return verify(find_same(made).folder)
     with whole_folder(Path(out)) as folder:
-        _write(corpus, folder, settings, given, workers, progress or (lambda stage, share: None))
+        _write(made, folder, progress or (lambda stage, share: None))
     return load_manifest(out)
 
 
@@ -127,59 +167,84 @@ def _tokenizer_file(path: str) -> Path:
     return Path(path, TOKENIZER) if os.path.isdir(path) else Path(path)
 
 
-def _existing(out: str, settings: dict[str, Any]) -> Manifest:
-    """The manifest of a finished folder with the same settings; anything else is refused."""
-    if not os.path.lexists(os.path.join(out, MANIFEST)):
+def find_same(made: Request) -> Manifest:
+    """The manifest of a finished folder with the same settings; anything else is refused.
+
+    Raises:
+      ConfigError: the folder holds something else.
+    """
+    if not os.path.lexists(os.path.join(made.out, MANIFEST)):
         raise ConfigError(
-            f"{out} exists and is not prepared data: nothing is overwritten. Choose another --out"
+            f"{made.out} exists and is not prepared data: nothing is overwritten. "
+            "Choose another --out"
         )
-    manifest = load_manifest(out)
+    manifest = load_manifest(made.out)
+    given = {"tokenizer": made.tokenizer.hash} if made.tokenizer else {}
+    if why := difference(manifest, made.settings | given):
+        raise ConfigError(
+            f"{made.out} holds data that was made differently: {why}. Choose another --out, or "
+            "delete that folder"
+        )
+    return manifest
+
+
+def difference(record: Any, settings: dict[str, Any]) -> str | None:
+    """The first setting that a record has otherwise, in words."""
     for name, value in settings.items():
-        if (old := getattr(manifest, name)) != value:
-            why = (
-                "the corpus has changed" if name == "corpus_hash" else f"{name} {old}, now {value}"
-            )
-            raise ConfigError(
-                f"{out} holds data that was made differently: {why}. Choose another --out, or "
-                "delete that folder"
-            )
-    return verify(out)
+        if (old := getattr(record, name)) != value:
+            changed = "the corpus has changed"
+            return changed if name == "corpus_hash" else f"{name} {old}, now {value}"
+    return None
 
 
-def _write(
-    corpus: Corpus,
-    folder: Path,
-    settings: dict[str, Any],
-    given: Tokenizer | None,
-    workers: int,
-    progress: Progress,
-) -> None:
+def tracked(progress: Progress, stage: str, results: Iterable, count: int) -> Iterator:
+    """The results, each reported as it comes."""
+    for done, result in enumerate(results, 1):
+        progress(stage, done / count)
+        yield result
+
+
+def _write(made: Request, folder: Path, progress: Progress) -> None:
     """Everything between an empty folder and its manifest."""
-    groups = _groups(corpus.parts, settings["seed"])
-    # Jobs carry their own parts; all of them with each job would be much to send.
-    reader = dataclasses.replace(corpus, parts=(), skipped=())
-
-    def tracked(stage: str, results: Iterable) -> Iterator:
-        for done, result in enumerate(results, 1):
-            progress(stage, done / len(groups))
-            yield result
-
-    with processes(max(1, min(workers, len(groups)))) as run:
+    corpus, groups, given = made.corpus, made.groups, made.tokenizer
+    with processes(max(1, min(made.workers, len(groups)))) as run:
         rate = 0.0 if given else SAMPLE_BYTES / max(1, sum(part.bytes for part in corpus.parts))
-        reading = run(partial(take_census, reader, rate), groups)
-        census = merge(tracked("reading", reading), corpus)
-        tokenizer = given or _train(census.sample, settings["vocabulary"], progress)
+        reading = run(partial(take_census, made.reader, rate), groups)
+        census = merge(tracked(progress, "reading", reading, len(groups)), corpus)
+        tokenizer = given or _train(census.sample, made.settings["vocabulary"], progress)
         tokenizer.save(folder / TOKENIZER)
-        held_out = census.held_out(settings["validation_fraction"])
-        job = Job(reader, folder, settings["context"], held_out)
+        held_out = census.held_out(made.settings["validation_fraction"])
+        job = Job(made.reader, folder, made.settings["context"], held_out)
         encoding = run(partial(encode_group, job), enumerate(groups))
-        results = list(tracked("encoding", encoding))
-    train = _number("train", folder, [result.train for result in results])
-    validation = _number("validation", folder, [write_validation(job, tokenizer, results)])
+        results = list(tracked(progress, "encoding", encoding, len(groups)))
+    finish(job, made.settings, tokenizer, census, results)
+
+
+def finish(
+    job: Job,
+    settings: dict[str, Any],
+    tokenizer: Tokenizer,
+    census: Census,
+    results: Sequence[Encoded],
+) -> None:
+    """Make a folder of what all groups became: shards numbered through, and the manifest.
+
+    Args:
+      job: the folder, which has the tokenizer and each group's files.
+      settings: as the manifest has them.
+      tokenizer: the folder's.
+      census: how many documents there are, and what was left out when they were counted.
+      results: of all groups, in their order.
+
+    Raises:
+      ConfigError: no run could use it.
+    """
+    train = _number("train", job.folder, [result.train for result in results])
+    validation = _number("validation", job.folder, [write_validation(job, tokenizer, results)])
     skipped = sum((result.skipped for result in results), census.skipped)
     _check_windows(train, validation, settings, census.documents, skipped)
     Manifest(
-        folder=folder,
+        folder=job.folder,
         **settings,
         tokenizer=tokenizer.hash,
         end_of_text=tokenizer.end_of_text,
@@ -190,8 +255,7 @@ def _write(
     ).write()
 
 
-def _groups(parts: tuple[Part, ...], seed: int) -> list[tuple[Part, ...]]:
-    """Deal the parts, in an order drawn by the seed, to shards of about equal size."""
+def _deal(parts: tuple[Part, ...], seed: int) -> list[tuple[Part, ...]]:
     target = max(SHARD_BYTES, sum(part.bytes for part in parts) // SHARDS)
     groups, group, size = [], [], 0
     for part in sorted(parts, key=lambda part: (hash_key(f"{seed}:{part.key}"), part.key)):

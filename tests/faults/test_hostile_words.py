@@ -168,7 +168,7 @@ FLAGS = {
     "data show": ("--batch", "--batch-sequences", "--seed"),
     "data prepare": (
         "--context", "--vocabulary", "--tokenizer", "--field", "--validation-fraction",
-        "--workers", "--seed",
+        "--workers", "--seed", "--shard",
     ),
 }  # fmt: skip
 POSITIONAL = {"generate", "report", "data show"}

@@ -12,6 +12,7 @@ from building import changed
 from slurm_cluster import missing, running_cluster, until
 
 from gpt3jax.config import Mesh
+from gpt3jax.data.prepare import prepare, verify
 from gpt3jax.run import Run
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train import ledger
@@ -205,3 +206,31 @@ def test_an_array_of_workers_shares_a_sweep(cluster, experiment_file, tmp_path):
     logs = [path.read_text().split()[:2] for path in sorted((tmp_path / "s/logs").iterdir())]
     assert len(logs) == 4 and len({job for job, _ in logs}) == 2, "both jobs took part"
     assert all(step.isdecimal() for _, step in logs), "srun started them"
+
+
+def test_an_array_of_shards_is_merged_to_what_one_process_writes(cluster, prepared, corpus):
+    """Four shards, two at a time, and the job that waits for them."""
+    folder = prepared.parent / "array"
+    folder.mkdir()
+    words = ("--corpus", corpus, "--tokenizer", prepared, "--context", "48")
+    env = {"GPT3JAX": f"{sys.executable} -m gpt3jax", "PYTHONPATH": str(ROOT)}
+    array = cluster.submit(
+        "--nodes=1", "--array=0-3%2", f"--output={folder}/%a.out", ROOT / "launch/prepare.sbatch",
+        *words, "--out", folder / "many", **env,
+    )  # fmt: skip
+    command = f"{sys.executable} -m gpt3jax data merge {folder / 'many'}"
+    merge = cluster.submit(
+        "--nodes=1", f"--dependency=afterok:{array}", f"--output={folder}/merge.out",
+        f"--wrap={command}", **env,
+    )  # fmt: skip
+    job = cluster.wait(merge)
+    said = "".join(path.read_text() for path in sorted(folder.glob("*.out")))
+    assert job["JobState"] == "COMPLETED", said
+    assert said.count("When all are: gpt3jax data merge") == 4
+    one = prepare(str(corpus), str(folder / "one"), context=48, vocabulary=300,
+                  tokenizer=str(prepared), workers=1)  # fmt: skip
+    assert verify(folder / "many") == one
+    assert all(
+        (folder / "many" / path.name).read_bytes() == path.read_bytes()
+        for path in (folder / "one").iterdir()
+    )
