@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 DATA    = data/python-library
 RUN     = runs/tiny
 
-.PHONY: install demo demo-finetune picture test faults tpu parity lint lock clean
+.PHONY: install demo demo-finetune picture test faults tpu parity recipe lint lock clean
 
 install: $(VENV)/installed
 
@@ -37,7 +37,7 @@ picture: demo  ## the README's picture: a browser looks at the page about the de
 	chromium --headless --no-sandbox --hide-scrollbars --virtual-time-budget=3000 --window-size=1280,1450 --screenshot=docs/inspect.png file://$(abspath $(RUN))/inspect.html
 
 test: install  ## all of it; BUT="and not long": without what takes minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not parity and not tpu_compiler $(BUT)"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not parity and not recipe and not tpu_compiler $(BUT)"
 
 tpu: install  ## through the TPU compiler, for slices that are not there (Linux); K="175b or 2b7": some
 	$(PYTHON) -m venv $(VENV)-tpu
@@ -47,6 +47,10 @@ tpu: install  ## through the TPU compiler, for slices that are not there (Linux)
 parity: install  ## against PyTorch and transformers, which it installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
 	$(BIN)/python -m pytest -m parity
+
+recipe: install  ## the paper's data recipe over datatrove, which it installs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[recipe]'
+	$(BIN)/python -m pytest -m recipe tests/recipe
 
 lint: install
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ LAYERS = [
         "evaluate",
         "look",
         "contamination",
+        "recipe",
         "harness",
         "report",
         "scaling_page",

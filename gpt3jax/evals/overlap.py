@@ -19,6 +19,7 @@ FEWEST, MOST = 8, 13
 FEWEST_GENERATED = 2
 # To a space, not away: the paper's own list has "didn t" and "co operation".
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
+_RUN = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,22 @@ def words_of(text: str) -> list[str]:
     return _PUNCTUATION.sub(" ", text.lower()).split()
 
 
+def places_of(text: str) -> list[tuple[str, int, int]]:
+    """The words of a text, as `words_of` gives them, each with its start and end in it.
+
+    >>> places_of("I didn't")
+    [('i', 0, 1), ('didn', 2, 6), ('t', 7, 8)]
+    """
+    # Lower case may be longer than what it comes from: a run is found first, then lowered.
+    runs = ((run.group(), *run.span()) for run in _RUN.finditer(text))
+    return [(word, start, end) for run, start, end in runs for word in words_of(run)]
+
+
+def grams(words: Sequence[str], n: int) -> Iterable[str]:
+    """Every n words in a row."""
+    return (" ".join(words[start : start + n]) for start in range(len(words) - n + 1))
+
+
 def gram_size(lengths: Sequence[int], fewest: int = FEWEST) -> int:
     """N for examples of these lengths in words."""
     percentile = sorted(lengths)[len(lengths) // 20]
@@ -70,16 +87,16 @@ def overlap(tasks: Sequence[Task], documents: Iterable[str], generated: set[str]
     ]
     wanted: dict[int, dict[str, list[tuple[int, int]]]] = {}
     for number, (n, of_task) in enumerate(zip(sizes, texts, strict=True)):
-        grams = wanted.setdefault(n, {})
+        of_size = wanted.setdefault(n, {})
         for example, words in enumerate(of_task):
-            for gram in set(_grams(words, n)):
-                grams.setdefault(gram, []).append((number, example))
+            for gram in set(grams(words, n)):
+                of_size.setdefault(gram, []).append((number, example))
     found: list[dict[int, str]] = [{} for _ in tasks]
     for document in documents:
         words = words_of(document)
-        for n, grams in wanted.items():
-            for gram in set(_grams(words, n)) & grams.keys():
-                for number, example in grams[gram]:
+        for n, of_size in wanted.items():
+            for gram in set(grams(words, n)) & of_size.keys():
+                for number, example in of_size[gram]:
                     found[number].setdefault(example, gram)
     return [
         Overlap(task.name, n, len(of_task), sum(len(words) < n for words in of_task), dirty)
@@ -99,7 +116,3 @@ def scores(found: Overlap, setting: dict[str, Any]) -> dict[str, float | None]:
         "all": everything, "clean": of_clean, "dirty": fmean(dirty) if dirty else None,
         "change": change,
     }  # fmt: skip
-
-
-def _grams(words: Sequence[str], n: int) -> Iterable[str]:
-    return (" ".join(words[start : start + n]) for start in range(len(words) - n + 1))

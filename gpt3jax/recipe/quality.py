@@ -1,0 +1,125 @@
+"""Which documents to keep: the paper's quality classifier and its Pareto rule (Appendix A).
+
+A logistic regression tells good text from raw text by hashed words. A document is
+kept if a Pareto variate exceeds 1 - score, so that what scores high nearly always
+stays, and a little of all else does: P(keep) = (2 - score)^-9.
+
+As in the paper: words by whitespace in lower case, hashed by MurmurHash3 into 2^18
+counts (Spark's Tokenizer and HashingTF by default), logistic regression, alpha 9.
+Otherwise: the counts of a document are scaled to unit length, both sides weigh alike
+and the L2 penalty is scikit-learn's, where the paper says nothing; the variate is
+drawn from the document itself, so that who runs it again keeps the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt3jax.config import ConfigError
+from gpt3jax.data.documents import hash_key
+
+ALPHA = 9.0
+"""Of the Pareto distribution; the paper's, chosen to give the scores of WebText."""
+FEATURES = 2**18
+
+
+def keep_probability(score: float) -> float:
+    """How likely a document of this score, from 0 to 1, is kept.
+
+    >>> [round(keep_probability(score), 6) for score in (0.0, 0.5, 0.9, 1.0)]
+    [0.001953, 0.026012, 0.424098, 1.0]
+    """
+    return (2.0 - score) ** -ALPHA
+
+
+def variate(text: str) -> float:
+    """What `numpy.random.pareto(9)` stands for in the paper, from the text instead of a seed."""
+    uniform = (hash_key(f"quality:{text}") + 0.5) / 2**64
+    return uniform ** (-1.0 / ALPHA) - 1.0
+
+
+def keeps(score: float, text: str) -> bool:
+    """The paper's rule: `pareto(9) > 1 - document_score`."""
+    return variate(text) > 1.0 - score
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A trained classifier: weights [FEATURES], and a bias."""
+
+    weights: np.ndarray
+    bias: float
+
+    def scores(self, texts: Sequence[str]) -> np.ndarray:
+        """How good each text is, from 0 to 1: [texts]."""
+        raw = self._features.transform(texts) @ self.weights + self.bias
+        return 1.0 / (1.0 + np.exp(-raw))
+
+    def save(self, path: Path) -> None:
+        """Write it as one array: the weights, then the bias."""
+        with open(path, "wb") as file:
+            np.save(file, np.append(self.weights, self.bias), allow_pickle=False)
+
+    @staticmethod
+    def load(path: Path) -> Quality:
+        """Read what `save` wrote.
+
+        Raises:
+          ConfigError: it is something else.
+        """
+        try:
+            values = np.load(path, allow_pickle=False)
+            if values.shape != (FEATURES + 1,):
+                raise ValueError(f"its shape is {values.shape}")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"quality classifier {path} cannot be read: {error}. Train it again"
+            ) from error
+        return Quality(values[:-1], float(values[-1]))
+
+    @cached_property
+    def _features(self) -> Any:
+        return _hashing()
+
+
+def train_quality(good: Iterable[str], raw: Iterable[str]) -> Quality:
+    """Fit the classifier.
+
+    Args:
+      good: texts to be like; the paper's were WebText, Wikipedia and books.
+      raw: unfiltered texts, some of which may be good.
+
+    Raises:
+      ConfigError: one of them has no text, or scikit-learn is not installed.
+    """
+    features, good, raw = _hashing(), list(good), list(raw)
+    if not good or not raw:
+        raise ConfigError(
+            f"the quality classifier has {len(good)} good and {len(raw)} raw texts: it learns from "
+            "both. Check --reference and --corpus"
+        )
+    from sklearn.linear_model import LogisticRegression
+
+    is_good = np.repeat([1, 0], [len(good), len(raw)])
+    model = LogisticRegression(class_weight="balanced", max_iter=1000)
+    model.fit(features.transform(good + raw), is_good)
+    return Quality(model.coef_[0], float(model.intercept_[0]))
+
+
+def _hashing() -> Any:
+    try:
+        from sklearn.feature_extraction.text import HashingVectorizer
+    except ImportError:
+        raise ConfigError(
+            "the quality classifier needs scikit-learn: it is not installed. "
+            "pip install 'gpt3jax[recipe]'"
+        ) from None
+    return HashingVectorizer(
+        n_features=FEATURES, tokenizer=str.split, token_pattern=None, alternate_sign=False
+    )
