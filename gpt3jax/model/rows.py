@@ -149,7 +149,7 @@ def resized(cache: Cache, rows: jax.Array, slots: int) -> Cache:
         room = slots - kept_BHSK.shape[2]
         return jnp.pad(kept_BHSK, ((0, 0), (0, 0), (0, room), (0, 0)))
 
-    return cache.replace(keys=tuple(map(fit, cache.keys)), values=tuple(map(fit, cache.values)))
+    return Cache(tuple(map(fit, cache.keys)), tuple(map(fit, cache.values)), cache.length[rows])
 
 
 def score(params: Params, tokens_1T: jax.Array, model: Model) -> Drawn:

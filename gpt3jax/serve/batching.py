@@ -70,22 +70,30 @@ class Owner:
         self._thread = threading.Thread(target=self._run, name="owner", daemon=True)
 
     def start(self) -> None:
-        """Compile every shape, then take requests."""
+        """Compile every program but that of `echo` with scores, then take requests."""
         size, lengths = 1, []
         while prefill_size(size, self._model) not in lengths:
             lengths.append(prefill_size(size, self._model))
             size = lengths[-1] + 1
-        for length in lengths:
-            logits, one = self._prefilled([0] * length)
-        self._draw(logits, self._drawing([None]))
+        read = [self._prefilled([0] * length) for length in lengths]
+        self._draw(read[0][0], self._drawing([None]))
+        each_room = {one.keys[0].shape[2]: one for _, one in read}
         for room in self._rooms:
             self._clear()
             self._fit(1, room)
             while True:
+                for slots, one in each_room.items():
+                    if slots <= room:
+                        self._cache = self._place(self._cache, one, 0)
+                    else:
+                        order = np.arange(len(self._slots), dtype=np.int32)
+                        self._resize(self._cache, order, slots=slots)
                 self._compute_step(self._compute_step().token)
                 if len(self._slots) >= self.most_rows:
                     break
                 self._fit(2 * len(self._slots), room)
+            while len(self._slots) > 1:
+                self._fit(len(self._slots) // 2, room)
         self._clear()
         self._thread.start()
 
@@ -245,12 +253,13 @@ class Owner:
         return logits, one
 
     def _prefilled(self, window: Sequence[int]) -> tuple[jax.Array, Cache]:
-        """Logits after a text, and its cache, of as many slots as it was padded to."""
+        """Logits after a text, and its cache, with the least room that it was padded to."""
         size = prefill_size(len(window), self._model)
+        room = next(room for room in self._rooms if room >= size)
         padded = np.zeros((1, size), np.int32)
         padded[0, : len(window)] = window
         return self._prefill(
-            self._params, padded, len(window), model=replace(self._model, context=size)
+            self._params, padded, len(window), model=replace(self._model, context=room)
         )
 
     def _begin(self, row: Row, logits: jax.Array, one: Cache) -> None:

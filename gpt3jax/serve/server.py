@@ -217,7 +217,12 @@ class _Protocol(H11Protocol):
             if self.cycle is None:
                 transport.close()
 
-        self.loop.call_later(PATIENCE, let_go)
+        self._letting_go = self.loop.call_later(PATIENCE, let_go)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # Or the event loop would hold what the connection was, and what it read, until then.
+        self._letting_go.cancel()
 
 
 def is_loopback(host: str) -> bool:

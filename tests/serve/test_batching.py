@@ -1,5 +1,6 @@
 """Rows that are written together: each as if it were alone."""
 
+import dataclasses
 import queue
 import threading
 import time
@@ -8,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from gpt3jax.generate import Generator
+from gpt3jax.model import params as model_params
 from gpt3jax.model.decode import Sampling
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.serve.api import Completion
@@ -79,6 +82,25 @@ def test_every_row_is_what_it_would_be_alone(generator, owner):
             assert ids_of(tokens) == expected, request
             assert text == generator.tokenizer.decode(expected)
             assert end == ("length" if len(expected) == request.most else "stop")
+
+
+def test_every_program_is_compiled_before_the_first_request(generator):
+    """Rows that come and go, texts that grow and are read again: nothing new is compiled."""
+    model = dataclasses.replace(generator.model, context=40)  # Of no other test.
+    params = model_params.init(jax.random.key(0), model)
+    owner = Owner(Generator(params, model, generator.tokenizer), 4, 24)
+    owner.start()
+    programs = (owner._prefill, owner._draw, owner._step, owner._place, owner._resize)
+    before = [program._cache_size() for program in programs]
+    for together in ((1,), (1, 9, 9), (20, 1), (40, 3, 17, 33, 2)):
+        jobs = [
+            submit(owner, asked([9] * length, most=most, seed=seed, samples=1 + seed % 2))[1]
+            for seed, (length, most) in enumerate(zip(together, (70, 3, 12, 30, 1), strict=False))
+        ]
+        for seed, found in enumerate(jobs):
+            finished(found, 1 + seed % 2)
+    owner.close()
+    assert [program._cache_size() for program in programs] == before
 
 
 def test_log_probabilities_are_those_of_a_whole_forward_pass(generator, owner):

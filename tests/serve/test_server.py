@@ -1,6 +1,7 @@
 """The server as its clients see it: OpenAI's own, plain sockets, and a browser's rules."""
 
 import asyncio
+import gc
 import json
 import re
 import socket
@@ -9,6 +10,7 @@ import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
+import jax
 import load
 import openai
 import pytest
@@ -223,14 +225,33 @@ def test_the_page_needs_nothing_else_and_sets_text_as_text(url):
         assert danger not in script
 
 
-def test_many_clients_good_and_bad(url, owner):
+def test_many_clients_good_and_bad_and_nothing_is_left_of_them(url, owner):
     """`python tests/serve/load.py` does it with 500, for longer."""
-    where = urlsplit(url)
+    where, before = urlsplit(url), _idle(owner)
     counts = asyncio.run(load.load((where.hostname, where.port), 40, 4.0))
     assert all(load.is_right(*key) for key in counts), counts
     answered = {status for _, status in counts}
     assert {200, 400, 413} <= answered
+    assert _idle(owner) == before
     assert fetch(f"{url}/health")[0] == 200
+
+
+def _idle(owner):
+    """Arrays and bytes on the device, when nothing of what is over is in memory."""
+    until = time.monotonic() + 20
+    while owner.active + owner.waiting or any(_held()):
+        assert time.monotonic() < until, "what is closed, or answered, is still held"
+        time.sleep(0.1)
+    arrays = jax.live_arrays()
+    return len(arrays), sum(each.nbytes for each in arrays)
+
+
+def _held():
+    """How many connections that are closed are in memory, and how many answers."""
+    gc.collect()
+    found = gc.get_objects()
+    closed = [c for c in found if type(c) is server._Protocol and c.transport.is_closing()]
+    return len(closed), sum(type(each) is answers.Answer for each in found)
 
 
 def test_only_loopback_is_quiet(capsys):
