@@ -24,27 +24,23 @@ def export(
 
     Args:
       run: The run.
-      to: huggingface, with a certificate that it is the same; or stablehlo, for CPU, CUDA and TPU.
+      to: huggingface; or stablehlo, for CPU, CUDA and TPU. A certificate says that it is the same.
       out: Folder to write; it appears when all of it is there and holds.
       dtype: What weights are stored as; of programs, what they compute in.
       step: The checkpoint; the newest if not given.
     """
-    from gpt3jax.progress import progress
-
     if to == "stablehlo":
-        from gpt3jax.interchange.stablehlo import export as export_programs
-
-        with progress() as report:
-            found = export_programs(run, out, dtype=dtype, step=step, progress=report)
-        print(f"{out}: {found.parameters:,} parameters of step {found.step} as {to}")
-        print(f"python {out / 'run.py'} 20 continues a new document; it needs jax and flatbuffers")
-        return
-    from gpt3jax.interchange.export import export as run_export
+        from gpt3jax.interchange.stablehlo import export as run_export
+    else:
+        from gpt3jax.interchange.export import export as run_export
+    from gpt3jax.progress import progress
 
     with progress() as report:
         certificate = run_export(run, out, dtype=dtype, step=step, progress=report)
     print(f"{out}: {certificate.parameters:,} parameters of step {certificate.step} as {to}")
     print(certificate.line)
+    if to == "stablehlo":
+        print(f"python {out / 'run.py'} 20 continues a new document; it needs jax and flatbuffers")
 
 
 def import_(folder: Positional[Path], run: Path) -> None:

@@ -1,8 +1,9 @@
-"""The certificate of an export: what transformers makes of the folder is what we make of the run.
+"""The certificate of an export: what others make of the folder is what we make of the run.
 
 Both read the same tokens; the largest difference between their logits must stay
-within a share of the largest logit. The peer's arithmetic is float32, whatever the
-weights are stored as, so that only what was exported is compared.
+within a share of the largest logit. transformers' arithmetic is float32, whatever the
+weights are stored as, so that only what was exported is compared; programs
+(stablehlo.py) compute in what they were exported for, and ours in float32.
 """
 
 from __future__ import annotations
@@ -48,13 +49,14 @@ class Certificate:
     """What was compared, and how far apart it was."""
 
     family: str
+    """transformers' name for it; or stablehlo."""
     dtype: str
     parameters: int
     step: int
     state: str
     """Hash of the run's state."""
     peer: str | None
-    """transformers and its version; None if nothing was compared."""
+    """Who computed the logits, with its version; None if nothing was compared."""
     why_not: str
     """In words, where nothing was compared."""
     positions: int = 0
@@ -65,17 +67,18 @@ class Certificate:
     tolerance: float = 0.0
     """What `difference` may be."""
     texts: int = 0
-    """Texts that both tokenizers gave the same ids for, and back."""
+    """Texts that both tokenizers gave the same ids for, and back; programs have no tokenizer."""
 
     @property
     def line(self) -> str:
         """All of it in one line."""
         if self.peer is None:
-            return f"certificate: not compared with transformers: {self.why_not}"
+            return f"certificate: not compared: {self.why_not}"
+        tokens = f"; tokens are equal on {self.texts} texts" if self.texts else ""
         return (
             f"certificate: {self.peer} differs by {self.difference:.1e} at most, of logits up to "
             f"{self.largest_logit:.3g} at {self.positions} positions ({self.dtype}: "
-            f"{self.tolerance:.1e} allowed); tokens are equal on {self.texts} texts"
+            f"{self.tolerance:.1e} allowed){tokens}"
         )
 
     def write(self, folder: Path) -> None:
@@ -98,24 +101,45 @@ def certify(
     Raises:
       CertificateError: they are not the same model, or not the same tokenizer.
     """
-    need = 5 * count(model)  # Four bytes each, and what a forward pass takes.
     try:
         import torch  # noqa: F401
         import transformers
     except ImportError:
-        return Certificate(**facts, peer=None, why_not=f"it is not installed. {PIP}")
-    if need > available():
-        why = f"it would take {need / 1e9:.3g} GB of memory, {available() / 1e9:.3g} are free"
+        return Certificate(**facts, peer=None, why_not=f"transformers is not installed. {PIP}")
+    # Four bytes each, and what a forward pass takes.
+    if why := too_large("transformers", 5 * count(model)):
         return Certificate(**facts, peer=None, why_not=why)
     texts = _check_tokenizer(folder, tokenizer)
     tokens = prompts(model, tokenizer)
     ours, theirs = our_logits(params, tokens, model), _their_logits(folder, tokens)
+    peer = f"transformers {transformers.__version__}"
+    return compared(ours, theirs, peer=peer, texts=texts, **facts)
+
+
+def too_large(what: str, need: int) -> str:
+    """Why something is not loaded that takes so many bytes, in words; nothing if it fits."""
+    if need <= available():
+        return ""
+    return f"{what} would take {need / 1e9:.3g} GB of memory, {available() / 1e9:.3g} are free"
+
+
+def compared(ours: np.ndarray, theirs: np.ndarray, **facts: Any) -> Certificate:
+    """The certificate of logits [..., vocabulary] that should be the same.
+
+    Args:
+      ours: of the run.
+      theirs: of what was exported.
+      facts: the fields of the certificate that do not follow from these.
+
+    Raises:
+      CertificateError: they are not.
+    """
     largest = float(np.abs(ours).max())
     least, share = TOLERANCE[facts["dtype"]]
     found = Certificate(
-        **facts, peer=f"transformers {transformers.__version__}", why_not="", texts=texts,
-        positions=tokens.size, difference=float(np.abs(ours - theirs).max()),
-        largest_logit=largest, tolerance=max(least, share * largest),
+        **facts, why_not="", positions=ours[..., 0].size,
+        difference=float(np.abs(ours - theirs).max()), largest_logit=largest,
+        tolerance=max(least, share * largest),
     )  # fmt: skip
     if not found.difference <= found.tolerance:  # NaN, too.
         raise CertificateError(

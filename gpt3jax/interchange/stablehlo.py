@@ -25,8 +25,15 @@ from flax import traverse_util
 from gpt3jax.config import ConfigError, Model
 from gpt3jax.data.folder import whole_folder
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.interchange.certificate import (
+    Certificate,
+    compared,
+    our_logits,
+    prompts,
+    too_large,
+)
 from gpt3jax.interchange.export import DTYPES, Dtype, Progress, check_is_new, check_space, opened
-from gpt3jax.interchange.safetensors import Shapes, write_folder
+from gpt3jax.interchange.safetensors import Shapes, read_folder, write_folder
 from gpt3jax.model import rows
 from gpt3jax.model.gpt3 import Cache
 from gpt3jax.model.params import Params
@@ -38,59 +45,43 @@ from gpt3jax.train.slices import StoredParams
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAMS = ("prefill", "decode")
 
+STEPS = 8
+"""Of decoding that the certificate compares."""
+
 SCRIPT = '''\
 """Continue token ids greedily, by these programs: python run.py HOW-MANY [ID ...]"""
-import json, pathlib, sys
-import jax, jax.export, numpy as np
+import json, pathlib, sys, jax.export, numpy as np
 
-here = pathlib.Path(__file__).parent
-model, weights = json.loads((here / "model.json").read_text()), {}
+here, weights = pathlib.Path(__file__).parent, {}
+model = json.loads((here / "model.json").read_text())
 for file in here.glob("*.safetensors"):
-    data = np.memmap(file, np.uint8, "r")
-    start = 8 + int(data[:8].view(np.uint64)[0])
-    for name, at in json.loads(data[8:start].tobytes()).items():
+    start = 8 + int(np.fromfile(file, np.uint64, 1)[0])
+    for name, at in json.loads(file.open("rb").read(start)[8:]).items():
         if name != "__metadata__":
-            values = data[start + at["data_offsets"][0] : start + at["data_offsets"][1]]
-            kind = {"F32": np.float32, "BF16": jax.numpy.bfloat16}[at["dtype"]]
-            weights[name] = jax.numpy.asarray(values.view(kind).reshape(at["shape"]))
-prefill, decode = (
-    jax.jit(jax.export.deserialize((here / f"{name}.jax_export").read_bytes()).call)
-    for name in ("prefill", "decode"))
-context, end = model["context"], model["end_of_text"]
-text = [int(word) for word in sys.argv[2:]] or [end]
-new, filled, most = [], context, context
-for _ in range(int(sys.argv[1])):
-    if filled == context:  # Read the end of the text; once full, its newer half.
-        window = text[-most:]
-        filled, most = len(window), (context + 1) // 2
-        padded = np.pad(np.array([window], np.int32), ((0, 0), (0, context - filled)))
-        logits, cache = prefill(weights, padded, np.array([filled], np.int32))
+            place = start + at["data_offsets"][0], tuple(at["shape"])
+            weights[name] = jax.numpy.array(np.memmap(file, model["dtype"], "r", *place))
+programs = [(here / f"{name}.jax_export").read_bytes() for name in ("prefill", "decode")]
+prefill, decode = (jax.jit(jax.export.deserialize(program).call) for program in programs)
+context, end, cache = model["context"], model["end_of_text"], None
+text, new = [int(word) for word in sys.argv[2:]] or [end], []
+while len(new) < int(sys.argv[1]) and end not in new:
+    if cache is None or cache[2][0] == context:  # Read the text; once that is full, its newer half.
+        window = text[-context:] if cache is None else text[-((context + 1) // 2) :]
+        padded = window + [0] * (context - len(window))
+        logits, cache = prefill(weights, np.int32([padded]), np.int32([len(window)]))
     else:
-        logits, cache = decode(weights, cache, np.array(text[-1:], np.int32))
-        filled += 1
-    text, new = text + [int(logits[0].argmax())], new + [int(logits[0].argmax())]
-    if new[-1] == end:
-        break
+        logits, cache = decode(weights, cache, np.int32(text[-1:]))
+    new, text = new + [int(logits[0].argmax())], text + [int(logits[0].argmax())]
 print(json.dumps(new))
 sys.stderr.write(b"".join(bytes.fromhex(model["tokens"][t]) for t in new).decode(errors="replace"))
 '''
 
 
-@dataclasses.dataclass(frozen=True)
-class Exported:
-    """What was written."""
-
-    parameters: int
-    step: int
-    bytes: dict[str, int]
-    """Of each program."""
-
-
 def export(
     path: Path, out: Path, *, dtype: Dtype = "float32", step: int | None = None,
     progress: Progress = lambda what, share: None,
-) -> Exported:  # fmt: skip
-    """Write a model's programs and weights; the folder appears whole.
+) -> Certificate:  # fmt: skip
+    """Write a model's programs and weights; the folder appears whole, when all of it holds.
 
     Args:
       path: the run.
@@ -102,6 +93,7 @@ def export(
     Raises:
       ConfigError: `out` holds something, or the package flatbuffers is missing.
       DamagedError: the checkpoint is not what was saved.
+      CertificateError: the programs do not compute what the run does.
       RunError: the disk is too small.
     """
     if importlib.util.find_spec("flatbuffers") is None:
@@ -113,7 +105,6 @@ def export(
     check_is_new(out)
     tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
     step, params = opened(run, step, progress)
-    sizes = {}
     with whole_folder(out) as folder:
         shapes = shapes_of(model)
         check_space(folder, shapes, DTYPES[dtype])
@@ -123,7 +114,7 @@ def export(
         limited = dataclasses.replace(model, vocabulary=vocabulary, dtype=dtype)
         for name, program in programs(limited, shapes).items():
             progress("programs", PROGRAMS.index(name) / len(PROGRAMS))
-            sizes[name] = (folder / f"{name}.jax_export").write_bytes(program.serialize())
+            (folder / f"{name}.jax_export").write_bytes(program.serialize())
         found = seal.read(run.checkpoints / str(step))
         facts = {
             "step": step, "state": found.state, "code": found.code, "dtype": dtype,
@@ -134,8 +125,72 @@ def export(
         (folder / "model.json").write_text(json.dumps(facts, indent=1) + "\n")
         (folder / "run.py").write_text(SCRIPT)
         tokenizer.save(folder / "tokenizer.model")
-    progress("programs", 1.0)
-    return Exported(count(model), step, sizes)
+        progress("comparing", 0.0)
+        certificate = certify(
+            folder, params, limited, tokenizer, family="stablehlo", dtype=dtype,
+            parameters=count(model), step=step, state=found.state,
+        )  # fmt: skip
+        certificate.write(folder)
+    progress("comparing", 1.0)
+    return certificate
+
+
+def certify(
+    folder: Path, params: StoredParams, model: Model, tokenizer: Tokenizer, **facts: Any
+) -> Certificate:
+    """Compare programs and weights, as they were written, with the run that they come from.
+
+    Two rows of unlike lengths are read at once, then decoded for some steps, by the programs for
+    CPU: the only ones that every machine runs.
+
+    Args:
+      folder: what was exported.
+      params: the run's.
+      model: its shape, as the programs have it.
+      tokenizer: its tokenizer.
+      facts: the fields of the certificate up to `state`.
+
+    Raises:
+      CertificateError: they are not the same model.
+    """
+    tokens_BT = prompts(model, tokenizer)
+    B, T = tokens_BT.shape
+    slots = B * 2 * model.n_layers * model.context * model.n_heads * model.d_head
+    # Read, laid out anew, and what a step takes; on CPUs XLA computes bfloat16 in float32, too.
+    if why := too_large("the programs", 4 * 3 * (facts["parameters"] + slots)):
+        return Certificate(**facts, peer=None, why_not=why)
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return Certificate(**facts, peer=None, why_not="JAX_PLATFORMS leaves the CPU out")
+    steps = min(STEPS, T // 2)
+    length_B = np.array([T // 2, T - steps], np.int32)
+    with jax.default_device(cpu):
+        theirs = _their_logits(folder, tokens_BT, length_B, steps, model.context)
+    at_BT = length_B[:, None] - 1 + np.arange(steps + 1)
+    ours = np.take_along_axis(our_logits(params, tokens_BT, model), at_BT[..., None], 1)
+    return compared(ours, theirs, peer=f"jax {jax.__version__} with the programs", **facts)
+
+
+def _their_logits(
+    folder: Path, tokens_BT: np.ndarray, length_B: np.ndarray, steps: int, context: int
+) -> np.ndarray:
+    """Of the last token of each row's first `length_B`, and of the next ones: [B, 1 + steps, V]."""
+    prefill, decode = (
+        jax.jit(jax.export.deserialize((folder / f"{name}.jax_export").read_bytes()).call)
+        for name in PROGRAMS
+    )
+    weights = {name: jnp.asarray(each.read()) for name, each in read_folder(folder).items()}
+    # What is decoded later must not have been read before: its keys would be in the cache.
+    read_BT = np.where(np.arange(tokens_BT.shape[1]) < length_B[:, None], tokens_BT, 0)
+    padded = np.pad(read_BT, ((0, 0), (0, context - tokens_BT.shape[1])))
+    logits_BV, cache = prefill(weights, padded, length_B)
+    found = [np.asarray(logits_BV)]
+    for step in range(steps):
+        token_B = np.take_along_axis(tokens_BT, length_B[:, None] + step, 1)[:, 0]
+        logits_BV, cache = decode(weights, cache, token_B)
+        found.append(np.asarray(logits_BV))
+    return np.stack(found, axis=1)
 
 
 def programs(model: Model, shapes: Shapes) -> dict[str, jax.export.Exported]:

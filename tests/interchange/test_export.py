@@ -83,7 +83,7 @@ def test_without_transformers_the_certificate_says_so(experiment, make_run, tmp_
     found = export.export(make_run(experiment).path, tmp_path / "out")
     record = json.loads((tmp_path / "out/certificate.json").read_text())
     assert record["peer"] is None and "not installed" in record["why_not"]
-    assert found.line.startswith("certificate: not compared with transformers: it is not")
+    assert found.line.startswith("certificate: not compared: transformers is not")
 
 
 def test_a_peer_that_does_not_fit_into_memory_is_not_loaded(experiment, make_run, tmp_path):

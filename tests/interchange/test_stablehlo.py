@@ -12,8 +12,10 @@ from building import changed
 
 from gpt3jax import cli
 from gpt3jax.config import ConfigError, Mesh
-from gpt3jax.interchange import stablehlo
+from gpt3jax.interchange import certificate, stablehlo
+from gpt3jax.interchange.certificate import CertificateError
 from gpt3jax.interchange.safetensors import read_folder
+from gpt3jax.model import rows
 from gpt3jax.model.decode import Sampling
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.saved import load_model
@@ -40,8 +42,8 @@ def test_alone_it_writes_what_generate_writes(wide, make_run, tmp_path):
         cli.main(["export", str(run.path), "--to", "stablehlo", "--out", str(tmp_path / "o")]) == 0
     )
     assert sorted(os.listdir(tmp_path / "o")) == [
-        "decode.jax_export", "model.json", "model.safetensors", "prefill.jax_export", "run.py",
-        "tokenizer.model",
+        "certificate.json", "decode.jax_export", "model.json", "model.safetensors",
+        "prefill.jax_export", "run.py", "tokenizer.model",
     ]  # fmt: skip
     prompt = [7, 200, 33]
     away = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -85,6 +87,71 @@ def test_rows_of_any_number_and_length_get_the_logits_of_a_forward_pass(
         logits = forward(params, np.array([text], np.int32), wide.model).logits[0, :, :300]
         np.testing.assert_allclose(first[row], logits[-2], atol=tolerance)
         np.testing.assert_allclose(second[row], logits[-1], atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_certificate_says_how_far_the_programs_are_from_the_run(
+    wide, make_run, tmp_path, dtype, capsys
+):
+    words = ["export", str(make_run(wide).path), "--to", "stablehlo", "--dtype", dtype]
+    assert cli.main([*words, "--out", str(tmp_path / "o")]) == 0
+    found = certificate.Certificate(**json.loads((tmp_path / "o/certificate.json").read_text()))
+    assert f"\n{found.line}\n" in capsys.readouterr().out
+    assert found.peer.startswith("jax 0.") and found.family == "stablehlo"
+    # Of two rows the last token that is read, and eight that follow; to the end of the window.
+    assert found.positions == 2 * (1 + stablehlo.STEPS)
+    assert 0 < found.difference <= found.tolerance < found.largest_logit / 20
+    least = {"float32": 1e-7, "bfloat16": 1e-3}[dtype]
+    assert found.difference > least * found.largest_logit, "it is that of the dtype"
+
+
+@pytest.mark.parametrize(
+    "name", ["layers.1.qkv.kernel", "layers.0.norm_2.bias", "final_norm.gain", "position_embedding"]
+)
+def test_a_weight_that_is_disturbed_breaks_the_certificate(
+    wide, make_run, tmp_path, monkeypatch, name
+):
+    tensors = stablehlo._tensors
+
+    def disturbed(*arguments):
+        for each, values in tensors(*arguments):
+            if each == name:
+                values = values.copy()
+                values[..., :1] += 0.05
+            yield each, values
+
+    monkeypatch.setattr(stablehlo, "_tensors", disturbed)
+    with pytest.raises(CertificateError, match="the export does not hold: its logits differ by"):
+        stablehlo.export(make_run(wide).path, tmp_path / "o")
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_decoding_program_that_is_wrong_breaks_the_certificate(
+    wide, make_run, tmp_path, monkeypatch
+):
+    """Prefill is right, and so is the first step: what the second reads is not."""
+    decode_each = rows.decode_each
+
+    def forgetful(params, cache, token_B, model):
+        logits_BV, longer = decode_each(params, cache, token_B, model)
+        return logits_BV, longer.replace(keys=cache.keys)
+
+    monkeypatch.setattr(rows, "decode_each", forgetful)
+    with pytest.raises(CertificateError, match="the export does not hold"):
+        stablehlo.export(make_run(wide).path, tmp_path / "o")
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_where_nothing_can_be_compared_the_certificate_says_why(
+    wide, make_run, tmp_path, monkeypatch
+):
+    run = make_run(wide)
+    with monkeypatch.context() as patch:
+        patch.setattr(certificate, "available", lambda: 1000)
+        found = stablehlo.export(run.path, tmp_path / "o")
+    assert found.peer is None
+    assert found.line.startswith("certificate: not compared: the programs would take 0.00")
+    assert json.loads((tmp_path / "o/certificate.json").read_text())["peer"] is None
 
 
 def test_it_appears_whole_or_not_at_all(wide, make_run, tmp_path, monkeypatch):
