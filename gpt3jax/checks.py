@@ -33,6 +33,12 @@ def check(ok: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def cut(text: str, length: int) -> str:
+    """A text of at most so many characters: of a longer one, what it begins and ends with."""
+    half = (length - 3) // 2
+    return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
+
+
 def check_numbers(config: Any, group: str, **minimum: float) -> None:
     """Refuse fields that are not finite or lie below their minimum."""
     for name, least in minimum.items():
@@ -51,9 +57,3 @@ def check_numbers(config: Any, group: str, **minimum: float) -> None:
 def check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a value that is none of the choices."""
     check(value in choices, f"{flag} is {value!r}: it is one of {', '.join(choices)}. Choose one")
-
-
-def cut(text: str, length: int) -> str:
-    """A text of at most so many characters: of a longer one, what it begins and ends with."""
-    half = (length - 3) // 2
-    return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"

@@ -12,7 +12,6 @@ and Appendix B, unless a comment says otherwise.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from gpt3jax import stored
 from gpt3jax.checks import LARGEST, ConfigError, check, check_choice, check_numbers
 from gpt3jax.checks import RunError as RunError
 from gpt3jax.checks import cut as cut
+from gpt3jax.stored import short_hash as short_hash
 
 VOCABULARY_MULTIPLE = 128
 """Embedding rows are padded to this multiple, so that any mesh divides them."""
@@ -29,9 +29,6 @@ VOCABULARY_MULTIPLE = 128
 MOST_LAYERS = 10_000
 MOST_WINDOWS = 2**20
 """Of a batch: what is one entry each in lists."""
-
-LOGIT_ROWS = 2048
-"""At most this many rows of logits exist at a time, over all devices along `tensor`."""
 
 Activation = Literal["gelu_tanh", "gelu"]
 """GELU in its tanh form (GPT-2's, which section 2.1 takes over), or exact (Cerebras-GPT's)."""
@@ -81,6 +78,8 @@ class Model:
     """Which matrices of each layer they change."""
     lora_alpha: float = 16.0
     """A change is alpha / rank times the product of its two factors."""
+    mup_base: tuple[int, int] | None = None
+    """d_model and d_head from which muP scales to this width (model/mup.py); None: no muP."""
 
     def __post_init__(self) -> None:
         check_numbers(
@@ -111,6 +110,11 @@ class Model:
             self.lora_rank <= self.d_model,
             f"--model.lora-rank is {self.lora_rank}, over the width {self.d_model}: no matrix has "
             "that rank. Lower it",
+        )
+        base = (1, 1) if self.mup_base is None else self.mup_base
+        check(
+            len(base) == 2 and all(1 <= width <= LARGEST for width in base),
+            f"--model.mup-base is {list(base)}: it is the d_model and d_head of a model. Give both",
         )
         width = self.n_heads * self.d_head
         check(
@@ -382,6 +386,7 @@ class Experiment:
         top = ["name", "mesh", "evaluate"] + ([] if self.init_from else ["init_from"])
         model = ["dtype", "scan_layers", "remat"]
         model += ["activation"] if self.model.activation == "gelu_tanh" else []
+        model += ["mup_base"] if self.model.mup_base is None else []
         model += [] if self.model.lora_rank else ["lora_rank", "lora_matrices", "lora_alpha"]
         train = ["tokens", "steps", "microbatch", "log_every", "save_every", "keep", "patience"]
         train += [] if self.train.only else ["only"]
@@ -391,8 +396,3 @@ class Experiment:
         for source in fields["data"]["sources"]:
             del source["path"]
         return fields
-
-
-def short_hash(value: Any) -> str:
-    """Sixteen hex digits that identify a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import hashlib
 import json
 import math
 import types
@@ -178,3 +179,8 @@ def _short(value: Any) -> str:
     """A value in a message; a long one by its beginning."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def short_hash(value: Any) -> str:
+    """Sixteen hex digits that identify a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -42,7 +42,7 @@ def random_run(path, experiment, *, seed=0, mesh=None, step=5, dtype=jnp.float32
             randomised(experiment.model, seed),
             abstract_state(experiment, mesh).params,
         )
-        state = TrainState(params, make_optimizer(experiment.optimizer).init(params))
+        state = TrainState(params, make_optimizer(experiment).init(params))
         checkpoints = Checkpoints(run.checkpoints, 9)
         unsealed = Seal(step, 8 * step, (), short_hash(identity), {"jax": "0"}, {})
         checkpoints.save(state, unsealed, lambda sealed: None)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -158,12 +159,40 @@ def test_a_training_step_of_every_size_traces_without_allocating(size):
     assert len(jax.live_arrays()) <= before + 2, "the two scalars"
 
 
+def test_transfer_runs_nothing_twice_and_finds_by_how_much_best_rates_moved(
+    tmp_path, monkeypatch, capsys
+):
+    script, asked = load_module(FOLDER / "transfer.py"), []
+
+    def losses(width, mup, points, data):
+        """Parabolas: with muP the best rate is at one place, without at the root of the width."""
+        best = -8.25 if mup else -5.0 - math.log2(width) / 2
+        for rate, seed in points:
+            asked.append((width, mup, rate, seed))
+            yield 4 + (math.log2(rate) - best) ** 2 + (seed - 0.5) / 9
+
+    monkeypatch.setattr(script, "losses", losses)
+    file = tmp_path / "losses.jsonl"
+    script.fill(file, "data")
+    lines = file.read_text().splitlines(keepends=True)
+    assert len(asked) == len(set(asked)) == len(lines) == 7 * 2 * len(script.RATES)
+    file.write_text("".join(lines[:40] + lines[41:]))
+    found = script.fill(file, "data")
+    assert len(asked) == len(lines) + 1 and asked[-1] == asked[40]
+    assert script.best(script.curve(found, True, 256)) == pytest.approx((2**-8.25, 4))
+    script.draw(found, tmp_path / "transfer.png")
+    said = capsys.readouterr().out
+    # The base's width has the standard curve, whose best rate is 2^-8.5.
+    assert "standard: moves by 2.83x" in said and "muP: moves by 1.19x" in said
+    assert (tmp_path / "transfer.png").stat().st_size > 10_000
+
+
 def test_the_config_has_these_fields_and_no_others():
     """At most 64: a new one is a deliberate act, and is written here."""
     expected = {
         Model: "n_layers d_model n_heads d_head vocabulary context band dense_every "
         "free_head_width activation init_std dtype scan_layers remat lora_rank lora_matrices "
-        "lora_alpha",
+        "lora_alpha mup_base",
         Source: "name path weight",
         Data: "sources",
         Optimizer: "b1 b2 epsilon clip_norm weight_decay",

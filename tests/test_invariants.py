@@ -55,7 +55,7 @@ def test_a_banded_layer_sees_its_band_and_nothing_else(model, params):
     layer = jax.tree.map(lambda leaf: leaf[1], params["layers"])
     x_BTD = jax.random.normal(jax.random.key(0), (1, model.context, model.d_model))
     five = partial(attention.causal, band=5)
-    last = jax.jit(jax.grad(lambda x: block(layer, x, five)[0][0, 30].sum()))
+    last = jax.jit(jax.grad(lambda x: block(layer, x, five, model)[0][0, 30].sum()))
     size = np.abs(np.asarray(last(x_BTD)))[0].sum(-1)
     assert np.flatnonzero(size).tolist() == [26, 27, 28, 29, 30]
 
@@ -124,7 +124,7 @@ def steps_on(experiment, mesh_sizes, windows_MBT1, steps=3):
     with jax.set_mesh(mesh):
         shardings = jax.tree.map(lambda x: x.sharding, abstract_state(experiment, mesh))
         params = randomised(experiment.model)
-        moments = make_optimizer(experiment.optimizer).init(params)
+        moments = make_optimizer(experiment).init(params)
         state = jax.device_put(TrainState(params, moments), shardings)
         place = NamedSharding(mesh, partition((None, "batch", None)))
         batch = jax.device_put(windows_MBT1, place)

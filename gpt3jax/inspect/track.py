@@ -26,6 +26,7 @@ from gpt3jax.inspect.lens import guesses
 from gpt3jax.model.decode import Sampling, truncate
 from gpt3jax.model.gpt3 import Output, head
 from gpt3jax.model.layers import NORM_EPSILON
+from gpt3jax.model.mup import width_ratio
 from gpt3jax.model.params import Params
 
 WANTED = ("embedded", "attention", "mlp", "residual")
@@ -191,7 +192,8 @@ def _push(params, found, targets_T, model):
     for layer in range(model.n_layers):
         parts += [found["attention"][layer, 0], found["mlp"][layer, 0]]
     push = jnp.stack([(x * along_TD).sum(-1) * scale_T for x in parts])
-    return push, (row_TD * top["final_norm"]["bias"]).sum(-1)
+    ratio = width_ratio(model)
+    return push / ratio, (row_TD * top["final_norm"]["bias"]).sum(-1) / ratio
 
 
 def _size(x_TD: np.ndarray) -> np.ndarray:

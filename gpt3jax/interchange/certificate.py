@@ -164,20 +164,20 @@ def our_logits(params: StoredParams, tokens_BT: np.ndarray, model: Model) -> np.
     tables = {name: params.whole(name) for name in ("token_embedding", "position_embedding")}
     norm = {kind: params.whole(f"final_norm/{kind}") for kind in ("gain", "bias")}
     names = ("norm_1", "qkv", "out", "norm_2", "up", "down")
-    run = jax.jit(_layer, static_argnames=("band", "activation"))
+    run = jax.jit(_layer, static_argnames=("band", "model"))
     with jax.default_matmul_precision("highest"):
         x_BTD = embed(_as_float32(tables), jnp.asarray(tokens_BT), 0)
         for index in range(model.n_layers):
             layer = _as_float32({name: params.layer(index, name) for name in names})
             band = None if model.is_dense(index) else model.band
-            x_BTD = run(layer, x_BTD, band=band, activation=model.activation)
+            x_BTD = run(layer, x_BTD, band=band, model=model)
         head = {"token_embedding": tables["token_embedding"], "final_norm": norm}
         logits_BTV = unembed(_as_float32(head), x_BTD, model)
     return np.asarray(logits_BTV)[..., : model.vocabulary]
 
 
-def _layer(layer: Any, x_BTD: jax.Array, band: int | None, activation: str) -> jax.Array:
-    return block(layer, x_BTD, partial(attention.causal, band=band), activation)[0]
+def _layer(layer: Any, x_BTD: jax.Array, band: int | None, model: Model) -> jax.Array:
+    return block(layer, x_BTD, partial(attention.causal, band=band), model)[0]
 
 
 def _as_float32(tree: Any) -> Any:

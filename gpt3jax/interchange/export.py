@@ -27,6 +27,7 @@ from gpt3jax.interchange.card import card
 from gpt3jax.interchange.certificate import Certificate, certify
 from gpt3jax.interchange.safetensors import FLOATS, Shapes, write_folder
 from gpt3jax.interchange.tokenizer_files import write_tokenizer
+from gpt3jax.model.mup import width_ratio
 from gpt3jax.model.table import count
 from gpt3jax.run import Run, open_run
 from gpt3jax.train import seal
@@ -124,13 +125,14 @@ def _tensors(
         yield prefix + name, params.leaves[ours].read(0, rows)
     for index in range(model.n_layers):
         progress("writing", index / model.n_layers)
-        read = partial(params.layer, index)
+        read = huggingface.at_scale(partial(params.layer, index), model)
         if family == "gpt_neo":
             read = huggingface.fold(read, model, index)
         for name, values in huggingface.to_layer(family, read, model):
             yield f"{prefix}h.{index}.{name}", values
     for name, kind in (("weight", "gain"), ("bias", "bias")):
-        yield f"{prefix}ln_f.{name}", params.whole(f"final_norm/{kind}")
+        # Of which muP's logits are made.
+        yield f"{prefix}ln_f.{name}", params.whole(f"final_norm/{kind}") / width_ratio(model)
     progress("writing", 1.0)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from gpt3jax.config import ConfigError, Model
 from gpt3jax.interchange.architecture import Family
 from gpt3jax.interchange.safetensors import Shapes
+from gpt3jax.model.mup import query_scale
 
 Layer = dict[str, Any]
 """One layer of our tree, not stacked: arrays by name and kind, as layer["qkv"]["kernel"]."""
@@ -128,9 +129,28 @@ def from_layer(family: Family, tensors: Tensors, model: Model) -> Layer:
 _KERNELS = ("mlp.c_fc", "mlp.c_proj")
 
 
-def _scaled(kernel: np.ndarray, factor: float) -> np.ndarray:
+def _scaled(kernel: np.ndarray, factor: float | np.ndarray) -> np.ndarray:
     """Rounded once: the product is exact enough in float64."""
     return (kernel.astype(np.float64) * factor).astype(np.float32)
+
+
+def at_scale(read: Read, model: Model) -> Read:
+    """The same function without muP's scale of the scores: the query weights have it.
+
+    It rounds to the nearest float32 once, unless the scale is 1 or a power of 2.
+    """
+    scale = query_scale(model)
+    if scale == 1:
+        return read
+
+    def scaled(name: str) -> dict[str, np.ndarray]:
+        found = read(name)
+        if name != "qkv":
+            return found
+        factor_Z1 = np.array([[scale], [1.0], [1.0]])
+        return {kind: _scaled(values, factor_Z1) for kind, values in found.items()}
+
+    return scaled
 
 
 def fold(read: Read, model: Model, index: int) -> Read:

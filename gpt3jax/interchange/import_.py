@@ -229,7 +229,7 @@ def _write(run: Run, experiment: Experiment, found: Imported, arrays: Arrays, fo
             ),
             abstract.params,
         )
-        state = TrainState(params, make_optimizer(experiment.optimizer).init(params))
+        state = TrainState(params, make_optimizer(experiment).init(params))
         checkpoints = Checkpoints(run.checkpoints, experiment.train.keep)
         try:
             unsealed = Seal(0, 0, (), short_hash(identity), ledger.code_version(), {})

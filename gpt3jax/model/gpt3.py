@@ -17,10 +17,11 @@ import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
-from gpt3jax.config import Activation, Model
+from gpt3jax.config import Model
 from gpt3jax.model import attention
 from gpt3jax.model.layers import embed, layer_norm, linear, linear_sum, mlp, unembed, unstack
 from gpt3jax.model.lora import with_changes
+from gpt3jax.model.mup import query_scale
 from gpt3jax.model.params import Params
 from gpt3jax.model.table import table
 from gpt3jax.sharding.collectives import gather_weights, platform, size
@@ -144,7 +145,7 @@ def block(
     params: Params,
     x_BTD: jax.Array,
     attend: Attend,
-    activation: Activation = "gelu_tanh",
+    model: Model,
     edit: Callable[[str, jax.Array], jax.Array] = lambda name, value: value,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """One layer: attention and MLP, each on a norm of the stream and added to it.
@@ -155,14 +156,16 @@ def block(
     with jax.named_scope("attention"):
         h_BTD = checkpoint_name(layer_norm(params["norm_1"], x_BTD), "normed")
         qkv_BTHZK = checkpoint_name(linear(params["qkv"], h_BTD), "qkv")
-        named = zip(("queries", "keys", "values"), range(3), strict=True)
-        q, k, v = (edit(name, qkv_BTHZK[..., z, :]) for name, z in named)
+        q, k, v = (qkv_BTHZK[..., z, :] for z in range(3))
+        scale = query_scale(model)
+        q = q if scale == 1 else q * scale
+        q, k, v = edit("queries", q), edit("keys", k), edit("values", v)
         heads_BTHK = edit("heads", attend(q, k, v))
         attended_BTD = edit("attention", linear_sum(params["out"], heads_BTHK, n_in=2))
         x_BTD = checkpoint_name(x_BTD + attended_BTD, "middle")
     with jax.named_scope("mlp"):
         h_BTD = checkpoint_name(layer_norm(params["norm_2"], x_BTD), "normed")
-        mlp_BTD = edit("mlp", mlp(params, h_BTD, activation))
+        mlp_BTD = edit("mlp", mlp(params, h_BTD, model.activation))
         x_BTD = edit("residual", x_BTD + mlp_BTD)
     return x_BTD, {
         "queries": q, "keys": k, "values": v, "heads": heads_BTHK, "attention": attended_BTD,
@@ -204,7 +207,7 @@ def _rematerialised(
     def run(params, x_BTD, past, is_dense):
         attend = _attention_of(model, past, place_BT, is_dense)
         params = with_changes(gather_weights(params, specs), model)
-        x_BTD, recorded = block(params, x_BTD, attend, model.activation, edit)
+        x_BTD, recorded = block(params, x_BTD, attend, model, edit)
         return x_BTD, {name: recorded[name] for name in want}
 
     if model.remat == "none" and size("fsdp", "tensor") == 1 and not model.lora_rank:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from gpt3jax.config import Activation, Model
+from gpt3jax.model.mup import width_ratio
 from gpt3jax.model.packed import Packed
 from gpt3jax.model.params import Params
 from gpt3jax.sharding.collectives import index, scatter_sum, size
@@ -121,13 +122,19 @@ def embed(
     return x_BTD + jnp.take(positions_PD, own_BT, axis=0, mode="clip")
 
 
+def last_norm(params: Params, x_BTD: jax.Array, model: Model) -> jax.Array:
+    """The final norm, whose products with the embeddings are logits; under muP, of their size."""
+    x_BTD, ratio = layer_norm(params["final_norm"], x_BTD), width_ratio(model)
+    return x_BTD if ratio == 1 else x_BTD / ratio
+
+
 def unembed(params: Params, x_BTD: jax.Array, model: Model) -> jax.Array:
     """Final norm, then float32 logits over the padded vocabulary (head tied to the embedding).
 
     Rows past the vocabulary get the most negative float, so that they have no
     probability and no gradient.
     """
-    x_BTD = layer_norm(params["final_norm"], x_BTD)
+    x_BTD = last_norm(params, x_BTD, model)
     x_MD, rows_VD = x_BTD.reshape(-1, model.d_model), params["token_embedding"]
     is_packed = isinstance(rows_VD, Packed)
     logits = rows_VD.products(x_MD) if is_packed else matmul(x_MD, rows_VD.T)

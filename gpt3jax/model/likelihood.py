@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from gpt3jax.config import LOGIT_ROWS, Model
+from gpt3jax.config import Model
 from gpt3jax.model.gpt3 import Cache, forward, head, trunk
-from gpt3jax.model.layers import hide_padding, layer_norm
+from gpt3jax.model.layers import hide_padding, last_norm
 from gpt3jax.model.params import Params
+from gpt3jax.model.table import LOGIT_ROWS
 from gpt3jax.sharding.collectives import gather, index, largest, size, total
 
 
@@ -48,7 +49,7 @@ def token_scores(
     """
     x_BTD, _, _ = trunk(params, rows_BT1[:, :-1], model, place_BT=place_BT)
     top = head(params, model)
-    x_BTD = layer_norm(top["final_norm"], x_BTD)
+    x_BTD = last_norm(top, x_BTD, model)
     B, T, D = x_BTD.shape
     targets_BT = jax.lax.dynamic_slice_in_dim(rows_BT1, 1 + index("tensor") * T, T, 1)
 

@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpt3jax.config import Model
+from gpt3jax.model.mup import width_ratio
+
+LOGIT_ROWS = 2048
+"""At most this many rows of logits exist at a time, over all devices along `tensor`."""
 
 Table = dict[str, Any]
 
@@ -29,6 +33,8 @@ class ParamSpec:
     """A logical axis per dimension; sharding/rules.py maps them to the mesh."""
     init: Literal["normal", "zeros", "ones"]
     std: float = 0.0
+    rate: float = 1.0
+    """What Adam's part of its updates is multiplied by; 1 but of matrices under muP."""
 
 
 def table(model: Model) -> Table:
@@ -37,10 +43,12 @@ def table(model: Model) -> Table:
     Standard deviations follow GPT-2, which section 2.1 takes over: 0.02 for
     matrices and token embeddings, half of it for positions, and the residual
     projections divided by the square root of the number of residual branches.
+    Under muP those of matrices, and the rates at which they learn, follow the width.
     """
     n, d, f = model.n_layers, model.d_model, model.d_ff
     h, k = model.n_heads, model.d_head
-    std = model.init_std
+    ratio = width_ratio(model)
+    std = model.init_std / math.sqrt(ratio)
     residual_std = std / math.sqrt(2 * n)
 
     def norm(*lead: int) -> Table:
@@ -52,7 +60,7 @@ def table(model: Model) -> Table:
 
     def linear(shape: tuple, axes: tuple, bias: tuple, bias_axes: tuple, std: float) -> Table:
         return {
-            "kernel": ParamSpec((n, *shape), ("layers", *axes), "normal", std),
+            "kernel": ParamSpec((n, *shape), ("layers", *axes), "normal", std, 1 / ratio),
             "bias": ParamSpec((n, *bias), ("layers", *bias_axes), "zeros"),
         }
 
@@ -72,9 +80,11 @@ def table(model: Model) -> Table:
         layers["lora"] = {name: _factors(spec, model, name) for name, spec in kernels.items()}
     return {
         "token_embedding": ParamSpec(
-            (model.padded_vocabulary, d), ("vocab", "embed"), "normal", std
+            (model.padded_vocabulary, d), ("vocab", "embed"), "normal", model.init_std
         ),
-        "position_embedding": ParamSpec((model.context, d), (None, "embed"), "normal", std / 2),
+        "position_embedding": ParamSpec(
+            (model.context, d), (None, "embed"), "normal", model.init_std / 2
+        ),
         "layers": layers,
         "final_norm": norm(),
     }
@@ -83,14 +93,14 @@ def table(model: Model) -> Table:
 def _factors(kernel: ParamSpec, model: Model, name: str) -> Table:
     """Two factors whose product has the kernel's shape; at first it is zero (Hu et al. 2021).
 
-    The rank is not split: a device's parts multiply to its part of the change.
+    The rank is not split: a device's parts multiply to its part of the change. Under muP the
+    first factor, which sums over the width, learns as its kernel does, and the second as a bias.
     """
     rank, inputs = model.lora_rank, 3 if name == "out" else 2  # Of `out`, heads and their width.
-    width = math.prod(kernel.shape[1:inputs])
+    lead, axes = kernel.shape[:inputs], kernel.axes[:inputs]
+    std = math.prod(lead[1:]) ** -0.5
     return {
-        "a": ParamSpec(
-            (*kernel.shape[:inputs], rank), (*kernel.axes[:inputs], None), "normal", width**-0.5
-        ),
+        "a": ParamSpec((*lead, rank), (*axes, None), "normal", std, kernel.rate),
         "b": ParamSpec(
             (model.n_layers, rank, *kernel.shape[inputs:]),
             ("layers", None, *kernel.axes[inputs:]),

@@ -19,8 +19,8 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from gpt3jax.config import LOGIT_ROWS, Experiment
-from gpt3jax.model.table import flops_per_token, named, table, visible_pairs
+from gpt3jax.config import Experiment
+from gpt3jax.model.table import LOGIT_ROWS, flops_per_token, named, table, visible_pairs
 from gpt3jax.model.trainable import trained
 from gpt3jax.plan.layouts import Layout
 from gpt3jax.plan.slices import Slice

@@ -60,7 +60,7 @@ def check_base(experiment: Experiment) -> tuple[str, int | None]:
         path, step = named[1], int(named[2])
     base = open_run(path)
     ours, theirs = experiment.model, base.experiment().model
-    for name in sorted(each.removeprefix("model.") for each in SHAPES):
+    for name in sorted(each.removeprefix("model.") for each in SHAPES | {"model.mup_base"}):
         mine, found = getattr(ours, name), getattr(theirs, name)
         if mine != found:
             raise ConfigError(

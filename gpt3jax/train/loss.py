@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from gpt3jax.config import Model
 from gpt3jax.model.gpt3 import head, trunk
-from gpt3jax.model.layers import layer_norm
+from gpt3jax.model.layers import last_norm
 from gpt3jax.model.likelihood import in_rows, logits_of, scores_of
 from gpt3jax.model.params import Params
 from gpt3jax.sharding.collectives import gather, index, scatter_sum, size, total
@@ -44,7 +44,7 @@ def window_loss(
     x_BTD, _, _ = trunk(params, tokens_read(windows_BT1[:, :-1]), model)
     with jax.named_scope("unembed"):
         top = head(params, model)
-        x_BTD = layer_norm(top["final_norm"], x_BTD)
+        x_BTD = last_norm(top, x_BTD, model)
         T = x_BTD.shape[1]
         targets_BT = jax.lax.dynamic_slice_in_dim(windows_BT1, 1 + index("tensor") * T, T, 1)
         targets_M = targets_BT.reshape(-1)

@@ -39,7 +39,7 @@ def new_state(experiment: Experiment) -> TrainState:
 def with_fresh_moments(params: model_params.Params, experiment: Experiment) -> TrainState:
     """A state to begin from, with these parameters; moments are zero."""
     part, _ = split(params, experiment)
-    return TrainState(params, make_optimizer(experiment.optimizer).init(part))
+    return TrainState(params, make_optimizer(experiment).init(part))
 
 
 def split(tree: dict[str, Any], experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:

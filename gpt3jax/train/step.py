@@ -62,7 +62,7 @@ def train_step(
     loss, gradients, noise = mean_gradients(params, others, windows_MBT1, microbatches)
     zeros = jax.tree.map(jnp.zeros_like, gradients)
     gradients = of_trained_layers(gradients, zeros, experiment)
-    optimizer = make_optimizer(experiment.optimizer)
+    optimizer = make_optimizer(experiment)
     update, moments = optimizer.update(gradients, state.optimizer, params)
     updated = jax.tree.map(lambda p, u: p - learning_rate * u, params, update)
     # Weight decay moves all that it is given.

@@ -17,9 +17,11 @@ from gpt3jax.config import ConfigError, Mesh
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.interchange import huggingface, import_, safetensors
 from gpt3jax.interchange.architecture import family_of, to_config
+from gpt3jax.interchange.certificate import our_logits
 from gpt3jax.interchange.export import export
 from gpt3jax.interchange.safetensors import FLOATS, SINGLE, read_folder, write_folder
 from gpt3jax.interchange.tokenizer_files import write_tokenizer
+from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.lora import merged
 from gpt3jax.model.table import count
 from gpt3jax.run import Run, read_events
@@ -94,6 +96,20 @@ def test_a_run_goes_out_and_comes_back_bit_for_bit(experiment, make_run, tmp_pat
     # Rows that pad the vocabulary stand for nothing; in a folder they are not.
     before["token_embedding"][300:] = 0
     same(before, after)
+
+
+@pytest.mark.parametrize("dense_every", [1, 2])
+def test_the_scales_of_mup_go_out_in_the_weights(experiment, make_run, tmp_path, dense_every):
+    """In GPT-2 and GPT-Neo there are none; what comes back is a standard model."""
+    scaled = changed(experiment, model={"dense_every": dense_every, "mup_base": (12, 3)})
+    export(make_run(scaled).path, tmp_path / "out")
+    import_.import_(tmp_path / "out", tmp_path / "back")
+    back, tokens = Run(tmp_path / "back"), np.arange(80).reshape(2, 40)
+    model = back.experiment().model
+    assert model.mup_base is None
+    found = our_logits(Checkpoints(back.checkpoints).open_params(0, model), tokens, model)
+    expected = forward(randomised(scaled.model), tokens, scaled.model).logits[..., :300]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
 
 def test_an_imported_run_writes_and_is_verified_like_any(folder, tmp_path, capsys):

@@ -214,7 +214,7 @@ def our_steps(
     norms = []
     with jax.set_mesh(mesh):
         params = jax.tree.map(jnp.copy, params)
-        state = TrainState(params, make_optimizer(experiment.optimizer).init(params))
+        state = TrainState(params, make_optimizer(experiment).init(params))
         step = compile_train_step(experiment, mesh)
         for windows, rate in zip(batches, rates, strict=True):
             windows = windows.reshape(-1, experiment.microbatch, CONTEXT + 1)

@@ -126,9 +126,13 @@ def test_each_family_comes_in_with_its_logits_and_goes_out_with_its_bits(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dense_every", [1, 2])
-def test_a_run_with_all_biases_is_the_same_model_there(experiment, tmp_path, dense_every, dtype):
-    """Those of q, k and v of banded models are folded into their neighbours."""
-    run = random_run(tmp_path / "run", changed(experiment, model={"dense_every": dense_every}))
+@pytest.mark.parametrize("mup_base", [None, (12, 3)])
+def test_a_run_with_all_biases_is_the_same_model_there(
+    experiment, tmp_path, dense_every, dtype, mup_base
+):
+    """Those of q, k and v of banded models are folded into their neighbours; so is muP."""
+    shape = {"dense_every": dense_every, "mup_base": mup_base}
+    run = random_run(tmp_path / "run", changed(experiment, model=shape))
     found = export(run.path, tmp_path / "out", dtype=dtype)
     assert found.family == ("gpt2" if dense_every == 1 else "gpt_neo")
     assert found.difference <= found.tolerance

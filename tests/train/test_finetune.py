@@ -317,6 +317,7 @@ def test_a_base_that_does_not_fit_is_refused_and_nothing_is_begun(
         (dataclasses.replace(tuned, init_from=f"{base}@3"), r"no checkpoint 3, only \[2, 4\]"),
         (changed(tuned, model={"d_model": 24, "d_head": 12}), "d-head is 12, but .* has 8"),
         (changed(tuned, model={"n_layers": 3}), "--model.n-layers is 3, but .* has 2"),
+        (changed(tuned, model={"mup_base": (16, 4)}), r"--model.mup-base is \(16, 4\), but .* has"),
         (changed(foreign, model={"vocabulary": 301}), "--model.vocabulary is 301"),
         (changed(tuned, train={"only": ("nothing",)}), "'nothing', which is no parameter"),
     ]:
