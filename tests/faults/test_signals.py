@@ -103,7 +103,12 @@ def test_an_evaluation_that_a_kill_took_from_a_finished_run_is_made_up_for(ticki
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_hangup_and_ctrl_c_stop_as_sigterm_does(ticking, tmp_path, monkeypatch, number):
     signal_at(monkeypatch, "step", 2, number)
-    assert train(ticking, tmp_path).signal == number
+    # These tests may themselves run under nohup.
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        assert train(ticking, tmp_path).signal == number
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_hangup_is_ignored_under_nohup(ticking, tmp_path, monkeypatch):

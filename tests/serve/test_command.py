@@ -23,8 +23,10 @@ def run(experiment, tmp_path):
 def test_it_serves_what_generate_writes_until_it_is_interrupted(run, capsys):
     words = [sys.executable, "-m", "gpt3jax", "serve", str(run.path), "--port", "0", "--rows", "2"]
     with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as served:
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # What a shell starts in the background ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as served:  # fmt: skip
         try:
             url = re.search(
                 r"small is served on (http://127\.0\.0\.1:\d+) ", served.stdout.readline()
