@@ -21,12 +21,15 @@ def run(experiment, tmp_path):
 
 
 def test_it_serves_what_generate_writes_until_it_is_interrupted(run, capsys):
-    words = [sys.executable, "-m", "gpt3jax", "serve", str(run.path), "--port", "0", "--rows", "2"]
+    # What a shell starts in the background ignores Ctrl-C, and so would what it starts.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from gpt3jax.cli import main; raise SystemExit(main())"
+    )
+    words = [sys.executable, "-c", program, "serve", str(run.path), "--port", "0", "--rows", "2"]
     with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # What a shell starts in the background ignores Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as served:  # fmt: skip
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as served:
         try:
             url = re.search(
                 r"small is served on (http://127\.0\.0\.1:\d+) ", served.stdout.readline()
