@@ -51,7 +51,7 @@ def generate(
       stop: End before any of these strings.
       seed: The same seed writes the same text.
       beams: Beam search of this width instead of drawing (the paper: 4, length penalty 0.6).
-      weights: Keep matrices in fewer bytes: a single sample is written faster, by a slightly
+      weights: Keep matrices in fewer bytes, a half or a quarter of float32's, of a slightly
         different model (see `perplexity --weights`).
       step: The checkpoint; the newest if not given.
       json: One JSON object with the prompt and the texts.

@@ -185,6 +185,7 @@ def changes(experiment, model, windows, rate):
     return {name: float(np.sqrt(np.square(by).mean())) for name, by in moved.items()}
 
 
+@pytest.mark.long
 def test_coordinate_check(experiment, model, windows):
     """After four steps at one rate, activations and logits moved as far at any width under muP.
 
