@@ -158,7 +158,7 @@ def test_an_imported_run_is_fine_tuned_like_any(experiment, make_run, tmp_path, 
     assert abs(first - losses[-1]) < 0.3 < losses[0] - first
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.long)])
 def test_a_run_of_another_mesh_and_precision_is_taken_over(experiment, make_run, tmp_path, dtype):
     run = make_run(experiment, mesh=Mesh(2, 2, 2), dtype=dtype)
     found = import_.import_(run.path, tmp_path / "new")
