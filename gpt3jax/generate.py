@@ -51,11 +51,9 @@ class Generator:
         self.model = replace(model, vocabulary=vocabulary, lora_rank=0)
         self._lay_out = jax.jit(decode.for_decoding, static_argnames=("model", "weights"))
         self.load(params)
-        # Without region analysis XLA's CPU backend copies the whole cache every token.
-        on_cpu = jax.default_backend() == "cpu"
-        options = {"xla_cpu_copy_insertion_use_region_analysis": True} if on_cpu else None
+        options = decode.CPU_OPTIONS if jax.default_backend() == "cpu" else None
         step = partial(jax.jit, donate_argnames="cache", compiler_options=options)
-        self._prefill = jax.jit(decode.prefill, static_argnames="model")
+        self._prefill = jax.jit(decode.prefill, static_argnames=("model", "slots"))
         self._next = step(decode.next_token, static_argnames=("model", "sampling"))
         self._decode = step(decode.decode, static_argnames="model")
         self._draw = jax.jit(decode.draw, static_argnames="sampling")
@@ -83,11 +81,12 @@ class Generator:
         """
         seed = np.uint32(seed)  # Of a Python integer jax makes an int32, if it can.
         history = [np.full(rows, token, np.int32) for token in self._or_start(prompt)]
-        logits, cache, filled = self._read(history, self.model.context, rows)
+        slots = padded_size(len(history) + new_tokens, self.model)
+        logits, cache, filled = self._read(history, self.model.context, rows, slots)
         token = self._draw(logits, seed, len(history), sampling)
         for remaining in reversed(range(new_tokens)):
             following = None
-            if remaining and filled < self.model.context:
+            if remaining and filled < slots:
                 # Dispatched before the host waits for `token`: the device does not idle.
                 following, cache = self._next(
                     self.params, cache, token, seed, len(history) + 1, self.model, sampling
@@ -96,7 +95,8 @@ class Generator:
             history.append(np.asarray(token))
             yield history[-1]
             if remaining and following is None:
-                logits, cache, filled = self._read(history, (self.model.context + 1) // 2, rows)
+                half = (self.model.context + 1) // 2
+                logits, cache, filled = self._read(history, half, rows, slots)
                 following = self._draw(logits, seed, len(history), sampling)
             token = following
 
@@ -138,9 +138,9 @@ class Generator:
                 f"{self.model.context - 1} tokens, and at most half the vocabulary. Change them"
             )
         prompt = self._or_start(prompt)[-(self.model.context - new_tokens) :]
-        logits, cache, filled = self._read(
-            [np.array([t], np.int32) for t in prompt], len(prompt), 1
-        )
+        history = [np.array([t], np.int32) for t in prompt]
+        slots = padded_size(len(prompt) + new_tokens, self.model)
+        logits, cache, filled = self._read(history, len(prompt), 1, slots)
         is_end = np.arange(self.model.vocabulary) == self.tokenizer.end_of_text
         found = self._search(
             self.params, logits, cache, np.array([filled]), is_end, self.model,
@@ -166,26 +166,27 @@ class Generator:
         return list(prompt) or [self.tokenizer.end_of_text]
 
     def _read(
-        self, history: list[np.ndarray], most: int, rows: int
+        self, history: list[np.ndarray], most: int, rows: int, slots: int
     ) -> tuple[jax.Array, Cache, int]:
         """Prefill with the last `most` tokens: next logits, cache, slots filled.
 
-        Lengths are padded (`prefill_size`); rows that share their history are read once.
+        Lengths are padded (`padded_size`); rows that share their history are read once.
         """
         recent = np.stack(history[-most:], axis=1)
         shared = bool((recent == recent[:1]).all())
         length = recent.shape[1]
-        size = prefill_size(length, self.model)
+        size = padded_size(length, self.model)
         padded = np.pad(recent[:1] if shared else recent, ((0, 0), (0, size - length)))
-        logits, cache = self._prefill(self.params, padded, jnp.int32(length), self.model)
+        logits, cache = self._prefill(self.params, padded, jnp.int32(length), self.model, slots)
         if shared and rows > 1:
             everyone = jnp.zeros(rows, jnp.int32)
             logits, cache = logits[everyone], self._take_rows(cache, everyone)
         return logits, cache, length
 
 
-def prefill_size(length: int, model: Model) -> int:
-    """Tokens that a prompt is padded to: powers of two, so that few programs are compiled."""
+def padded_size(length: int, model: Model) -> int:
+    """Tokens that a text is padded to, and slots for it: powers of two, so that few programs are
+    compiled."""
     return min(model.context, max(SMALLEST_PREFILL, 1 << (length - 1).bit_length()))
 
 

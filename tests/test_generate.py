@@ -55,6 +55,21 @@ def the_long_way(prompt, new_tokens, rows=1, sampling=GREEDY, seed=0):
     return np.stack(found, axis=1)
 
 
+@pytest.mark.parametrize(("new_tokens", "slots"), [(11, 16), (12, 32), (40, 32)])
+def test_the_cache_has_room_for_what_is_written(generator, monkeypatch, new_tokens, slots):
+    """Each step reads all of it; and the tokens are those of a longer text's beginning."""
+    seen, following = set(), generator._next
+
+    def watched(params, cache, *rest):
+        seen.add(cache.keys[0].shape[2])
+        return following(params, cache, *rest)
+
+    monkeypatch.setattr(generator, "_next", watched)
+    found = drawn(generator, new_tokens=new_tokens, sampling=GREEDY)
+    assert seen == {slots}
+    np.testing.assert_array_equal(found, the_long_way(PROMPT, new_tokens))
+
+
 def test_the_same_seed_gives_the_same_tokens(generator):
     first, again, other = (drawn(generator, new_tokens=12, rows=2, seed=s) for s in (1, 1, 2))
     np.testing.assert_array_equal(first, again)

@@ -1,11 +1,10 @@
-"""Matrices in fewer bytes, for writing: one token at a time is bound by reading them.
+"""Matrices laid out for writing: one token at a time is bound by reading them.
 
+    full       as they are; on CPUs with a row for each output, whose products are read faster
     bfloat16   rounded
     int8       whole numbers from -127 to 127, times a factor for each output
 
-Only what is read is smaller: products are computed in the dtype of activations. On CPUs that
-saves memory, and little time: XLA computes the norm before a product anew in its loop, and the loop
-itself on fewer lanes than the float32 library (docs/benchmarks.md).
+Only what is read is smaller: products are computed in the dtype of activations.
 
 Legend: I in, O out (of the embedding: width and tokens), M rows, N layers.
 """
@@ -21,6 +20,7 @@ from flax import struct
 
 from gpt3jax.config import Weights
 from gpt3jax.model.params import Params
+from gpt3jax.sharding.collectives import platform
 
 LARGEST = 127
 
@@ -32,8 +32,8 @@ class Packed:
     values: jax.Array
     """[O, I]."""
     scale: jax.Array
-    """float32 [O]; of bfloat16 all ones: with a factor behind it, XLA's CPU backend reads the small
-    values in the product's own loop, and writes no float32 copy of the matrix first."""
+    """float32 [O], above 0; all ones but of int8: with a factor behind it, XLA's CPU backend reads
+    small values in the product's own loop, and writes no float32 copy of the matrix first."""
     shape: tuple[int, ...] = struct.field(pytree_node=False)
     """Of the array that it stands for."""
 
@@ -51,12 +51,33 @@ class Packed:
 
     def products(self, x_MI: jax.Array) -> jax.Array:
         """x times the matrix, [M, O] in the dtype of x."""
-        return ((x_MI @ self.values.astype(x_MI.dtype).T) * self.scale).astype(x_MI.dtype)
+        w_OI = self.values.astype(x_MI.dtype)
+        if len(x_MI) == 1:
+            x_MI = self._apart(x_MI, x_MI.dtype)
+        elif self.values.dtype != x_MI.dtype:
+            w_OI = self._apart(self.values, x_MI.dtype)
+        return ((x_MI @ w_OI.T) * self.scale).astype(x_MI.dtype)
 
     def rows(self, index: jax.Array) -> jax.Array:
         """Rows by number, [..., I]."""
         values = jnp.take(self.values, index, axis=0)
         return values * jnp.take(self.scale, index)[..., None]
+
+    def _apart(self, value: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """A value in this dtype, computed before the product rather than in its loop.
+
+        XLA's CPU backend would draw a norm into the loop and compute it for each output anew (of
+        several rows, the float32 of a matrix for each row), and drops barriers against that. It
+        keeps a choice, though there is only one: no scale is 0. Twice the rate of int8.
+        """
+        if platform() != "cpu":
+            return value.astype(dtype)
+        return jax.lax.cond(
+            self.scale[0] > 0,
+            lambda value: value.astype(dtype),
+            lambda value: jnp.zeros(value.shape, dtype),
+            value,
+        )
 
 
 def packed(params: Params, weights: Weights) -> Params:
@@ -64,9 +85,9 @@ def packed(params: Params, weights: Weights) -> Params:
 
     Args:
       params: with `layers` as a list.
-      weights: `full` leaves all as it is.
+      weights: `full` leaves all as it is, but for CPUs.
     """
-    if weights == "full":
+    if weights == "full" and platform() != "cpu":
         return params
     layers = [_over_kernels(layer, weights, _pack) for layer in params["layers"]]
     embedding = params["token_embedding"]
@@ -113,8 +134,9 @@ def _unpack(matrix: Packed) -> jax.Array:
 
 
 def _rows_of(rows_OI: jax.Array, weights: Weights, shape: tuple[int, ...]) -> Packed:
-    if weights == "bfloat16":
-        return Packed(rows_OI.astype(jnp.bfloat16), jnp.ones(len(rows_OI)), shape)
+    if weights != "int8":
+        values_OI = rows_OI.astype(jnp.bfloat16) if weights == "bfloat16" else rows_OI
+        return Packed(values_OI, jnp.ones(len(rows_OI)), shape)
     rows_OI = rows_OI.astype(jnp.float32)
     largest_O = jnp.abs(rows_OI).max(-1)
     scale_O = jnp.where(largest_O > 0, largest_O, 1) / LARGEST

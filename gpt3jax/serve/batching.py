@@ -17,7 +17,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +25,7 @@ import numpy as np
 
 from gpt3jax.config import RunError
 from gpt3jax.data.tokenizer import StreamDecoder
-from gpt3jax.generate import Generator, TextStream, prefill_size
+from gpt3jax.generate import Generator, TextStream, padded_size
 from gpt3jax.model import decode, rows
 from gpt3jax.model.gpt3 import Cache
 from gpt3jax.serve.texts import Finish, Job, Piece, Row, Scored
@@ -51,10 +50,8 @@ class Owner:
         """Steps, rows in them, tokens, seconds: since the start, for /metrics."""
         self._tokenizer, self._params = generator.tokenizer, generator.params
         self._model = model = generator.model
-        on_cpu = jax.default_backend() == "cpu"
-        # As in Generator: or XLA's CPU backend copies the cache every token.
-        options = {"xla_cpu_copy_insertion_use_region_analysis": True} if on_cpu else None
-        self._prefill = jax.jit(decode.prefill, static_argnames="model")
+        options = decode.CPU_OPTIONS if jax.default_backend() == "cpu" else None
+        self._prefill = jax.jit(decode.prefill, static_argnames=("model", "slots"))
         self._draw = jax.jit(rows.draw_each)
         self._step = jax.jit(
             partial(rows.step, model=model), donate_argnames="cache", compiler_options=options
@@ -62,7 +59,7 @@ class Owner:
         self._place = jax.jit(rows.place_row, donate_argnums=0)
         self._resize = jax.jit(rows.resized, static_argnames="slots")
         self._score = jax.jit(partial(rows.score, model=model))
-        self._rooms = sorted({prefill_size(model.context // 4, model), model.context})
+        self._rooms = sorted({padded_size(model.context // 4, model), model.context})
         self._clear()
         self._waiting: deque[Row] = deque()
         self._changed = threading.Condition()
@@ -72,8 +69,8 @@ class Owner:
     def start(self) -> None:
         """Compile every program but that of `echo` with scores, then take requests."""
         size, lengths = 1, []
-        while prefill_size(size, self._model) not in lengths:
-            lengths.append(prefill_size(size, self._model))
+        while padded_size(size, self._model) not in lengths:
+            lengths.append(padded_size(size, self._model))
             size = lengths[-1] + 1
         read = [self._prefilled([0] * length) for length in lengths]
         self._draw(read[0][0], self._drawing([None]))
@@ -254,13 +251,11 @@ class Owner:
 
     def _prefilled(self, window: Sequence[int]) -> tuple[jax.Array, Cache]:
         """Logits after a text, and its cache, with the least room that it was padded to."""
-        size = prefill_size(len(window), self._model)
+        size = padded_size(len(window), self._model)
         room = next(room for room in self._rooms if room >= size)
         padded = np.zeros((1, size), np.int32)
         padded[0, : len(window)] = window
-        return self._prefill(
-            self._params, padded, len(window), model=replace(self._model, context=room)
-        )
+        return self._prefill(self._params, padded, len(window), self._model, room)
 
     def _begin(self, row: Row, logits: jax.Array, one: Cache) -> None:
         """A row's slot takes over what was read, and the row draws a token."""
@@ -357,7 +352,7 @@ class Owner:
         row.text = self._tokenizer.decode(prompt)
         if asked.logprobs is None or not prompt:
             return
-        size = prefill_size(len(prompt), self._model)
+        size = padded_size(len(prompt), self._model)
         padded = np.zeros((1, size), np.int32)
         padded[0, : len(prompt)] = prompt
         found = jax.tree.map(np.asarray, self._score(self._params, padded))

@@ -121,7 +121,7 @@ def test_an_imported_run_writes_and_is_verified_like_any(folder, tmp_path, capsy
     assert "checkpoint 0" in capsys.readouterr().out
     generator = load_generator(run.path)
     assert len("".join(generator.text("the cat", new_tokens=9))) > 0
-    table = np.asarray(generator.params["token_embedding"])
+    table = np.asarray(params_of(run)["token_embedding"])
     wte = read_folder(folder)["transformer.wte.weight"].read()
     np.testing.assert_array_equal(table[:300], wte)
     assert not table[300:].any()
