@@ -1,4 +1,4 @@
-"""What a compiled program sends: its collectives, read from the compiler's text.
+"""What a compiled program sends and multiplies, read from the compiler's text.
 
 Bytes are what one device sends if the collective runs as a ring of n: a gather
 or a scatter (n-1)/n of the whole, an all-reduce twice that, a permute what it
@@ -22,6 +22,9 @@ COLLECTIVES = (
 )  # fmt: skip
 
 
+PRODUCTS = ("dot", "convolution")
+
+
 @dataclass(frozen=True)
 class Collective:
     """All collectives of a kind over groups of a size, in one step."""
@@ -43,6 +46,8 @@ class Compiled:
     """To compile."""
     collectives: list[Collective]
     kernels: dict[str, int]
+    product_flops: float
+    """Of matrix products, recomputed ones too; what kernels do inside is not in the text."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class _Instruction:
     result: int
     """Bytes."""
     text: str
+    flops: float = 0.0
+    """Of a matrix product."""
 
 
 def collectives(text: str, dynamic: int = 1) -> list[Collective]:
@@ -62,6 +69,8 @@ def collectives(text: str, dynamic: int = 1) -> list[Collective]:
     sums: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0, 0.0])
     chains = set()
     for times, loop, found in _walk(entry, 1, entry, parts, dynamic):
+        if found.kind in PRODUCTS:
+            continue
         # One that overlaps with products is written once for each of them, as a chain.
         if chain := re.search(r'chain_id="(\d+)"', found.text):
             if (loop, chain.group(1)) in chains:
@@ -72,6 +81,12 @@ def collectives(text: str, dynamic: int = 1) -> list[Collective]:
         sums[kind, group][1] += times * _sent(kind, group, found.result)
     listed = [Collective(*key, int(count), sent) for key, (count, sent) in sums.items()]
     return sorted(listed, key=lambda each: -each.bytes_sent)
+
+
+def product_flops(text: str, dynamic: int = 1) -> float:
+    """FLOPs of all matrix products that a device computes, each as often as its loop runs."""
+    parts, entry = _computations(text)
+    return sum(times * found.flops for times, _, found in _walk(entry, 1, entry, parts, dynamic))
 
 
 def kernels(text: str) -> dict[str, int]:
@@ -87,14 +102,15 @@ def kernels(text: str) -> dict[str, int]:
 def _walk(
     name: str, times: int, loop: str, parts: dict, dynamic: int
 ) -> Iterator[tuple[int, str, _Instruction]]:
-    """Each collective of a computation and of what it calls: how often, in which loop, what."""
+    """Each collective and product of a computation and of what it calls: how often, in which
+    loop, what."""
     for each in parts[name]:
         if each.kind == "while":
             found = re.search(r"condition=%([\w.\-]+), body=%([\w.\-]+)", each.text)
             condition, body = found.groups()
             runs = times * _trips(condition, parts, dynamic)
             yield from _walk(body, runs, body, parts, dynamic)
-        elif each.kind in COLLECTIVES:
+        elif each.kind in COLLECTIVES or each.kind in PRODUCTS:
             yield times, loop, each
         elif called := re.search(r"(?:calls|to_apply)=%([\w.\-]+)", each.text):
             inner = called.group(1)
@@ -109,22 +125,71 @@ def _walk(
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
     parts: dict[str, list[_Instruction]] = {}
     current, entry = "", ""
+    shapes: dict[str, list[int]] = {}
     for line in text.splitlines():
         if header := re.match(r"(ENTRY )?%(\S+) .*\{$", line):
             current = header.group(2)
-            parts[current] = []
+            parts[current], shapes = [], {}
             entry = current if header.group(1) else entry
-        elif current and (found := re.match(r"\s+(?:ROOT )?%\S+ = (.*)", line)):
-            parts[current].append(_instruction(found.group(1)))
+        elif current and (found := re.match(r"\s+(?:ROOT )?%(\S+) = (.*)", line)):
+            name, text = found.groups()
+            parts[current].append(_instruction(text, shapes))
+            shapes[name] = _sizes(text)
     return parts, entry
 
 
-def _instruction(text: str) -> _Instruction:
+def _instruction(text: str, shapes: dict[str, list[int]]) -> _Instruction:
     shape, rest = _split_shape(text)
     kind = rest[: rest.index("(")]
     if kind == "collective-permute-start":
         shape = shape[: shape.index("}, ") + 1] if "}, " in shape else shape
-    return _Instruction(kind.removesuffix("-start"), _bytes(shape), rest)
+    flops = _flops(kind, _sizes(shape), rest, shapes) if kind in PRODUCTS else 0.0
+    return _Instruction(kind.removesuffix("-start"), _bytes(shape), rest, flops)
+
+
+def _flops(kind: str, result: list[int], text: str, shapes: dict[str, list[int]]) -> float:
+    """Two for each number of the result and each that is summed for it."""
+    left, right = (shapes[name] for name in re.findall(r"%([\w.\-]+)", text[: text.index(")")])[:2])
+    if kind == "dot":
+        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", text).group(1)
+        return 2.0 * math.prod(result) * math.prod(left[int(n)] for n in axes.split(",") if n)
+    # TPUs know products as convolutions. `dim_labels` names the axes of both operands and of the
+    # result; axes in space (0, 1, ...) are further ones, to be summed or kept as the window says.
+    of_left, of_right, of_result = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text).groups()
+    sizes = result[of_result.index("b")] * result[of_result.index("f")]
+    flops = 2.0 * sizes * right[of_right.index("i")]
+    for axis, window in enumerate(_windows(text)):
+        at = str(axis)
+        flops *= _met(left[of_left.index(at)], result[of_result.index(at)], window)
+    return flops
+
+
+def _windows(text: str) -> list[dict[str, list[int]]]:
+    """For each axis in space: `size`, `stride`, `pad` and so on."""
+    found = re.search(r"window=\{(.*?)\}", text)
+    given = dict(each.split("=") for each in found.group(1).split()) if found else {}
+    parts = {
+        name: [list(map(int, n.split("_"))) for n in v.split("x")] for name, v in given.items()
+    }
+    return [
+        {name: values[axis] for name, values in parts.items()}
+        for axis in range(len(parts.get("size", ())))
+    ]
+
+
+def _met(left: int, result: int, window: dict[str, list[int]]) -> int:
+    """How often, along an axis, a place of the window meets a number rather than padding."""
+    (size,), (stride,) = window["size"], window.get("stride", [1])
+    (apart,), (spread,) = window.get("rhs_dilate", [1]), window.get("lhs_dilate", [1])
+    before = window.get("pad", [0, 0])[0]
+    places = (out * stride + tap * apart - before for out in range(result) for tap in range(size))
+    return sum(0 <= at < left * spread and at % spread == 0 for at in places)
+
+
+def _sizes(text: str) -> list[int]:
+    """Of the first array in a shape."""
+    found = re.search(r"\[([\d,]*)\]", text)
+    return [int(n) for n in found.group(1).split(",") if n] if found else []
 
 
 def _split_shape(text: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from gpt3jax.model.table import count, flops_per_token
 from gpt3jax.plan.budget import PF_DAY, best_by_chinchilla, best_by_paper
 from gpt3jax.plan.chips import CHIPS, GiB
 from gpt3jax.plan.estimate import Estimate
+from gpt3jax.plan.flags import recommended, variable
 from gpt3jax.plan.planner import Plan, plan
 from gpt3jax.plan.program import Compiled
 from gpt3jax.plan.slices import Slice, parse
@@ -50,6 +51,7 @@ def record(estimate: Estimate, price: float | None, compiled: Compiled | None) -
         "dollars": dollars,
         "checkpoint_bytes": 12 * size,
         "launch": launch(estimate),
+        "flags": [vars(flag) for flag in recommended(estimate.slice, at)],
     }
     if compiled:
         found |= {
@@ -57,6 +59,7 @@ def record(estimate: Estimate, price: float | None, compiled: Compiled | None) -
             "compile_s": compiled.seconds,
             "collectives": [vars(each) for each in compiled.collectives],
             "kernels": compiled.kernels,
+            "product_flops": compiled.product_flops,
         }
     return found
 
@@ -119,6 +122,7 @@ def show(
             f"{years:,.0f} GPU-years, ${dollars / 1e6:.1f}M"
         )
     console.print(f"launch  {launch(best)}")
+    _print_flags(console, best)
 
 
 def _table(found: Plan) -> Table:
@@ -171,6 +175,15 @@ def _print_compiled(console: Console, best: Estimate, compiled: Compiled) -> Non
             f"        {each.kind} over {each.group}: {each.count:,} times, "
             f"{each.bytes_sent:.3g} bytes"
         )
+
+
+def _print_flags(console: Console, best: Estimate) -> None:
+    flags = recommended(best.slice, best.layout)
+    if flags:
+        words = " ".join(flag.flag for flag in flags)
+        console.print(f"flags   export {variable(best.slice)}='{words}' on every host:")
+    for flag in flags:
+        console.print(f"        {flag.flag.partition('=')[0]}: {flag.why}")
 
 
 def expected_loss(experiment: Experiment, laws: Laws) -> dict[str, float]:

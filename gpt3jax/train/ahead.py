@@ -14,7 +14,7 @@ import time
 from gpt3jax.config import ConfigError, Experiment, Mesh
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.planner import largest, ways_out
-from gpt3jax.plan.program import Compiled, collectives, kernels
+from gpt3jax.plan.program import Compiled, collectives, kernels, product_flops
 
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -63,12 +63,15 @@ def compile_step(estimate: Estimate) -> Compiled:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             raise ConfigError(_out_of_memory(str(error), estimate)) from error
+    seconds = time.perf_counter() - began
     text = compiled.as_text()
+    microbatches = experiment.batch_sequences // experiment.microbatch
     return Compiled(
         compiled.memory_analysis().peak_memory_in_bytes,
-        time.perf_counter() - began,
-        collectives(text, experiment.batch_sequences // experiment.microbatch),
+        seconds,
+        collectives(text, microbatches),
         kernels(text),
+        product_flops(text, microbatches),
     )
 
 

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from gpt3jax.config import ConfigError, Data, Experiment, Model, Schedule, Source, Train
 from gpt3jax.experiments import load_experiment
-from gpt3jax.plan import budget, show
+from gpt3jax.plan import budget, flags, show
 from gpt3jax.plan.chips import CHIPS, chip_of, peak_flops
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.layouts import Layout, meshes
@@ -178,6 +181,30 @@ def test_the_plan_as_json_has_what_scripts_rely_on(capsys):
     for key in ("estimated_peak_bytes", "step_s", "mfu", "tokens_per_s", "days", "dollars"):
         assert found[key] > 0
     assert "--accelerator-type v5p-2048" in found["launch"]
+    assert len(found["flags"]) == 5 and all(flag["why"] for flag in found["flags"])
+
+
+@pytest.mark.parametrize(
+    ("chips", "count", "variable"),
+    [("v5e:16x16", 0, ""), ("v5p:4x4x8", 5, "LIBTPU_INIT_ARGS"), ("h100:64", 3, "XLA_FLAGS"),
+     ("v5p:4x4x4*2", 7, "LIBTPU_INIT_ARGS")],
+)  # fmt: skip
+def test_flags_are_recommended_with_their_reasons(chips, count, variable, capsys):
+    found = plan(of_size("13b"), parse(chips))
+    show.show(found, None, [], as_json=False)
+    _, _, said = capsys.readouterr().out.partition("flags   ")
+    assert said.count("xla_") == 2 * count and said.startswith(f"export {variable}"[: 99 * count])
+
+
+def test_xla_knows_the_flags_for_gpus():
+    """It ends a process that has one it does not know, also on a CPU."""
+    words = " ".join(flag.flag for flag in flags.GPU)
+    for asked, code in ((words, 0), (words.replace("pipelined", "unheard_of"), 1)):
+        done = subprocess.run(
+            [sys.executable, "-c", "import jax; jax.devices()"], capture_output=True, text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": asked},
+        )  # fmt: skip
+        assert bool(done.returncode) == bool(code), done.stderr[-300:]
 
 
 def test_what_is_not_trained_takes_neither_gradients_nor_moments():

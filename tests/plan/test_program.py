@@ -1,9 +1,11 @@
 # ruff: noqa: E501
 """Collectives read from the compiler's text: loops, chains, fused scatters, shapes."""
 
+import math
+
 import pytest
 
-from gpt3jax.plan.program import Collective, collectives, kernels
+from gpt3jax.plan.program import Collective, collectives, kernels, product_flops
 
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true
@@ -25,11 +27,18 @@ HloModule jit_step, is_scheduled=true
   ROOT %all-gather.7 = bf16[32]{0} all-gather(%p), replica_groups=[2,4]<=[8], frontend_attributes={chain_id="3"}
 }
 
+%product (a: bf16[16,8], w: bf16[8,32]) -> bf16[16,32] {
+  %a = bf16[16,8]{1,0} parameter(0)
+  %w = bf16[8,32]{0,1} parameter(1)
+  ROOT %convolution.1 = bf16[16,32]{1,0:T(8,128)(2,1)} convolution(%a, %w), dim_labels=bf_io->bf
+}
+
 %body (state: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
   %state = (s32[], bf16[8,4]{1,0}) parameter(0)
   %all-gather.1 = bf16[32,4]{1,0} all-gather(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
   %f1 = bf16[32]{0} fusion(%x), kind=kOutput, calls=%chained
   %f2 = bf16[32]{0} fusion(%x), kind=kOutput, calls=%chained
+  %c = bf16[16,32]{1,0} fusion(%x, %w), kind=kOutput, calls=%product
   %s = bf16[16,8]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
   %collective-permute-start.1 = (bf16[8,4]{1,0}, bf16[8,4]{1,0}, u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}
   ROOT %tuple = (s32[], bf16[8,4]{1,0}) tuple(%i, %x)
@@ -50,6 +59,9 @@ ENTRY %main (p: bf16[8,4]) -> bf16[8,4] {
   %p = bf16[8,4]{1,0} parameter(0)
   %while.1 = (s32[], bf16[8,4]{1,0}) while(%t), condition=%condition, body=%body
   %all-reduce.2 = (f32[10]{0}, /*index=1*/f32[2,5]{1,0}) all-reduce(%a, %b), replica_groups=mesh['x'=2,'y'=4] {'y'}, to_apply=%add
+  %left = f32[4,5]{1,0} constant(0)
+  %right = f32[6,5]{1,0} constant(0)
+  %dot.1 = f32[4,6]{1,0} dot(%left, %right), lhs_contracting_dims={1}, rhs_contracting_dims={1}
   %kernel.3 = bf16[8]{0} custom-call(%p), custom_call_target="tpu_custom_call"
   ROOT %r = bf16[8,4]{1,0} copy(%p)
 }
@@ -64,6 +76,35 @@ def test_each_collective_counts_as_often_as_its_loop_runs_and_sends_what_a_ring_
     assert found["collective-permute", 1].bytes_sent == 12 * 8 * 4 * 2
     assert found["all-reduce", 4].bytes_sent == 2 * (40 + 40) * 3 / 4
     assert kernels(PROGRAM) == {"kernel": 1}
+
+
+def test_products_count_as_often_as_their_loop_runs():
+    assert product_flops(PROGRAM) == 12 * 2 * 16 * 32 * 8 + 2 * 4 * 6 * 5
+    transposed = PROGRAM.replace("bf_io->bf", "fb_oi->bf").replace(
+        "w = bf16[8,32]", "w = bf16[32,8]"
+    )
+    assert product_flops(transposed) == product_flops(PROGRAM)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "result", "how", "flops"),
+    [
+        # As libtpu writes a gradient of weights: summed over windows and tokens.
+        ("16,64,8", "16,64,32", "8,32,1", "window={size=16}, dim_labels=0fb_0io->bf0", 16 * 64),
+        # And products that keep an axis of the weights: heads, and the three of q, k and v.
+        ("1,64,8,1", "1,8,32,4", "1,64,32,4",
+         "window={size=1x4 pad=0_0x3_3 rhs_reversal=0x1}, dim_labels=0bf1_0io1->0bf1", 8),
+    ],
+)  # fmt: skip
+def test_axes_in_space_are_summed_or_kept_as_the_window_says(left, right, result, how, flops):
+    text = f"""\
+ENTRY %main (p: bf16[8,4]) -> bf16[8,4] {{
+  %l = bf16[{left}]{{1,0}} parameter(0)
+  %r = bf16[{right}]{{1,0}} parameter(1)
+  ROOT %convolution.1 = bf16[{result}]{{1,0:T(8,128)}} convolution(%l, %r), {how}
+}}
+"""
+    assert product_flops(text) == 2 * math.prod(map(int, result.split(","))) * flops
 
 
 def test_a_loop_of_unknown_length_runs_as_often_as_it_is_told():
