@@ -105,6 +105,13 @@ def test_the_certificate_says_how_far_the_programs_are_from_the_run(
     assert found.difference > least * found.largest_logit, "it is that of the dtype"
 
 
+def fails(run, tmp_path, words):
+    """Its certificate does, and nothing is left of the export."""
+    with pytest.raises(CertificateError, match=words):
+        stablehlo.export(run.path, tmp_path / "o")
+    assert os.listdir(tmp_path) == ["run"]
+
+
 @pytest.mark.parametrize(
     "name", ["layers.1.qkv.kernel", "layers.0.norm_2.bias", "final_norm.gain", "position_embedding"]
 )
@@ -121,9 +128,7 @@ def test_a_weight_that_is_disturbed_breaks_the_certificate(
             yield each, values
 
     monkeypatch.setattr(stablehlo, "_tensors", disturbed)
-    with pytest.raises(CertificateError, match="the export does not hold: its logits differ by"):
-        stablehlo.export(make_run(wide).path, tmp_path / "o")
-    assert os.listdir(tmp_path) == ["run"]
+    fails(make_run(wide), tmp_path, "the export does not hold: its logits differ by")
 
 
 def test_a_decoding_program_that_is_wrong_breaks_the_certificate(
@@ -137,9 +142,7 @@ def test_a_decoding_program_that_is_wrong_breaks_the_certificate(
         return logits_BV, longer.replace(keys=cache.keys)
 
     monkeypatch.setattr(rows, "decode_each", forgetful)
-    with pytest.raises(CertificateError, match="the export does not hold"):
-        stablehlo.export(make_run(wide).path, tmp_path / "o")
-    assert os.listdir(tmp_path) == ["run"]
+    fails(make_run(wide), tmp_path, "the export does not hold")
 
 
 def test_where_nothing_can_be_compared_the_certificate_says_why(

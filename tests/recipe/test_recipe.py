@@ -30,6 +30,18 @@ def test_without_datatrove_it_says_what_to_install():
     )
 
 
+@pytest.mark.recipe
+def test_words_are_what_stands_between_white_space():
+    pytest.importorskip("datatrove", reason="THE RECIPE GOES UNTESTED: make recipe")
+    from gpt3jax.recipe.steps import Words
+
+    text, words = " un été\n\tfoo  bar", Words()
+    found = words.word_tokenize(text)
+    assert found == ["un", "été", "foo", "bar"]
+    assert [text[start:end] for start, end in words.span_tokenize(text)] == found
+    assert words.sent_tokenize(text) == [" un été", "\tfoo  bar"]
+
+
 @pytest.fixture(scope="module")
 def planted():
     pytest.importorskip("datatrove", reason="THE RECIPE GOES UNTESTED: make recipe")
