@@ -164,10 +164,12 @@ def _print_best(console: Console, best: Estimate, price: float | None) -> None:
 def _print_compiled(console: Console, best: Estimate, compiled: Compiled) -> None:
     difference = best.peak_bytes / compiled.peak_bytes - 1
     sent = sum(each.bytes_sent for each in compiled.collectives)
+    products = compiled.product_flops / (best.flops["model"] - best.flops["attention"])
     console.print(
         f"compiled in {compiled.seconds:.0f} s: peak {compiled.peak_bytes / GiB:.2f} GiB per "
         f"device (estimate {difference:+.0%}); sends {sent:.3g} bytes a step (estimate "
-        f"{sum(best.wire.values()) / max(sent, 1) - 1:+.0%}); kernels "
+        f"{sum(best.wire.values()) / max(sent, 1) - 1:+.0%}); computes {products:.3f} times the "
+        "model's products, attention aside; kernels "
         + ", ".join(f"{name} x{times}" for name, times in compiled.kernels.items())
     )
     for each in compiled.collectives[:6]:

@@ -25,7 +25,7 @@ from gpt3jax.sharding.rules import partition, partitions
 from gpt3jax.train.loss import learned_share, window_loss
 from gpt3jax.train.noise import estimate, small_squares
 from gpt3jax.train.optimizer import make_optimizer
-from gpt3jax.train.state import TrainState, abstract_state, join, of_trained_layers, split
+from gpt3jax.train.state import TrainState, abstract_state, in_haste, join, of_trained_layers, split
 
 Metrics = dict[str, jax.Array]
 
@@ -120,6 +120,7 @@ def compile_train_step(experiment: Experiment, mesh: Mesh) -> Callable[..., tupl
         partial(train_step, experiment=experiment),
         donate_argnames="state",
         out_shardings=(shardings, None),
+        compiler_options=in_haste(mesh, level=2),
     )
 
 
