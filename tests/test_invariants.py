@@ -166,6 +166,13 @@ def test_every_mesh_gives_the_loss_of_one_device(experiment, mesh, scan):
     assert qkv.addressable_shards[0].data.size == qkv.size // (mesh[1] * mesh[2])
 
 
+def test_gathering_in_two_stages_gives_the_same_loss(experiment, monkeypatch):
+    monkeypatch.setattr("gpt3jax.train.step.near_devices", lambda mesh: 2)
+    experiment = changed(experiment, model={"scan_layers": True})
+    losses, _ = steps_on(experiment, (2, 4, 1), random_windows()[None])
+    assert losses == pytest.approx(losses_alone(experiment), rel=1e-5)
+
+
 def test_microbatches_add_up_to_the_whole_batch_without_a_new_compilation(experiment):
     windows, whole = random_windows(), losses_alone(experiment)
     parts = changed(experiment, train={"microbatch": 2})

@@ -105,8 +105,7 @@ class Estimate:
         layer = 2.0 * (4 * D * A + 2 * D * F) / t
         embedding = 2.0 * m.padded_vocabulary * D / t
         # Fetched forward and backward, and the gradients summed back.
-        fetches, sums = doubled(self.slice, at)
-        weights = (2 * fetches + sums) * (m.n_layers * layer + embedding) * (f - 1) / f
+        weights = (2 + doubled(self.slice, at)) * (m.n_layers * layer + embedding) * (f - 1) / f
         stream = 2.0 * at.windows * m.context * D * (t - 1) / t
         # Into and out of attention and MLP; and their gradients, with the inputs fetched again.
         passes = {"none": 10, "dots": 10, "mlp": 11, "full": 13}[at.remat]
@@ -207,19 +206,16 @@ class Estimate:
         return sum(visible_pairs(m.context, band) for band in bands) / m.context
 
 
-def doubled(slice: Slice, layout: Layout) -> tuple[int, int]:
-    """How many times the least traffic libtpu sends for a gather, and for a summed scatter.
+def doubled(slice: Slice, layout: Layout) -> int:
+    """How many times the least traffic libtpu sends for a summed scatter.
 
-    Over a group that spans three axes of the torus (for scatters, two axes of a
-    flat one) it makes all-reduces of them (libtpu 0.0.42.1, from compiled text).
+    Over two axes of a flat torus it makes an all-reduce of it (libtpu 0.0.42.1, from compiled
+    text). It would of gathers, too, over three axes: ours take those in two stages.
     """
-    left = sorted(slice.shape, reverse=True)
+    left = list(slice.shape)
     if layout.tensor in left:
         left.remove(layout.tensor)
-    spanned = next((k for k in range(len(left) + 1) if math.prod(left[:k]) >= layout.fsdp), 0)
-    if slice.chip.torus == 3:
-        return (2, 2) if spanned == 3 else (1, 1)
-    return (1, 2) if slice.chip.torus == 2 and spanned == 2 else (1, 1)
+    return 2 if slice.chip.torus == 2 and layout.fsdp > max(left, default=layout.fsdp) else 1
 
 
 def link_rates(slice: Slice, layout: Layout) -> dict[str, float]:
@@ -237,12 +233,13 @@ def link_rates(slice: Slice, layout: Layout) -> dict[str, float]:
         }
     ways = {size: 2 if size % chip.wraps == 0 else 1 for size in slice.shape}
     rate = chip.link * RING_SHARE / chip.devices
-    # The ring takes one axis if its length is one, and half of one otherwise; weights the others.
+    # The ring takes one axis if its length is one, and half of one otherwise; weights the others,
+    # but of three the shortest in a stage of its own, with next to nothing to send.
     tensor = ways.get(layout.tensor, 1)
     others = list(slice.shape)
     if layout.tensor in others:
         others.remove(layout.tensor)
-    fsdp = sum(ways[size] for size in others if size > 1) or 1
+    fsdp = sum(ways[size] for size in sorted(others)[-2:] if size > 1) or 1
     return {
         "tensor": rate * tensor,
         "fsdp": rate * (fsdp if layout.fsdp > 1 else 1),

@@ -14,6 +14,8 @@ parameter that several devices hold is the total of theirs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,14 +26,31 @@ from jax.sharding import PartitionSpec
 from gpt3jax.sharding.axes import AXES
 from gpt3jax.sharding.rules import partition
 
+_near: ContextVar[int] = ContextVar("near", default=1)
+"""Devices of the first of two stages in which weights are gathered; 1 for a single stage."""
 
-def each_device(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """`function` over each device's part of its arguments; without a mesh in use, itself."""
+
+def each_device(
+    function: Callable[..., Any], in_specs: Any, out_specs: Any, near: int = 1
+) -> Callable[..., Any]:
+    """`function` over each device's part of its arguments; without a mesh in use, itself.
+
+    Weights are gathered from `near` neighbours along `fsdp` first, then from the
+    others (mesh.py, `near_devices`); their gradients go back likewise.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return function
+
+    def staged(*arguments: Any) -> Any:
+        outer = _near.set(near)
+        try:
+            return function(*arguments)
+        finally:
+            _near.reset(outer)
+
     # Pallas kernels do not say along which axes their results vary, so JAX cannot check it;
     # tests compare every kind of mesh with one device instead.
-    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return jax.shard_map(staged, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def platform() -> str:
@@ -105,20 +124,41 @@ def gather_weights(params: Any, specs: Any) -> Any:
     return traverse_util.path_aware_map(whole, params)
 
 
-@jax.custom_vjp
 def _gather_rows(x: jax.Array) -> jax.Array:
     """Join the rows that the devices along `fsdp` hold; the gradient is summed and scattered."""
-    return jax.lax.all_gather(x, "fsdp", axis=0, tiled=True)
+    for groups in _stages():
+        x = _gather_stage(x, groups)
+    return x
 
 
-def _scatter_rows(_, dx: jax.Array) -> tuple[jax.Array]:
+def _stages() -> list[tuple[tuple[int, ...], ...] | None]:
+    """Who gathers with whom along `fsdp`, stage by stage: neighbours, then one of each such group.
+
+    None stands for everybody together.
+    """
+    n, near = size("fsdp"), _near.get()
+    if near == 1:
+        return [None]
+    neighbours = tuple(tuple(range(first, first + near)) for first in range(0, n, near))
+    return [neighbours, tuple(zip(*neighbours, strict=True))]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather_stage(x: jax.Array, groups: tuple[tuple[int, ...], ...] | None) -> jax.Array:
+    return jax.lax.all_gather(x, "fsdp", axis=0, tiled=True, axis_index_groups=groups)
+
+
+def _scatter_stage(groups, _, dx: jax.Array) -> tuple[jax.Array]:
     # The barrier keeps the rows outermost in memory: where XLA moves a transpose past it, its
     # TPU compiler makes an all-reduce of the scatter, which sends twice as much.
     dx = jax.lax.optimization_barrier(dx)
-    return (jax.lax.psum_scatter(dx, "fsdp", scatter_dimension=0, tiled=True),)
+    own = jax.lax.psum_scatter(
+        dx, "fsdp", scatter_dimension=0, tiled=True, axis_index_groups=groups
+    )
+    return (own,)
 
 
-_gather_rows.defvjp(lambda x: (_gather_rows(x), None), _scatter_rows)
+_gather_stage.defvjp(lambda x, groups: (_gather_stage(x, groups), None), _scatter_stage)
 
 
 def total_of_copies(gradients: Any, parts: Any) -> Any:

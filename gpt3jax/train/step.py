@@ -21,6 +21,7 @@ from gpt3jax.config import Experiment, Model
 from gpt3jax.model.table import table
 from gpt3jax.sharding.axes import AXES
 from gpt3jax.sharding.collectives import each_device, size, total, total_of_copies
+from gpt3jax.sharding.mesh import near_devices
 from gpt3jax.sharding.rules import partition, partitions
 from gpt3jax.train.loss import learned_share, window_loss
 from gpt3jax.train.noise import estimate, small_squares
@@ -37,6 +38,7 @@ def train_step(
     learning_rate: jax.Array,
     *,
     experiment: Experiment,
+    near: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """Read a batch, return the corrected state.
 
@@ -46,6 +48,7 @@ def train_step(
         so that the batch can grow without a new compilation.
       microbatches: int32 scalar, at least 1.
       learning_rate: float32 scalar.
+      near: devices of the first stage in which weights are gathered (mesh.py).
 
     Returns:
       The next state, and `loss` (nats/learned token) and `grad_norm` (of what is trained, before
@@ -57,6 +60,7 @@ def train_step(
         partial(_mean_gradients, experiment=experiment, parts=parts),
         in_specs=(parts, other_parts, partition((None, "batch", None)), PartitionSpec()),
         out_specs=(PartitionSpec(), parts, PartitionSpec()),
+        near=near,
     )
     params, others = split(state.params, experiment)
     loss, gradients, noise = mean_gradients(params, others, windows_MBT1, microbatches)
@@ -117,7 +121,7 @@ def compile_train_step(experiment: Experiment, mesh: Mesh) -> Callable[..., tupl
     """The jitted train step for this mesh; it consumes (donates) the state it is given."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
     return jax.jit(
-        partial(train_step, experiment=experiment),
+        partial(train_step, experiment=experiment, near=near_devices(mesh)),
         donate_argnames="state",
         out_shardings=(shardings, None),
         compiler_options=in_haste(mesh, level=2),
