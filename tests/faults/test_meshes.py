@@ -32,6 +32,7 @@ def seen(monkeypatch):
     return batches
 
 
+@pytest.mark.long
 def test_a_run_goes_on_over_1_2_4_8_3_and_1_devices(experiment, tmp_path, seen):
     """Batches of 24 windows, which all of these divide; the last leg is a mesh of all axes."""
     base = changed(

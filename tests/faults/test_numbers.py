@@ -40,7 +40,7 @@ def events(path, kind):
     return [event for event in ledger.read(Run(path).ledger_file) if event["event"] == kind]
 
 
-@pytest.mark.parametrize("factor", [jnp.nan, jnp.inf, 3e38])
+@pytest.mark.parametrize("factor", [jnp.nan, pytest.param(jnp.inf, marks=pytest.mark.long), 3e38])
 def test_a_step_that_is_not_finite_leaves_the_state_as_it_was(
     short, tmp_path, monkeypatch, capsys, factor
 ):

@@ -100,7 +100,7 @@ def test_each_learned_token_weighs_the_same_in_whichever_microbatch_it_is(experi
 LORA = {"lora_rank": 3, "lora_matrices": ("qkv", "out", "up", "down"), "scan_layers": True}
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("sizes", [pytest.param((8, 1, 1), marks=pytest.mark.long), (2, 2, 2)])
 def test_masked_lora_training_is_that_of_one_device_on_every_mesh(experiment, sizes):
     experiment = changed(experiment, model=LORA)
     windows = masked_windows(8)[None]
