@@ -69,6 +69,15 @@ def test_the_rates_of_published_runs_come_out_within_15_percent(row):
     assert found.tokens_per_s / slice.chips == pytest.approx(published, rel=0.15)
 
 
+def test_along_both_axes_of_a_flat_torus_gradients_are_sent_twice():
+    """As libtpu makes it; weights are fetched twice in a step, and gradients summed once."""
+    layout = Layout(1, 64, 1, "full", 512)
+    flat, cube = (Estimate(of_size("1b3"), layout, parse(c)) for c in ("v5e:8x8", "v5p:4x4x4"))
+    assert flat.wire["weights"] == pytest.approx(cube.wire["weights"] * 4 / 3)
+    on_one_axis = Estimate(of_size("1b3"), Layout(8, 8, 1, "full", 512), parse("v5e:8x8"))
+    assert on_one_axis.wire["weights"] / (7 / 8) == pytest.approx(cube.wire["weights"] / (63 / 64))
+
+
 def test_the_articles_gpu_years_and_dollars_come_out():
     years, dollars = show.article(of_size("175b"))
     assert years == pytest.approx(355, rel=0.01)

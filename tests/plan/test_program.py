@@ -94,6 +94,9 @@ def test_products_count_as_often_as_their_loop_runs():
         # And products that keep an axis of the weights: heads, and the three of q, k and v.
         ("1,64,8,1", "1,8,32,4", "1,64,32,4",
          "window={size=1x4 pad=0_0x3_3 rhs_reversal=0x1}, dim_labels=0bf1_0io1->0bf1", 8),
+        # What lies between spread numbers is nothing: half of the result is not computed.
+        ("4,16,8", "1,8,32", "8,16,32",
+         "window={size=1 pad=0_1 lhs_dilate=2}, dim_labels=0bf_0io->0bf", 8 / 2),
     ],
 )  # fmt: skip
 def test_axes_in_space_are_summed_or_kept_as_the_window_says(left, right, result, how, flops):
