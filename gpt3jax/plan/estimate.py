@@ -234,12 +234,12 @@ def link_rates(slice: Slice, layout: Layout) -> dict[str, float]:
     ways = {size: 2 if size % chip.wraps == 0 else 1 for size in slice.shape}
     rate = chip.link * RING_SHARE / chip.devices
     # The ring takes one axis if its length is one, and half of one otherwise; weights the others,
-    # but of three the shortest in a stage of its own, with next to nothing to send.
+    # but of three the last in a stage of its own, with next to nothing to send (mesh.py).
     tensor = ways.get(layout.tensor, 1)
     others = list(slice.shape)
     if layout.tensor in others:
         others.remove(layout.tensor)
-    fsdp = sum(ways[size] for size in sorted(others)[-2:] if size > 1) or 1
+    fsdp = sum([ways[size] for size in others if size > 1][:2]) or 1
     return {
         "tensor": rate * tensor,
         "fsdp": rate * (fsdp if layout.fsdp > 1 else 1),
