@@ -162,15 +162,20 @@ def bench_data(experiment: Experiment, repeats: int) -> dict[str, Any]:
 
 
 def bench_save(experiment: Experiment, repeats: int) -> dict[str, Any]:
-    """A checkpoint written and read, in a temporary folder here: seconds, and the hashes' share."""
+    """A checkpoint written and read, in a temporary folder here: seconds, and the hashes' share.
+
+    `stall_s` of `save_s` are those until the next step may begin.
+    """
     mesh, _ = mesh_for(experiment)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory(dir=".") as folder:
         checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=1)
         state = sharded_state(experiment, mesh)
-        steps = itertools.count(1)
+        steps, stalls = itertools.count(1), []
 
         def save() -> None:
+            began = time.perf_counter()
             checkpoints.save(state, Seal(next(steps), 0, (), "", {}, {}), lambda _: None)
+            stalls.append(time.perf_counter() - began)
             checkpoints.wait()
 
         save_s = _median_seconds(save, repeats)
@@ -181,6 +186,7 @@ def bench_save(experiment: Experiment, repeats: int) -> dict[str, Any]:
     return {
         "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
         "save_s": save_s,
+        "stall_s": statistics.median(stalls[1:]),
         "hash_s": hash_s,
         "hash_share": hash_s / save_s,
         "restore_s": restore_s,
