@@ -6,7 +6,9 @@ One size at a time is varied, the others stay; each point is `gpt3jax bench trai
 in a process of its own. The exponent is the slope of log seconds against log size,
 beside that of the model's FLOPs: equal where time is computation alone, smaller
 where something does not grow. `devices` spreads one batch over 1 and 8 devices that
-share this machine's cores: what is slower there is the cost of spreading.
+share this machine's cores: what is slower there is the cost of spreading. `processes`
+has two devices in one process, and in two that talk over loopback, three times each in
+alternation: runs of `gpt3jax train` on the demo's data, of 40 steps, the last 30 count.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,7 @@ def main() -> None:
     options = parse()
     report = {axis: _axis(points, options.repeats) for axis, points in POINTS.items()}
     report["devices"] = {str(n): _bench({}, options.repeats, devices=n)["step_s"] for n in (1, 8)}
+    report["processes"] = _processes()
     if options.json:
         print(json.dumps(report, indent=2))
         return
@@ -49,6 +54,8 @@ def main() -> None:
               f"{found['exponent_of_flops']:.2f}   (ms at {seconds})")  # fmt: skip
     one, eight = report["devices"].values()
     print(f"devices  8 on the same cores: {eight / one:.2f} times one ({one * 1e3:.0f} ms)")
+    alone, pair = report["processes"].values()
+    print(f"processes 2 of a device: {pair / alone:.2f} times one of two ({alone * 1e3:.0f} ms)")
 
 
 def parse() -> argparse.Namespace:
@@ -86,6 +93,33 @@ def _bench(changes: dict[str, int], repeats: int, devices: int = 1) -> dict[str,
         sys.exit(f"error: {changes} failed with exit code {done.returncode}")
     print(f"{changes or BASE} on {devices}: done", file=sys.stderr)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _processes() -> dict[str, float]:
+    """Median seconds of a step on two devices of one process, and on one of each of two."""
+    found: dict[str, list[float]] = {"1": [], "2": []}
+    for _ in range(3):
+        for processes, seconds in found.items():
+            seconds.append(_trained(int(processes)))
+    return {processes: statistics.median(seconds) for processes, seconds in found.items()}
+
+
+def _trained(processes: int) -> float:
+    """Median seconds of steps 11 to 40 of a run."""
+    words = [f"--{name}={value}" for name, value in BASE.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "launch/local.py", "--processes", str(processes),
+             "--devices", str(2 // processes), "experiments/tiny.py", "--run", f"{folder}/run",
+             *words, "--mesh.data=2", "--train.steps=40", "--train.log-every=1",
+             "--evaluate.sample-tokens=0"],
+            cwd=ROOT, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        if done.returncode:
+            sys.exit(f"error: {processes} processes failed with exit code {done.returncode}")
+        lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
+    steps = [record for record in map(json.loads, lines) if "step_s" in record]
+    return statistics.median(each["step_s"] for each in steps if each["step"] > 10)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ PHASES = (
     ("data", "waiting for the next batch"),
     ("evaluate", "validation loss and samples"),
     ("save", "checkpoints, as far as training waited for them"),
-    ("compile", "compiling the step"),
+    ("compile", "a session's first step and first evaluation, which are compiled"),
     ("restore", "reading a checkpoint"),
     ("start", "all else before the first step"),
     ("idle", "between sessions: nothing ran"),

@@ -55,6 +55,8 @@ class Evaluation:
         self._loss = compile_loss(experiment.model)
         self._bytes_per_token = validation_bytes_per_token(experiment)
         self._generator: Generator | None = None
+        self.is_compiled = False
+        """Whether it was all done once."""
         self._mesh, self._scorer = mesh, None
         asked = experiment.evaluate
         self._tasks = load_tasks(
@@ -97,7 +99,7 @@ class Evaluation:
 
     def sample(self, params: Params) -> str:
         """A continuation of the experiment's prompt, the prompt included."""
-        evaluate = self._experiment.evaluate
+        self.is_compiled, evaluate = True, self._experiment.evaluate
         if evaluate.sample_tokens == 0:
             return ""
         if self._generator is None:

@@ -206,7 +206,7 @@ class Loop:
     def _evaluate(self, state: TrainState) -> None:
         """Validation loss and a sample; at a signal it is left, and made up for at the resume."""
         step = self.position.step
-        self.clock.enter("evaluate", step)
+        self.clock.enter("evaluate" if self.evaluation.is_compiled else "compile", step)
 
         def is_stopping() -> bool:
             self.is_stopping |= bool(hosts.any_host(self.caught, self.mesh))

@@ -81,7 +81,7 @@ def test_a_signal_ends_a_run_within_a_step(ticking, tmp_path, monkeypatch):
 
 
 def test_an_evaluation_is_left_at_a_signal_and_made_up_for(ticking, tmp_path, monkeypatch):
-    signal_at(monkeypatch, "evaluate", 2)
+    signal_at(monkeypatch, "evaluate", 1)
     stopped = train(ticking, tmp_path)
     assert stopped.position.step == 4
     assert "val_loss" not in Run(tmp_path).metrics()[-1]
