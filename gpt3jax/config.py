@@ -1,12 +1,11 @@
 """Everything a run is told: frozen dataclasses, checked when they are made.
 
-An experiment file returns one `Experiment`. Values that can be derived are
-properties, never fields. A wrong value raises `ConfigError` before anything is
-allocated, with what is wrong, why, and the fix. Importing this file does not
-import jax.
+An experiment file returns one `Experiment`. Values that can be derived are properties, never
+fields. A wrong value raises `ConfigError` before anything is allocated, with what is wrong, why,
+and the fix. Importing this file does not import jax.
 
-Numbers come from Brown et al. 2020 (arXiv 2005.14165), section 2.1, Table 2.1
-and Appendix B, unless a comment says otherwise.
+Numbers come from Brown et al. 2020 (arXiv 2005.14165), section 2.1, Table 2.1 and Appendix B,
+unless a comment says otherwise.
 """
 
 from __future__ import annotations
@@ -36,6 +35,10 @@ Activation = Literal["gelu_tanh", "gelu"]
 Remat = Literal["none", "dots", "mlp", "full"]
 """What the backward pass recomputes: nothing; all but matrix products; the MLP's too; all."""
 
+Dtype = Literal["auto", "float32", "bfloat16", "float8"]
+"""auto: float32 on CPU, bfloat16 elsewhere; float8: the same, but while a model is trained its
+layers' matrices multiply in float8 (model/float8.py)."""
+
 Weights = Literal["full", "bfloat16", "int8"]
 """How matrices are kept to write with: as they are computed with, or packed (model/packed.py)."""
 
@@ -47,9 +50,8 @@ Matrix = Literal["qkv", "out", "up", "down"]
 class Model:
     """The shape of a GPT-3 (section 2.1) and how it is computed.
 
-    `band` and `dense_every` describe the alternating dense and locally banded
-    layers. The paper does not publish them; the defaults follow GPT-Neo: even
-    layers are dense, odd layers see the last 256 tokens.
+    `band` and `dense_every` describe the alternating dense and banded layers, which the paper
+    does not publish; as in GPT-Neo, even layers are dense, odd ones see the last 256 tokens.
     """
 
     n_layers: int
@@ -67,8 +69,8 @@ class Model:
     """Allow n_heads * d_head to differ from d_model."""
     activation: Activation = "gelu_tanh"
     init_std: float = 0.02
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of activations; auto is float32 on CPU, bfloat16 on accelerators. Parameters stay float32."""
+    dtype: Dtype = "auto"
+    """Of activations; parameters stay float32."""
     scan_layers: bool = True
     """Compile one layer and loop (large models), or unroll (faster on CPU). Same numbers."""
     remat: Remat = "none"
@@ -95,7 +97,7 @@ class Model:
             f"the model has about {self.parameters_estimate:.1e} parameters: no machine holds "
             "that. Lower --model.d-model or --model.n-layers",
         )
-        check_choice("--model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        check_choice("--model.dtype", self.dtype, get_args(Dtype))
         check_choice("--model.remat", self.remat, get_args(Remat))
         check_choice("--model.activation", self.activation, get_args(Activation))
         for name in self.lora_matrices:

@@ -20,6 +20,7 @@ from gpt3jax.data.tokenizer import StreamDecoder, Tokenizer
 from gpt3jax.model import decode, search
 from gpt3jax.model.decode import Sampling
 from gpt3jax.model.gpt3 import Cache
+from gpt3jax.model.lora import learned
 from gpt3jax.model.params import Params
 
 SMALLEST_PREFILL = 16
@@ -48,7 +49,7 @@ class Generator:
         # those that pad the table.
         # Once laid out, kernels hold what LoRA has changed.
         vocabulary = min(model.vocabulary, tokenizer.vocabulary)
-        self.model = replace(model, vocabulary=vocabulary, lora_rank=0)
+        self.model = replace(learned(model), vocabulary=vocabulary)
         self._lay_out = jax.jit(decode.for_decoding, static_argnames=("model", "weights"))
         self.load(params)
         options = decode.CPU_OPTIONS if jax.default_backend() == "cpu" else None

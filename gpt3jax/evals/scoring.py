@@ -26,6 +26,7 @@ from gpt3jax.evals import packing
 from gpt3jax.evals.packing import Pair, Tokens
 from gpt3jax.model.decode import for_decoding, take_rows
 from gpt3jax.model.likelihood import TokenScores, suffix_scores, token_scores
+from gpt3jax.model.lora import learned
 from gpt3jax.model.params import Params
 from gpt3jax.model.reading import read, read_after
 from gpt3jax.model.search import Found, search
@@ -69,7 +70,7 @@ class Scorer:
         # Rows past the tokenizer's vocabulary stand for no text: they are never written. Once
         # laid out, kernels hold what LoRA has changed.
         vocabulary = min(model.vocabulary, tokenizer.vocabulary)
-        self.model = replace(model, vocabulary=vocabulary, lora_rank=0)
+        self.model = replace(learned(model), vocabulary=vocabulary)
         self._rows = mesh.shape["data"] * mesh.shape["fsdp"]
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._lay_out = jax.jit(for_decoding, static_argnames="model")

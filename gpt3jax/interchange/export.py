@@ -6,7 +6,6 @@ checkpoint -> hashes -> one tensor at a time -> safetensors -> config, tokenizer
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
@@ -27,6 +26,7 @@ from gpt3jax.interchange.card import card
 from gpt3jax.interchange.certificate import Certificate, certify
 from gpt3jax.interchange.safetensors import FLOATS, Shapes, write_folder
 from gpt3jax.interchange.tokenizer_files import write_tokenizer
+from gpt3jax.model.lora import learned
 from gpt3jax.model.mup import width_ratio
 from gpt3jax.model.table import count
 from gpt3jax.run import Run, open_run
@@ -63,7 +63,7 @@ def export(
       RunError: the disk is too small.
     """
     run = open_run(path)
-    model = dataclasses.replace(run.experiment().model, lora_rank=0)  # It is merged as it is read.
+    model = learned(run.experiment().model)  # LoRA is merged as it is read.
     family = family_of(model)
     check_is_new(out)
     tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)

@@ -36,6 +36,7 @@ from gpt3jax.interchange.export import DTYPES, Dtype, Progress, check_is_new, ch
 from gpt3jax.interchange.safetensors import Shapes, read_folder, write_folder
 from gpt3jax.model import rows
 from gpt3jax.model.gpt3 import Cache
+from gpt3jax.model.lora import learned
 from gpt3jax.model.params import Params
 from gpt3jax.model.table import count, named, table
 from gpt3jax.run import open_run
@@ -101,7 +102,7 @@ def export(
             "jax stores programs by the package flatbuffers. pip install 'gpt3jax[stablehlo]'"
         )
     run = open_run(path)
-    model = dataclasses.replace(run.experiment().model, lora_rank=0)  # It is merged as it is read.
+    model = learned(run.experiment().model)  # LoRA is merged as it is read.
     check_is_new(out)
     tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
     step, params = opened(run, step, progress)

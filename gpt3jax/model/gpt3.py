@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gpt3jax.config import Model
 from gpt3jax.model import attention
+from gpt3jax.model.float8 import in_float8
 from gpt3jax.model.layers import embed, layer_norm, linear, linear_sum, mlp, unembed, unstack
 from gpt3jax.model.lora import with_changes
 from gpt3jax.model.mup import query_scale
@@ -185,7 +186,7 @@ def head(params: Params, model: Model) -> Params:
 
 def compute_dtype(model: Model) -> jnp.dtype:
     """The dtype of activations: as named, or by platform."""
-    if model.dtype == "auto":
+    if model.dtype in ("auto", "float8"):
         return jnp.dtype("float32" if platform() == "cpu" else "bfloat16")
     return jnp.dtype(model.dtype)
 
@@ -207,6 +208,7 @@ def _rematerialised(
     def run(params, x_BTD, past, is_dense):
         attend = _attention_of(model, past, place_BT, is_dense)
         params = with_changes(gather_weights(params, specs), model)
+        params = in_float8(params) if model.dtype == "float8" else params
         x_BTD, recorded = block(params, x_BTD, attend, model, edit)
         return x_BTD, {name: recorded[name] for name in want}
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from gpt3jax.config import Activation, Model
+from gpt3jax.model.float8 import Float8
 from gpt3jax.model.mup import width_ratio
 from gpt3jax.model.packed import Packed
 from gpt3jax.model.params import Params
@@ -83,7 +84,8 @@ def linear_sum(params: Params, x: jax.Array, n_in: int = 1) -> jax.Array:
 
 def _matmul_rows(x_BTI, w_IO):
     x_MI = x_BTI.reshape(-1, x_BTI.shape[-1])
-    y_MO = w_IO.products(x_MI) if isinstance(w_IO, Packed) else matmul(x_MI, w_IO)
+    is_array = not isinstance(w_IO, Packed | Float8)
+    y_MO = matmul(x_MI, w_IO) if is_array else w_IO.products(x_MI)
     return y_MO.reshape(*x_BTI.shape[:2], -1)
 
 

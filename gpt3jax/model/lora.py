@@ -27,11 +27,16 @@ def merged(params: Params, model: Model) -> tuple[Params, Model]:
 
     Without LoRA, both are as they were.
     """
-    model_after = dataclasses.replace(model, lora_rank=0)
     if "lora" not in params["layers"]:
-        return params, model_after
+        return params, learned(model)
     layers = jax.vmap(lambda layer: with_changes(layer, model))(params["layers"])
-    return {**params, "layers": layers}, model_after
+    return {**params, "layers": layers}, learned(model)
+
+
+def learned(model: Model) -> Model:
+    """The model that training leaves: LoRA's changes are in its kernels, products in no float8."""
+    dtype = "auto" if model.dtype == "float8" else model.dtype
+    return dataclasses.replace(model, lora_rank=0, dtype=dtype)
 
 
 def with_changes(layer: Params, model: Model) -> Params:

@@ -57,7 +57,10 @@ def meshes(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[tu
 def tensor_sizes(experiment: Experiment) -> dict[str, int]:
     """What the tensor axis must divide."""
     model = experiment.model
+    # The ring along it (sharding/ring.py) has no products in float8.
+    alone = {"--model.dtype float8, whose products no axis but fsdp splits,": 1}
     return {
+        **(alone if model.dtype == "float8" else {}),
         "--model.n-heads": model.n_heads,
         "--model.context": model.context,
         "the padded vocabulary": model.padded_vocabulary,
