@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 DATA    = data/python-library
 RUN     = runs/tiny
 
-.PHONY: install demo demo-finetune picture test faults tpu parity recipe lint lock clean
+.PHONY: install demo demo-finetune picture test faults tpu gpu parity recipe lint lock clean
 
 install: $(VENV)/installed
 
@@ -37,12 +37,17 @@ picture: demo  ## the README's picture: a browser looks at the page about the de
 	chromium --headless --no-sandbox --hide-scrollbars --virtual-time-budget=3000 --window-size=1280,1450 --screenshot=docs/inspect.png file://$(abspath $(RUN))/inspect.html
 
 test: install  ## all of it; BUT="and not long": without what takes minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not parity and not recipe and not tpu_compiler $(BUT)"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not parity and not recipe and not tpu_compiler and not gpu_compiler $(BUT)"
 
 tpu: install  ## through the TPU compiler, for slices that are not there (Linux); K="175b or 2b7": some
 	$(PYTHON) -m venv $(VENV)-tpu
 	$(VENV)-tpu/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/tpu.txt -e '.[dev]'
 	$(VENV)-tpu/bin/python -m pytest -n 2 -m tpu_compiler -k "$(K)"
+
+gpu: install  ## through XLA's compiler for GPUs that are not there (Linux; installs 5 GB); K="175b": some
+	$(PYTHON) -m venv $(VENV)-gpu
+	$(VENV)-gpu/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/cuda.txt -e '.[dev]'
+	$(VENV)-gpu/bin/python -m pytest -n 2 -m gpu_compiler -k "$(K)"
 
 parity: install  ## against PyTorch and transformers, which it installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
@@ -63,4 +68,4 @@ lock:  ## for maintainers: exact versions of the ranges in setup.cfg, by uv
 	done
 
 clean:
-	rm -rf $(VENV) $(VENV)-tpu build .cache *.egg-info
+	rm -rf $(VENV) $(VENV)-tpu $(VENV)-gpu build .cache *.egg-info

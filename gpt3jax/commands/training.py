@@ -67,7 +67,8 @@ def plan(
       chips: KIND:TOPOLOGY or KIND:COUNT, and *N for N slices.
       budget: Dollars: what is the best model for them, on each chip?
       keep: Parts of the layout that stay as the experiment has them; the others are searched.
-      compile: Compile the best layout's step with the TPU compiler (extra tpu; minutes).
+      compile: Compile the best layout's step by the chip's own compiler, without a chip (extra tpu:
+        minutes; extra cuda: seconds).
       finalists: Compile so many of the best, rather than one.
       price: Dollars per chip and hour, instead of the list price.
       law: A scaling_law.json of `gpt3jax report --scaling-law`, for the loss to expect.

@@ -24,6 +24,8 @@ MAX_BLOCKS = 8
 
 SPLASH_LANES = 128
 """Windows must be a multiple of this for the TPU kernel."""
+CUDNN = "dot_product_attention_fwd_wrapper"
+"""JAX's primitive of cuDNN's kernel, whose results are the heads and their softmax's sums."""
 
 
 def causal(
@@ -85,11 +87,11 @@ def _splash_block(T: int) -> int:
 
 def cudnn(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | None) -> jax.Array:
     """cuDNN's flash attention, with its sliding window for a band."""
-    out_BTHK = jax.nn.dot_product_attention(
+    # Its output has no name: a policy keeps it by `CUDNN`, with what the backward pass needs of it.
+    return jax.nn.dot_product_attention(
         q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation="cudnn",
         local_window_size=None if band is None else (band - 1, 0),
     )  # fmt: skip
-    return checkpoint_name(out_BTHK, "context")
 
 
 def blocked(

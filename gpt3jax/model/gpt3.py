@@ -37,17 +37,14 @@ loop over layers the layer is a traced integer: choose by `jnp.where(layer == 3,
 EDITED = ("embedded", "queries", "keys", "values", "heads", "attention", "mlp", "residual")
 """Where a forward pass can be edited, in its order, and what `want` can name; see `forward`."""
 
-REMAT_POLICIES = {
-    name: jax.checkpoint_policies.save_only_these_names(*kept)
-    for name, kept in {
-        "none": ("qkv", "context", "middle", "hidden", "activated", "normed"),
-        "dots": ("qkv", "context", "middle", "hidden"),
-        "mlp": ("qkv", "context", "middle"),
-        "full": (),
-    }.items()
+KEPT = {
+    "none": ("qkv", "context", "middle", "hidden", "activated", "normed"),
+    "dots": ("qkv", "context", "middle", "hidden"),
+    "mlp": ("qkv", "context", "middle"),
+    "full": (),
 }
-"""What the forward pass keeps of a layer, beside its input. On one device `none` keeps all;
-over several, never what was gathered; and never kernels that LoRA has changed."""
+"""What the forward pass keeps of a layer, beside its input, by `Model.remat`. On one CPU `none`
+keeps all; elsewhere, never what was gathered; and never kernels that LoRA has changed."""
 
 
 @struct.dataclass
@@ -212,15 +209,28 @@ def _rematerialised(
         x_BTD, recorded = block(params, x_BTD, attend, model, edit)
         return x_BTD, {name: recorded[name] for name in want}
 
-    if model.remat == "none" and size("fsdp", "tensor") == 1 and not model.lora_rank:
+    is_alone = platform() == "cpu" and size("fsdp", "tensor") == 1
+    if model.remat == "none" and is_alone and not model.lora_rank:
         return run
     return jax.checkpoint(
         run,
-        policy=REMAT_POLICIES[model.remat],
+        policy=_policy(KEPT[model.remat]),
         # Outside a loop, XLA would merge what is recomputed with what was computed before.
         prevent_cse=not model.scan_layers,
         static_argnums=() if model.scan_layers else (3,),
     )
+
+
+def _policy(kept: Collection[str]) -> Callable[..., Any]:
+    """Keep these names; with the heads, `context`, all that cuDNN's kernel gives, too."""
+    is_named = jax.checkpoint_policies.save_only_these_names(*kept)
+
+    def policy(primitive: Any, *values: Any, **options: Any) -> Any:
+        if primitive.name == attention.CUDNN:
+            return "context" in kept
+        return is_named(primitive, *values, **options)
+
+    return policy
 
 
 def _attention_of(

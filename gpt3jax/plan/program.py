@@ -15,14 +15,12 @@ from dataclasses import dataclass
 
 BYTES = {
     "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2,
-    "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
+    "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1,
 }  # fmt: skip
 COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"
 )  # fmt: skip
-
-
-PRODUCTS = ("dot", "convolution")
+PRODUCTS = ("dot", "convolution", "cublas")
 
 
 @dataclass(frozen=True)
@@ -96,6 +94,8 @@ def kernels(text: str) -> dict[str, int]:
         if 'custom_call_target="tpu_custom_call"' in line:
             name = re.search(r"%?([\w.\-]+) = ", line)
             counts[re.sub(r"[.\d]+$", "", name.group(1)) if name else "kernel"] += 1
+        elif library := re.search(r'custom_call_target="__(cu(?:dnn|blas)[\w$]+)"', line):
+            counts[library.group(1)] += 1
     return dict(counts)
 
 
@@ -108,7 +108,8 @@ def _walk(
         if each.kind == "while":
             found = re.search(r"condition=%([\w.\-]+), body=%([\w.\-]+)", each.text)
             condition, body = found.groups()
-            runs = times * _trips(condition, parts, dynamic)
+            known = re.search(r'"known_trip_count":\{"n":"(\d+)"', each.text)
+            runs = times * (int(known[1]) if known else _trips(condition, parts, dynamic))
             yield from _walk(body, runs, body, parts, dynamic)
         elif each.kind in COLLECTIVES or each.kind in PRODUCTS:
             yield times, loop, each
@@ -143,6 +144,10 @@ def _instruction(text: str, shapes: dict[str, list[int]]) -> _Instruction:
     kind = rest[: rest.index("(")]
     if kind == "collective-permute-start":
         shape = shape[: shape.index("}, ") + 1] if "}, " in shape else shape
+    elif kind in ("all-gather-start", "reduce-scatter-start"):
+        shape = _last_of(shape)
+    elif kind == "custom-call" and '"__cublas$' in rest:
+        kind = "cublas"
     flops = _flops(kind, _sizes(shape), rest, shapes) if kind in PRODUCTS else 0.0
     return _Instruction(kind.removesuffix("-start"), _bytes(shape), rest, flops)
 
@@ -150,9 +155,10 @@ def _instruction(text: str, shapes: dict[str, list[int]]) -> _Instruction:
 def _flops(kind: str, result: list[int], text: str, shapes: dict[str, list[int]]) -> float:
     """Two for each number of the result and each that is summed for it."""
     left, right = (shapes[name] for name in re.findall(r"%([\w.\-]+)", text[: text.index(")")])[:2])
-    if kind == "dot":
-        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", text).group(1)
-        return 2.0 * math.prod(result) * math.prod(left[int(n)] for n in axes.split(",") if n)
+    if kind != "convolution":
+        given = r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)'
+        axes = re.findall(r"\d+", re.search(given, text).group(1))
+        return 2.0 * math.prod(result) * math.prod(left[int(n)] for n in axes)
     # TPUs know products as convolutions. `dim_labels` names the axes of both operands and of the
     # result; axes in space (0, 1, ...) are further ones, to be summed or kept as the window says.
     of_left, of_right, of_result = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", text).groups()
@@ -202,8 +208,18 @@ def _split_shape(text: str) -> tuple[str, str]:
     return text, "("
 
 
+def _last_of(shape: str) -> str:
+    """Of a tuple, the last element: what a collective that starts gives, after what it takes."""
+    depth, start = 0, 0
+    for place, letter in enumerate(shape):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 1:
+            start = place + 1
+    return shape[start:]
+
+
 def _bytes(shape: str) -> int:
-    found = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)
+    found = re.findall(r"\b([a-z]+\d*(?:e\d+m\d+(?:fn)?)?)\[([\d,]*)\]", shape)
     return sum(
         BYTES.get(dtype, 0) * math.prod(int(n) for n in sizes.split(",") if n)
         for dtype, sizes in found

@@ -164,11 +164,14 @@ def _print_best(console: Console, best: Estimate, price: float | None) -> None:
 def _print_compiled(console: Console, best: Estimate, compiled: Compiled) -> None:
     difference = best.peak_bytes / compiled.peak_bytes - 1
     sent = sum(each.bytes_sent for each in compiled.collectives)
+    traffic = "sends nothing"
+    if sent:
+        off = sum(best.wire.values()) / sent - 1
+        traffic = f"sends {sent:.3g} bytes a step (estimate {off:+.0%})"
     products = compiled.product_flops / (best.flops["model"] - best.flops["attention"])
     console.print(
         f"compiled in {compiled.seconds:.0f} s: peak {compiled.peak_bytes / GiB:.2f} GiB per "
-        f"device (estimate {difference:+.0%}); sends {sent:.3g} bytes a step (estimate "
-        f"{sum(best.wire.values()) / max(sent, 1) - 1:+.0%}); computes {products:.3f} times the "
+        f"device (estimate {difference:+.0%}); {traffic}; computes {products:.3f} times the "
         "model's products, attention aside; kernels "
         + ", ".join(f"{name} x{times}" for name, times in compiled.kernels.items())
     )

@@ -1,29 +1,20 @@
-"""Compile the real train step for a TPU slice that is not there, with the real TPU compiler.
+"""Compile the real train step for chips that are not there, by their own compiler (absent.py).
 
-libtpu (extra `tpu`) describes the slice; nothing runs. It needs a few GiB of
-memory and minutes, not chips.
+Nothing runs. It needs a few GiB of memory and minutes, not chips.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import time
 
 from gpt3jax.config import ConfigError, Experiment, Mesh
+from gpt3jax.plan.chips import GiB
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.planner import largest, ways_out
 from gpt3jax.plan.program import Compiled, collectives, kernels, product_flops
-
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "JAX_PLATFORMS": "cpu",
-    "TPU_ACCELERATOR_TYPE": "v5p-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
-"""What libtpu asks for where there is no TPU."""
+from gpt3jax.train.absent import GPU_OPTIONS, describe
 
 
 def compile_step(estimate: Estimate) -> Compiled:
@@ -32,42 +23,28 @@ def compile_step(estimate: Estimate) -> Compiled:
     Raises:
       ConfigError: there is no compiler for this chip, or the step does not fit.
     """
-    chip = estimate.slice.chip
-    if not chip.topology:
-        raise ConfigError(f"--compile: there is no compiler for {chip.name} without one. Use a TPU")
-    os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
+    devices = describe(estimate.slice)
     import jax
-    from jax.experimental import topologies
 
     from gpt3jax.sharding.mesh import make_mesh
 
     experiment = as_laid_out(estimate)
-    shape = "x".join(map(str, estimate.slice.shape))
-    options: dict = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
-    if estimate.slice.slices > 1:
-        options["num_slices"] = estimate.slice.slices
-    try:
-        described = topologies.get_topology_desc(
-            f"{chip.topology}:{shape}", platform="tpu", **options
-        )
-    except Exception as error:  # libtpu is missing, or refuses the shape.
-        raise ConfigError(
-            f"--compile: libtpu does not describe {chip.topology}:{shape} "
-            f"({' '.join(str(error).split())[:120]}). pip install 'gpt3jax[tpu]', or another shape"
-        ) from error
-    mesh = make_mesh(experiment.mesh, described.devices)
+    mesh = make_mesh(experiment.mesh, devices)
     began = time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = _lower(experiment, mesh)
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(None if estimate.slice.chip.torus else GPU_OPTIONS)
         except jax.errors.JaxRuntimeError as error:
             raise ConfigError(_out_of_memory(str(error), estimate)) from error
     seconds = time.perf_counter() - began
+    peak, chip = compiled.memory_analysis().peak_memory_in_bytes, estimate.slice.chip
+    if peak > (there := chip.hbm / chip.devices):
+        raise ConfigError(_too_large("", peak / GiB, there / GiB, estimate))
     text = compiled.as_text()
     microbatches = experiment.batch_sequences // experiment.microbatch
     return Compiled(
-        compiled.memory_analysis().peak_memory_in_bytes,
+        peak,
         seconds,
         collectives(text, microbatches),
         kernels(text),
@@ -115,9 +92,12 @@ def _out_of_memory(message: str, estimate: Estimate) -> str:
     found = re.search(r"\(?([\d.]+)G\)? exceeds available HBM \(([\d.]+)G\)", message)
     if not found:
         return f"the compiler failed: {' '.join(message.split())[:200]}. --debug shows all"
-    needed, there = map(float, found.groups())
+    return _too_large(" for its temporaries alone", *map(float, found.groups()), estimate)
+
+
+def _too_large(what: str, needed: float, there: float, estimate: Estimate) -> str:
     return (
-        f"{estimate.layout.overrides} does not fit: the compiled step needs {needed} GiB for its "
-        f"temporaries alone, {there} GiB are there (largest by estimate: {largest(estimate)}). "
+        f"{estimate.layout.overrides} does not fit: the compiled step needs {needed:.2f} GiB"
+        f"{what}, {there:.2f} GiB are there (largest by estimate: {largest(estimate)}). "
         f"{ways_out(estimate)}"
     )

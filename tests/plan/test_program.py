@@ -117,3 +117,40 @@ def test_a_loop_of_unknown_length_runs_as_often_as_it_is_told():
     for each in thrice:
         factor = 1 if each.kind == "all-reduce" else 3
         assert each.bytes_sent == pytest.approx(factor * of[each.kind].bytes_sent)
+
+
+GPUS = """\
+%body (state: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %state = (s32[], bf16[8,4]{1,0}) parameter(0)
+  %one.1 = (bf16[8,4]{1,0}, bf16[64,4]{1,0}) all-gather-start(%x), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %done.1 = bf16[64,4]{1,0} all-gather-done(%one.1)
+  %two.1 = ((bf16[8]{0}, bf16[8,4]{1,0}), (bf16[64]{0}, bf16[64,4]{1,0})) all-gather-start(%x, %y), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %scatter.1 = ((bf16[64,4]{1,0}), bf16[8,4]{1,0}) reduce-scatter-start(%z), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %left = f8e4m3fn[16,8]{1,0} parameter(1)
+  %right = f8e4m3fn[32,8]{1,0} parameter(2)
+  %f8.1 = (bf16[16,32]{1,0}, s8[33554432]{0}) custom-call(%left, %right, %scale), custom_call_target="__cublas$lt$matmul$f8", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["1"]}}}
+  %attention.1 = (bf16[8,4]{1,0}, f32[8]{0}) custom-call(%q, %k, %v), custom_call_target="__cudnn$fmhaSoftmax"
+  ROOT %tuple = (s32[], bf16[8,4]{1,0}) tuple(%i, %x)
+}
+
+%compared (state: (s32[], bf16[8,4])) -> pred[] {
+  ROOT %fused = pred[] fusion(%state), kind=kLoop, calls=%less
+}
+
+ENTRY %main (p: bf16[8,4]) -> bf16[8,4] {
+  %p = bf16[8,4]{1,0} parameter(0)
+  %while.1 = (s32[], bf16[8,4]{1,0}) while(%t), condition=%compared, body=%body, backend_config={"known_trip_count":{"n":"24"}}
+  ROOT %r = bf16[8,4]{1,0} copy(%p)
+}
+"""
+
+
+def test_a_program_for_gpus_is_read_too():
+    """What starts a collective names what it takes and gives; libraries compute products; a loop
+    says how often it runs."""
+    found = {each.kind: each for each in collectives(GPUS)}
+    gathered = 24 * (64 * 4 + 64 * 4 + 64) * 2 * 7 / 8
+    assert found["all-gather"] == Collective("all-gather", 8, 48, gathered)
+    assert found["reduce-scatter"].bytes_sent == 24 * 8 * 4 * 2 * 7
+    assert product_flops(GPUS) == 24 * 2 * 16 * 32 * 8
+    assert kernels(GPUS) == {"cublas$lt$matmul$f8": 1, "cudnn$fmhaSoftmax": 1}

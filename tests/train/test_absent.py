@@ -1,0 +1,65 @@
+"""The train step through XLA's compiler for GPUs, for cards that are not there (make gpu)."""
+
+from importlib.util import find_spec
+
+import pytest
+from planning import KEEP, plan, products_of, run_plan, sent
+
+from gpt3jax.config import ConfigError
+from gpt3jax.plan import slices
+from gpt3jax.train.absent import describe
+
+compiled = pytest.mark.skipif(
+    find_spec("jax_cuda13_plugin") is None,
+    reason="NOT CHECKED: the GPU compiler is not installed. `make gpu` installs and runs it",
+)
+
+NODES = {
+    "125m": "h100:1", "350m": "h100:8", "760m": "h100:8", "1b3": "a100:8", "2b7": "h200:8",
+    "6b7": "h100:64", "13b": "b200:64", "175b": "h100:1024",
+}  # fmt: skip
+
+
+@compiled
+@pytest.mark.gpu_compiler
+@pytest.mark.parametrize("size", NODES)
+def test_memory_traffic_and_products_are_as_estimated(size):
+    found = plan(f"experiments/gpt3_{size}.py", "--chips", NODES[size])
+    estimated, peak = found["estimated_peak_bytes"], found["compiled_peak_bytes"]
+    assert estimated == pytest.approx(peak, rel=0.1)
+    assert sent(found) == pytest.approx(sum(found["wire_bytes"].values()), rel=0.02)
+    # None of these layouts recomputes products; in attention, neither: cuDNN's kernel goes forward
+    # at two places, for the two kinds of layers.
+    assert products_of(found) == pytest.approx(1, abs=0.001)
+    assert found["kernels"]["cudnn$fmhaSoftmax"] == 2
+
+
+@compiled
+@pytest.mark.gpu_compiler
+def test_float8_is_cublas_float8_and_only_embeddings_are_not():
+    found = plan("experiments/gpt3_1b3.py", "--chips", "h100:8", "--model.dtype", "float8")
+    # Forward, and backward for inputs and weights, in two places where XLA takes a loop's first
+    # turn out of it; beside them the head's.
+    assert found["kernels"]["cublas$lt$matmul$f8"] == 4 + 2 * 8
+    assert found["kernels"]["cublas$lt$matmul"] == 3
+    assert products_of(found) == pytest.approx(1, abs=0.001)
+
+
+@compiled
+@pytest.mark.gpu_compiler
+def test_what_does_not_fit_is_said_in_words():
+    """The compiler for GPUs refuses nothing; the peak of what it made is compared with the card."""
+    layout = ["--mesh.data", "1", "--mesh.fsdp", "8", "--mesh.tensor", "1"]
+    layout += ["--model.remat", "none", "--train.microbatch", "64"]
+    done = run_plan("experiments/gpt3_13b.py", "--chips", "h100:8", *KEEP, *layout)
+    assert done.returncode == 2
+    assert "does not fit" in done.stderr and done.stderr.count(" saves ") == 3
+
+
+@pytest.mark.parametrize(
+    ("chips", "why"),
+    [("v100:8", "no compiler for v100.*h100"), ("h100:12", "whole nodes.*h100:16")],
+)
+def test_what_no_compiler_knows_is_refused(chips, why):
+    with pytest.raises(ConfigError, match=why):
+        describe(slices.parse(chips))
