@@ -12,9 +12,11 @@ decode  greedy generation with a cache at batch 1, from 32 prompt tokens to
 decode8 the same at batch 8; tokens of all rows.
 first   tokens read per second until the first is written, of a prompt of 1,000.
 
-Each measurement is a process of its own, and ours and PyTorch's alternate
-(A B A B ...), since one machine's speed drifts. The ratio is taken within each
-pair; the last line is the median over pairs. Above 1, ours is faster.
+Each measurement is a process of its own, and ours, PyTorch's and that of the
+machine's limit (one_side.py, `floor`) alternate (A B F A B F ...), since one
+machine's speed drifts. The ratio is taken within each pair; the last line is the
+median over pairs. Above 1, ours is faster; `over floor` is how many times as long
+as at the limit ours takes.
 
 Needs gpt3jax's dependencies in one interpreter, torch and transformers in one
 (the same, or another).
@@ -37,6 +39,7 @@ from one_side import SHAPES
 
 HERE = Path(__file__).resolve().parent
 SIDES = ("gpt3jax", "pytorch")
+ALL = (*SIDES, "floor")
 WHAT = ("train", "decode", "decode8", "first")
 
 
@@ -66,28 +69,29 @@ def parse() -> argparse.Namespace:
 
 def compare(what: str, options: argparse.Namespace) -> dict[str, Any]:
     """Alternate the two sides; all rates, the ratio of each pair, and the medians."""
-    interpreters = dict(zip(SIDES, (options.python_jax, options.python_torch), strict=True))
-    runs: dict[str, list[dict]] = {side: [] for side in SIDES}
+    interpreters = {side: options.python_jax for side in ALL} | {"pytorch": options.python_torch}
+    runs: dict[str, list[dict]] = {side: [] for side in ALL}
     for pair in range(1, options.pairs + 1):
-        for side in SIDES:
+        for side in ALL:
             result = in_own_process(interpreters[side], what, side, options.shape)
             runs[side].append(result)
             rate = result["tokens_per_s"]
             print(f"{what} pair {pair} {side}: {rate:,.0f} tokens/s", file=sys.stderr)
-    ours, theirs = ([run["tokens_per_s"] for run in runs[side]] for side in SIDES)
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    parameters = {run["parameters"] for side in SIDES for run in runs[side]}
+    rates = {side: [run["tokens_per_s"] for run in runs[side]] for side in ALL}
+    ratios = [a / b for a, b in zip(*(rates[side] for side in SIDES), strict=True)]
+    over = [floor / ours for ours, floor in zip(rates["gpt3jax"], rates["floor"], strict=True)]
+    parameters = {run["parameters"] for side in ALL for run in runs[side]}
     if len(parameters) != 1:
         sys.exit(f"error: the models differ: they have {sorted(parameters)} parameters")
     return {
         "parameters": parameters.pop(),
         "versions": {side: runs[side][0]["versions"] for side in SIDES},
-        "tokens_per_s": dict(zip(SIDES, (ours, theirs), strict=True)),
-        "median_tokens_per_s": dict(
-            zip(SIDES, map(statistics.median, (ours, theirs)), strict=True)
-        ),
+        "tokens_per_s": rates,
+        "median_tokens_per_s": {side: statistics.median(each) for side, each in rates.items()},
         "ratios": ratios,
         "median_ratio": statistics.median(ratios),
+        "over_floor": over,
+        "median_over_floor": statistics.median(over),
     }
 
 
@@ -125,17 +129,21 @@ def table(report: dict[str, Any], what: list[str]) -> str:
         lines.append(f"{side}: " + ", ".join(f"{name} {v}" for name, v in versions.items()))
     for name in what:
         measured = report[name]
-        ours, theirs = measured["tokens_per_s"].values()
-        lines += ["", f"{name + ', tokens/s':20}{SIDES[0]:>12}{SIDES[1]:>12}{'ratio':>8}"]
-        rows = zip(ours, theirs, measured["ratios"], strict=True)
+        head = "".join(f"{each:>12}" for each in (*ALL, "ratio", "over floor"))
+        lines += ["", f"{name + ', tokens/s':20}{head}"]
+        rates = measured["tokens_per_s"].values()
+        rows = zip(*rates, measured["ratios"], measured["over_floor"], strict=True)
         lines += [row(f"pair {i}", *values) for i, values in enumerate(rows, 1)]
         medians = measured["median_tokens_per_s"].values()
-        lines.append(row("median", *medians, measured["median_ratio"]))
+        lines.append(
+            row("median", *medians, measured["median_ratio"], measured["median_over_floor"])
+        )
     return "\n".join(lines)
 
 
-def row(name: str, ours: float, theirs: float, ratio: float) -> str:
-    return f"{name:20}{ours:>12,.0f}{theirs:>12,.0f}{ratio:>8.3f}"
+def row(name: str, *figures: float) -> str:
+    *rates, ratio, over = figures
+    return f"{name:20}" + "".join(f"{r:>12,.0f}" for r in rates) + f"{ratio:>12.3f}{over:>12.2f}"
 
 
 if __name__ == "__main__":

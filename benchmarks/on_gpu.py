@@ -2,15 +2,17 @@
 
     python benchmarks/on_gpu.py [--python-torch PATH] [--toy]
 
-Context 2048, bfloat16, whole steps; MFU by the convention of `gpt3jax bench`, over
-the card's bfloat16 peak. With an interpreter that has torch (for CUDA) and
-transformers, a PyTorch loop beside it: torch.compile, fused attention, fused AdamW,
+Context 2048, bfloat16, whole steps, and the same with `--model.dtype float8`; MFU by the
+convention of `gpt3jax bench`, over the card's bfloat16 peak. With an interpreter that has torch
+(for CUDA) and transformers, a PyTorch loop beside it: torch.compile, fused attention, fused AdamW,
 bfloat16 by autocast, all layers dense, in alternation. Writing is one sample, whole and packed
-weights, beside the rate at which the card copies.
+weights, beside the rate at which the card reads its memory. Last, the demo is trained in bfloat16
+and in float8: validation losses at the same steps (its data: `make demo` prepares them).
 
 --toy does all of it with models of a few thousand parameters, on a CPU too.
 
-Never run on a GPU yet: none could be had.
+Never run on a GPU yet: none could be had. What XLA makes of these steps for one, `gpt3jax plan
+experiments/gpt3_1b3.py --chips h100:1 --compile` says without it.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +37,18 @@ PAIRS = 3
 
 def main() -> None:
     options = parse()
-    rows = [measure(name, options) for name in SIZES]
-    head = ("model", "tokens/s", "MFU", "PyTorch", "ratio", "written/s", "int8", "of copying")
-    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
+    head = (
+        "model", "tokens/s", "MFU", "float8", "PyTorch", "ratio", "written/s", "int8",
+        "of bandwidth",
+    )  # fmt: skip
+    print(table(head, [measure(name, options) for name in SIZES]))
+    print("\nThe demo's validation loss, nats/token:\n")
+    print(table(("step", "bfloat16", "float8"), curves(options)))
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def parse() -> argparse.Namespace:
@@ -56,9 +66,10 @@ def measure(name: str, options: argparse.Namespace) -> tuple[str, ...]:
     context, rows = (TOY["model.context"], 2) if options.toy else (2048, SIZES[name])
     changes = {**(TOY if options.toy else {}), "model.dense-every": 1}
     changes |= {"train.batch-tokens": rows * context, "train.microbatch": rows}
-    ours, theirs = [], []
+    ours, eight, theirs = [], [], []
     for _ in range(PAIRS):
         ours.append(bench("train", name, changes))
+        eight.append(bench("train", name, changes | {"model.dtype": "float8"})["tokens_per_s"])
         if options.python_torch:
             theirs.append(pytorch(name, rows, context, options))
     wrote = bench("decode", name, TOY if options.toy else {})
@@ -67,13 +78,29 @@ def measure(name: str, options: argparse.Namespace) -> tuple[str, ...]:
     pairs = zip(ours, theirs, strict=False)
     ratio = statistics.median([a["tokens_per_s"] / b for a, b in pairs]) if theirs else None
     return (
-        name, f"{best['tokens_per_s']:,.0f}", f"{best['mfu']:.1%}", peer,
+        name, f"{best['tokens_per_s']:,.0f}", f"{best['mfu']:.1%}",
+        f"{statistics.median(eight):,.0f}", peer,
         "-" if ratio is None else f"{ratio:.2f}", f"{wrote['full']['tokens_per_s']:,.0f}",
-        f"{wrote['int8']['tokens_per_s']:,.0f}", f"{wrote['full']['of_copy_bandwidth']:.0%}",
+        f"{wrote['int8']['tokens_per_s']:,.0f}", f"{1 / wrote['full']['over_floor']:.0%}",
     )  # fmt: skip
 
 
-def bench(what: str, name: str, changes: dict[str, int]) -> dict[str, Any]:
+def curves(options: argparse.Namespace) -> list[tuple[str, ...]]:
+    """Validation losses of the demo by step, in bfloat16 and in float8."""
+    losses: list[dict[int, float]] = []
+    for dtype in ("bfloat16", "float8"):
+        with tempfile.TemporaryDirectory() as folder:
+            words = [f"--run={folder}/run", f"--model.dtype={dtype}", "--evaluate.every=100"]
+            words += ["--train.steps=2"] if options.toy else []
+            command = [sys.executable, "-m", "gpt3jax", "train", "experiments/tiny.py", *words]
+            output(command)
+            lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
+        records = map(json.loads, lines)
+        losses.append({each["step"]: each["val_loss"] for each in records if "val_loss" in each})
+    return [(str(step), *(f"{each[step]:.4f}" for each in losses)) for step in losses[0]]
+
+
+def bench(what: str, name: str, changes: dict[str, Any]) -> dict[str, Any]:
     words = [f"--{key}={value}" for key, value in changes.items()]
     file = f"experiments/{name}.py"
     command = [sys.executable, "-m", "gpt3jax", "bench", what, file, *words, "--json"]

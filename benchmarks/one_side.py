@@ -1,9 +1,11 @@
 """The speed of one library, measured in this process: a line of JSON.
 
-    PYTHONPATH=. python benchmarks/one_side.py train|decode|decode8|first gpt3jax|pytorch [SHAPE]
+    PYTHONPATH=. python benchmarks/one_side.py WHAT gpt3jax|pytorch|floor [SHAPE]
 
-SHAPE is a name of `SHAPES`, or one as JSON. PyTorch uses a GPU where it sees one: compiled, and in
-bfloat16.
+WHAT is train, decode, decode8 or first; SHAPE a name of `SHAPES`, or one as JSON. PyTorch uses a
+GPU where it sees one: compiled, and in bfloat16. `floor` is what no library can pass on this
+machine: the model's FLOPs at the rate of a large product, and bytes of parameters and cache at the
+rate at which memory is read, both measured.
 
 against_pytorch.py runs pairs of these and says what is measured.
 """
@@ -23,7 +25,7 @@ from typing import Any
 WARM_UP_STEPS, STEPS = 3, 8
 REPETITIONS = 3
 WRITING = {"decode": (1, 32, 200), "decode8": (8, 32, 200), "first": (1, 1000, 1)}
-"""Rows, prompt tokens and new tokens; cut to the context of the shape."""
+"""Rows, prompt tokens and new tokens."""
 LEARNING_RATE, WEIGHT_DECAY, BETAS = 6e-4, 0.1, (0.9, 0.95)
 
 
@@ -168,6 +170,31 @@ def write_pytorch(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, A
     return torch_result(network, counted(rows, prompt, new) / seconds)
 
 
+def floor(what: str, shape: Shape) -> dict[str, Any]:
+    """Tokens per second at the limit of products or of memory, whichever is the lower."""
+    from gpt3jax.bench import product_flops_per_s, read_bytes_per_s
+    from gpt3jax.model import table
+
+    model = jax_model(shape)
+    parameters, products = table.count(model), product_flops_per_s()
+    if what == "train":
+        return jax_result(parameters, products / table.flops_per_token(model))
+    if what == "first":
+        return jax_result(parameters, products / table.flops_to_read(model))
+    rows, prompt, new = written(what, shape)
+    weights = parameters - shape.context * shape.d_model
+    cache = 2 * shape.n_layers * shape.d_model * (prompt + new / 2)
+    step = max(4 * (weights + rows * cache) / read_bytes_per_s(), 2 * weights * rows / products)
+    return jax_result(parameters, rows / step)
+
+
+def written(what: str, shape: Shape) -> tuple[int, int, int]:
+    """Rows, prompt tokens and new tokens, cut to the context."""
+    rows, prompt, new = WRITING[what]
+    prompt = min(prompt, shape.context - 1)
+    return rows, prompt, min(new, shape.context - prompt)
+
+
 def counted(rows: int, prompt: int, new: int) -> int:
     """The tokens of a rate: those written, or where it is one, those read before it."""
     return rows * (new if new > 1 else prompt)
@@ -179,11 +206,9 @@ WRITE = {"gpt3jax": write_gpt3jax, "pytorch": write_pytorch}
 
 def measure(what: str, side: str, shape: Shape) -> dict[str, Any]:
     """One figure of one library."""
-    if what == "train":
-        return TRAIN[side](shape)
-    rows, prompt, new = WRITING[what]
-    prompt = min(prompt, shape.context - 1)
-    return WRITE[side](shape, rows, prompt, min(new, shape.context - prompt))
+    if side == "floor":
+        return floor(what, shape)
+    return TRAIN[side](shape) if what == "train" else WRITE[side](shape, *written(what, shape))
 
 
 def jax_model(shape: Shape) -> Any:

@@ -5,6 +5,11 @@ and token (the tied head included, embedding lookups not) plus 12 per visible
 key and attention-width element (causal and banded masks count only what they
 leave). The peak is the chip's bfloat16 rate; on a CPU, which has no such
 figure, it is the rate of a 2048 x 2048 float32 product measured just before.
+
+`floor_s` is what no program can be faster than here, and `over_floor` how many times as long ours
+takes: of training and of reading a prompt, the model's FLOPs at the peak; of writing a token, the
+parameters at the rate at which memory is read, measured; of the loader, the token ids it hands
+over at that rate, and of a save, the state.
 """
 
 from __future__ import annotations
@@ -41,7 +46,8 @@ from gpt3jax.train.step import compile_train_step
 PRODUCT = 2048
 PROMPT, WRITTEN = 32, 128
 BATCHES = 50
-COPIED = 1 << 28
+READ_BYTES = 1 << 28
+"""Larger than any cache."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ def bench_train(experiment: Experiment, repeats: int) -> dict[str, Any]:
     peak, of = _peak()
     return {
         "step_s": seconds,
+        **_over_floor(seconds, seconds * flops / peak),
         "tokens_per_s": tokens_per_s,
         "model_flops_per_s": flops,
         "mfu": flops / peak,
@@ -115,8 +122,7 @@ def bench_train(experiment: Experiment, repeats: int) -> dict[str, Any]:
 def bench_decode(experiment: Experiment, repeats: int) -> dict[str, Any]:
     """Cached greedy generation of one sample: tokens/s, seconds to the first token.
 
-    Also with packed weights, in alternation; each rate beside the one at which memory
-    could hand over the parameters.
+    Also with packed weights, in alternation.
     """
     model = experiment.model
     params = jax.jit(model_params.init, static_argnums=1)(jax.random.key(0), model)
@@ -137,18 +143,20 @@ def bench_decode(experiment: Experiment, repeats: int) -> dict[str, Any]:
 
     first = _medians({name: write(each, 1) for name, each in generators.items()}, repeats)
     whole = _medians({name: write(each, written) for name, each in generators.items()}, repeats)
-    bandwidth = _copied_bytes_per_s()
+    bandwidth, (peak, _) = read_bytes_per_s(), _peak()
     figures: dict[str, Any] = {"prompt_tokens": len(prompt), "new_tokens": written}
+    reading = len(prompt) * model_table.flops_to_read(model) / peak
     for name, each in generators.items():
         rate = (written - 1) / (whole[name] - first[name])
         matrices = sum(leaf.nbytes for leaf in jax.tree.leaves(each.params))
         figures[name] = {
             "tokens_per_s": rate,
-            "first_token_s": first[name],
+            **_over_floor(1 / rate, matrices / bandwidth),
             "weight_bytes_per_s": rate * matrices,
-            "of_copy_bandwidth": rate * matrices / bandwidth,
+            "first_token_s": first[name],
+            "first_token_over_floor": first[name] / (reading + matrices / bandwidth),
         }
-    return figures | {"copied_bytes_per_s": bandwidth}
+    return figures | {"read_bytes_per_s": bandwidth}
 
 
 def bench_data(experiment: Experiment, repeats: int) -> dict[str, Any]:
@@ -158,37 +166,51 @@ def bench_data(experiment: Experiment, repeats: int) -> dict[str, Any]:
     batches = loader.batches(order, start=0, microbatch=size, rows=range(size))
     seconds = _median_seconds(lambda: [next(batches) for _ in range(BATCHES)], repeats)
     batches.close()
-    return {"tokens_per_s": BATCHES * size * context / seconds, "batch_sequences": size}
+    tokens = BATCHES * size * context
+    return {
+        "tokens_per_s": tokens / seconds,
+        **_over_floor(seconds, 4 * tokens / read_bytes_per_s()),
+        "batch_sequences": size,
+    }
 
 
 def bench_save(experiment: Experiment, repeats: int) -> dict[str, Any]:
     """A checkpoint written and read, in a temporary folder here: seconds, and the hashes' share.
 
-    `stall_s` of `save_s` are those until the next step may begin.
+    `stall_s` of `save_s` are those that a step is late which comes right after: the state is
+    negated in place, which takes `pass_s` alone, and the more when a save has just begun.
     """
     mesh, _ = mesh_for(experiment)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory(dir=".") as folder:
         checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=1)
         state = sharded_state(experiment, mesh)
-        steps, stalls = itertools.count(1), []
+        steps, late = itertools.count(1), []
+        negated = jax.jit(lambda state: jax.tree.map(jnp.negative, state), donate_argnums=0)
+
+        def pass_over() -> None:
+            nonlocal state
+            state = jax.block_until_ready(negated(state))
 
         def save() -> None:
             began = time.perf_counter()
             checkpoints.save(state, Seal(next(steps), 0, (), "", {}, {}), lambda _: None)
-            stalls.append(time.perf_counter() - began)
+            pass_over()
+            late.append(time.perf_counter() - began)
             checkpoints.wait()
 
-        save_s = _median_seconds(save, repeats)
+        seconds = _medians({"pass_s": pass_over, "save_s": save}, repeats)
         hash_s = _median_seconds(lambda: leaves_of(state), repeats)
         last, abstract = checkpoints.steps()[-1], abstract_state(experiment, mesh)
         restore_s = _median_seconds(lambda: checkpoints.restore(last, abstract), repeats)
         checkpoints.close()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     return {
-        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
-        "save_s": save_s,
-        "stall_s": statistics.median(stalls[1:]),
+        "bytes": size,
+        **seconds,
+        **_over_floor(seconds["save_s"], size / read_bytes_per_s()),
+        "stall_s": statistics.median(late[1:]) - seconds["pass_s"],
         "hash_s": hash_s,
-        "hash_share": hash_s / save_s,
+        "hash_share": hash_s / seconds["save_s"],
         "restore_s": restore_s,
     }
 
@@ -210,11 +232,15 @@ def _medians(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, flo
     return {name: statistics.median(each) for name, each in seconds.items()}
 
 
-def _copied_bytes_per_s() -> float:
-    """Bytes read and written by the addition of 1 to an array larger than any cache."""
-    x = jnp.ones((COPIED // 4,), jnp.float32)
-    add = jax.jit(lambda x: x + 1)
-    return 2 * COPIED / _median_seconds(lambda: add(x).block_until_ready(), 5)
+def _over_floor(seconds: float, floor: float) -> dict[str, float]:
+    return {"floor_s": floor, "over_floor": seconds / floor}
+
+
+def read_bytes_per_s() -> float:
+    """Bytes of an array larger than any cache that all cores read to find each row's largest."""
+    x = jnp.ones((READ_BYTES // 16384, 4096), jnp.float32)
+    largest = jax.jit(lambda x: x.max(1))
+    return READ_BYTES / _median_seconds(lambda: largest(x).block_until_ready(), 5)
 
 
 def _peak() -> tuple[float, str]:
@@ -222,7 +248,12 @@ def _peak() -> tuple[float, str]:
     known = peak_flops(jax.devices()[0].device_kind)
     if known:
         return known * jax.device_count(), "the bfloat16 peak"
+    return product_flops_per_s(), f"a measured {PRODUCT} x {PRODUCT} float32 product"
+
+
+def product_flops_per_s() -> float:
+    """FLOP/s of a large float32 product."""
     x = jnp.ones((PRODUCT, PRODUCT))
     product = jax.jit(jnp.matmul)
     seconds = _median_seconds(lambda: product(x, x).block_until_ready(), 5)
-    return 2 * PRODUCT**3 / seconds, f"a measured {PRODUCT} x {PRODUCT} float32 product"
+    return 2 * PRODUCT**3 / seconds

@@ -23,6 +23,7 @@ from gpt3jax.model.float8 import in_float8
 from gpt3jax.model.layers import embed, layer_norm, linear, linear_sum, mlp, unembed, unstack
 from gpt3jax.model.lora import with_changes
 from gpt3jax.model.mup import query_scale
+from gpt3jax.model.packed import Packed
 from gpt3jax.model.params import Params
 from gpt3jax.model.table import table
 from gpt3jax.sharding.collectives import gather_weights, platform, size
@@ -112,7 +113,7 @@ def trunk(
     want: Collection[str] = (),
 ) -> tuple[jax.Array, Cache | None, dict[str, Any]]:
     """All of `forward` but the head: the residual stream [B, T, D] after the last layer."""
-    params = jax.tree.map(lambda leaf: leaf.astype(compute_dtype(model)), params)
+    params = _cast(params, model)
     with jax.named_scope("embed"):
         tables = {name: params[name] for name in ("token_embedding", "position_embedding")}
         tables = gather_weights(tables, table(model))
@@ -174,11 +175,16 @@ def block(
 def head(params: Params, model: Model) -> Params:
     """What turns the last residual stream into logits, in the dtype of activations."""
     names = ("token_embedding", "final_norm")
-    cast = {
-        name: jax.tree.map(lambda leaf: leaf.astype(compute_dtype(model)), params[name])
-        for name in names
-    }
-    return gather_weights(cast, table(model))
+    return gather_weights({name: _cast(params[name], model) for name in names}, table(model))
+
+
+def _cast(tree: Any, model: Model) -> Any:
+    """Parameters in the dtype of activations; what is packed stays so until it is multiplied."""
+
+    def cast(leaf: Any) -> Any:
+        return leaf if isinstance(leaf, Packed) else leaf.astype(compute_dtype(model))
+
+    return jax.tree.map(cast, tree, is_leaf=lambda leaf: isinstance(leaf, Packed))
 
 
 def compute_dtype(model: Model) -> jnp.dtype:

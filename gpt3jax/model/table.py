@@ -139,6 +139,11 @@ def flops_per_token(model: Model) -> int:
     The convention of PaLM's MFU with causal (not full) attention: 12 FLOPs per
     visible key and head-width element, forward and backward.
     """
+    return 3 * flops_to_read(model) + 6 * model.vocabulary * model.d_model
+
+
+def flops_to_read(model: Model) -> int:
+    """FLOPs per token to read a whole context, forward alone; logits are of its last token only."""
     attention_width = model.n_heads * model.d_head
     matrices = model.n_layers * (
         4 * model.d_model * attention_width + 2 * model.d_model * model.d_ff
@@ -147,8 +152,7 @@ def flops_per_token(model: Model) -> int:
         visible_pairs(model.context, None if model.is_dense(i) else model.band)
         for i in range(model.n_layers)
     )
-    head = model.vocabulary * model.d_model
-    return 6 * (matrices + head) + 12 * attention_width * visible // model.context
+    return 2 * matrices + 4 * attention_width * visible // model.context
 
 
 def visible_pairs(context: int, band: int | None) -> int:

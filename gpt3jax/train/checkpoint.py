@@ -111,17 +111,27 @@ class Checkpoints:
         self.wait()
         self._check_space(unsealed.step, state)
         hashes = fingerprints(_parts(state))
-        if jax.default_backend() == "cpu":
+        is_copy = jax.default_backend() == "cpu"
+        if is_copy:
             # Orbax would read the very buffers that the next step overwrites.
-            state = jax.tree.map(jnp.copy, state)
+            state = _copied(state)
         unfinished = self.folder / f"{unsealed.step}.saving"
-        with _saving(unsealed.step), _plain_files():
-            writing = ocp.save_checkpointables_async(unfinished, _parts(state), overwrite=True)
+
+        def begin() -> Any:
+            with _plain_files():
+                return ocp.save_checkpointables_async(unfinished, _parts(state), overwrite=True)
+
+        writing = None
+        # A copy has time: Orbax prepares for longer than a small step takes. But several processes
+        # wait for each other when they begin, so each does it between the same two steps.
+        if not is_copy or jax.process_count() > 1:
+            with _saving(unsealed.step):
+                writing = begin()
 
         def commit() -> None:
             with _saving(unsealed.step):
                 try:
-                    writing.result()
+                    (writing or begin()).result()
                     if hosts.is_first():
                         leaves = _leaves(_parts(state), hashes)
                         sealed = dataclasses.replace(unsealed, leaves=leaves)
@@ -280,6 +290,11 @@ class Checkpoints:
             if step != self.best:
                 # Renamed first: a kill between two files leaves no half of a checkpoint.
                 shutil.rmtree(self.set_aside(step, "pruned"), ignore_errors=True)
+
+
+@jax.jit
+def _copied(state: TrainState) -> TrainState:
+    return jax.tree.map(jnp.copy, state)
 
 
 def _tried(work: Callable[[], Loaded]) -> tuple[Loaded | None, str | None]:

@@ -195,7 +195,7 @@ def test_the_plan_as_json_has_what_scripts_rely_on(capsys):
 
 @pytest.mark.parametrize(
     ("chips", "count", "variable"),
-    [("v5e:16x16", 0, ""), ("v5p:4x4x8", 5, "LIBTPU_INIT_ARGS"), ("h100:64", 3, "XLA_FLAGS"),
+    [("v5e:16x16", 0, ""), ("v5p:4x4x8", 5, "LIBTPU_INIT_ARGS"), ("h100:64", 2, "XLA_FLAGS"),
      ("v5p:4x4x4*2", 7, "LIBTPU_INIT_ARGS")],
 )  # fmt: skip
 def test_flags_are_recommended_with_their_reasons(chips, count, variable, capsys):

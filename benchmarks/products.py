@@ -1,0 +1,158 @@
+"""Single matrix products of a training step on this CPU: XLA's against PyTorch's.
+
+    python benchmarks/products.py [--python-torch PATH] [--pairs 5] [--json]
+
+The products of `against_pytorch.py --what train` at the 12M shape, one at a time and
+float32: 4,096 tokens, 384 wide, 6 heads of 64, context 256, vocabulary 4,096. Each
+side runs all of them in a process of its own, in alternation; the medians of these
+are printed in GFLOP/s, beside the rate of a 2,048 x 2,048 product, and how much of a
+step each takes. XLA sees a product alone in its program, PyTorch calls its library.
+
+What falls short here falls short in any JAX program: it is a report for XLA, with
+what reproduces it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SIDES = ("xla", "torch")
+GOES = 15
+
+
+@dataclass(frozen=True)
+class Product:
+    """An einsum of two float32 arrays, and how often a step computes it."""
+
+    name: str
+    how: str
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    times: int
+
+    @property
+    def flops(self) -> float:
+        """Two for each multiplication: one for each tuple of letters."""
+        letters = dict(zip(self.how.replace(",", ""), self.left + self.right, strict=False))
+        total = 2.0
+        for size in letters.values():
+            total *= size
+        return total
+
+
+M, D, F, V, H, T, K = 4096, 384, 1536, 4096, 16 * 6, 256, 64
+PRODUCTS = [
+    Product("a large square", "mi,io->mo", (2048, 2048), (2048, 2048), 0),
+    Product("q, k and v", "mi,io->mo", (M, D), (D, 3 * D), 6),
+    Product("MLP up", "mi,io->mo", (M, D), (D, F), 6),
+    Product("MLP down", "mi,io->mo", (M, F), (F, D), 6),
+    Product("up's input gradient", "mo,io->mi", (M, F), (D, F), 6),
+    Product("down's input gradient", "mo,io->mi", (M, D), (F, D), 6),
+    Product("up's weight gradient", "mi,mo->io", (M, D), (M, F), 6),
+    Product("down's weight gradient", "mi,mo->io", (M, F), (M, D), 6),
+    Product("attention scores", "htk,hsk->hts", (H, T, K), (H, T, K), 6),
+    Product("weights times values", "hts,hsk->htk", (H, T, T), (H, T, K), 6),
+    Product("keys' gradient", "hts,htk->hsk", (H, T, T), (H, T, K), 6),
+    Product("logits", "mi,vi->mv", (M // 2, D), (V, D), 2),
+    Product("head's input gradient", "mv,vi->mi", (M // 2, V), (V, D), 2),
+    Product("head's weight gradient", "mv,mi->vi", (M // 2, V), (M // 2, D), 2),
+]
+
+
+def main() -> None:
+    options = parse()
+    if options.side:
+        print(json.dumps(one_side(options.side)))
+        return
+    interpreters = {"xla": sys.executable, "torch": options.python_torch}
+    runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for _ in range(options.pairs):
+        for side in SIDES:
+            runs[side].append(in_own_process(interpreters[side], side))
+    medians = {
+        side: {p.name: statistics.median(run[p.name] for run in runs[side]) for p in PRODUCTS}
+        for side in SIDES
+    }
+    print(json.dumps(medians, indent=2) if options.json else table(medians))
+
+
+def parse() -> argparse.Namespace:
+    summary, _, details = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--python-torch", default=sys.executable, help="interpreter with torch")
+    parser.add_argument("--pairs", type=int, default=5, help="processes of each side (5)")
+    parser.add_argument("--json", action="store_true", help="seconds rather than a table")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def in_own_process(interpreter: str, side: str) -> dict[str, float]:
+    command = [interpreter, str(HERE / "products.py"), "--side", side]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"error: {' '.join(command)} failed with exit code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def one_side(side: str) -> dict[str, float]:
+    """Median seconds of each product."""
+    prepare = {"xla": of_xla, "torch": of_torch}[side]
+    return {product.name: median_seconds(prepare(product)) for product in PRODUCTS}
+
+
+def of_xla(product: Product) -> Callable[[], None]:
+    from gpt3jax.memory import keep_freed_memory
+
+    keep_freed_memory()  # As PyTorch's allocator does.
+    import jax
+    import jax.numpy as jnp
+
+    left, right = (jnp.ones(shape, jnp.float32) for shape in (product.left, product.right))
+    run = jax.jit(lambda a, b: jnp.einsum(product.how, a, b))
+    return lambda: run(left, right).block_until_ready()
+
+
+def of_torch(product: Product) -> Callable[[], None]:
+    import torch
+
+    left, right = (torch.ones(shape) for shape in (product.left, product.right))
+    return lambda: torch.einsum(product.how, left, right)
+
+
+def median_seconds(call: Callable[[], None]) -> float:
+    call()
+    seconds = []
+    for _ in range(GOES):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def table(seconds: dict[str, dict[str, float]]) -> str:
+    lines = [f"{'':24}{'XLA':>9}{'PyTorch':>9}{'ratio':>8}{'ms a step, XLA':>16}"]
+    for product in PRODUCTS:
+        ours, theirs = (seconds[side][product.name] for side in SIDES)
+        rates = (product.flops / s / 1e9 for s in (ours, theirs))
+        lines.append(
+            f"{product.name:24}" + "".join(f"{rate:9.0f}" for rate in rates)
+            + f"{theirs / ours:8.2f}{1e3 * ours * product.times:16.1f}"
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
