@@ -176,7 +176,7 @@ def test_absurd_meshes_are_refused(gpt3jax, line):
 
 
 @pytest.mark.parametrize(
-    "line", ["--mesh.pipeline 2", "--model.remat some", "--model.dtype float8", "--seed abc"]
+    "line", ["--mesh.pipeline 2", "--model.remat some", "--model.dtype float4", "--seed abc"]
 )
 def test_unknown_axes_choices_and_words_for_numbers_exit_2(gpt3jax, line):
     code, out, err = gpt3jax("train", TINY, *line.split())

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
+from jax.extend.core import jaxprs_in_params
 
 from gpt3jax.model import attention, gpt3
 
@@ -21,7 +22,7 @@ def primitives(params, model):
     def walk(jaxpr):
         for equation in jaxpr.eqns:
             yield equation.primitive.name
-            for inner in jax.core.jaxprs_in_params(equation.params):
+            for inner in jaxprs_in_params(equation.params):
                 yield from walk(inner)
 
     traced = jax.make_jaxpr(jax.grad(lambda p: gpt3.forward(p, TOKENS, model).logits.sum()))
