@@ -1,0 +1,51 @@
+"""What `gpt3jax bench` prints: the floor of each figure, and how far above it we are."""
+
+from unittest import mock
+
+import pytest
+from building import changed
+
+from gpt3jax import bench
+from gpt3jax.model.table import count, flops_per_token
+
+RATE = 1e9
+
+
+@pytest.fixture(autouse=True)
+def slow_machine(one_device, monkeypatch, tmp_path):
+    """Whose products and memory are at a thousand million a second, exactly."""
+    monkeypatch.chdir(tmp_path)
+    with (
+        mock.patch.object(bench, "product_flops_per_s", lambda: RATE),
+        mock.patch.object(bench, "read_bytes_per_s", lambda: RATE),
+    ):
+        yield
+
+
+def test_a_step_cannot_be_faster_than_its_products(experiment):
+    found = bench.bench_train(experiment, 2)
+    flops = flops_per_token(experiment.model) * experiment.train.batch_tokens
+    assert found["floor_s"] == pytest.approx(flops / RATE)
+    assert found["over_floor"] == pytest.approx(found["step_s"] / found["floor_s"])
+    assert found["mfu"] == pytest.approx(1 / found["over_floor"])
+
+
+def test_a_token_cannot_be_written_faster_than_the_weights_are_read(experiment):
+    found, model = bench.bench_decode(experiment, 2), experiment.model
+    padding = (model.padded_vocabulary - model.vocabulary) * model.d_model
+    size = 4 * (count(model) + padding)
+    # A factor for each output beside the values: its rows are 8 to 128 numbers long here.
+    assert size < found["full"]["floor_s"] * RATE < 1.1 * size
+    assert 0.25 * size < found["int8"]["floor_s"] * RATE < 0.5 * size
+    for weights in ("full", "bfloat16", "int8"):
+        of = found[weights]
+        assert of["over_floor"] == pytest.approx(1 / of["tokens_per_s"] / of["floor_s"])
+
+
+def test_the_loader_and_a_save_have_their_bytes_as_floor(experiment):
+    found = bench.bench_data(changed(experiment, train={"microbatch": 2}), 2)
+    tokens = bench.BATCHES * 2 * experiment.model.context
+    assert found["floor_s"] == pytest.approx(4 * tokens / RATE)
+    saved = bench.bench_save(experiment, 2)
+    assert saved["floor_s"] == pytest.approx(saved["bytes"] / RATE)
+    assert saved["stall_s"] < saved["save_s"]
