@@ -14,7 +14,7 @@ from gpt3jax.model import decode
 from gpt3jax.model.decode import Sampling
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.layers import unstack
-from gpt3jax.model.packed import Packed, packed, rounded
+from gpt3jax.model.packed import FEW_ROWS, Packed, packed, rounded
 
 KINDS = ("bfloat16", "int8")
 ALL = ("full", *KINDS)
@@ -137,3 +137,12 @@ def test_several_rows_multiply_in_the_order_that_is_read_fast(params, model):
     results = re.findall(r"= f32\[(\d+),(\d+)\]\S* dot\(", text)
     assert len(results) == 4 * model.n_layers + 1
     assert {columns for _, columns in results} == {"5"}
+
+
+@pytest.mark.parametrize(("rows", "result"), [(8, "40,8"), (FEW_ROWS + 1, f"{FEW_ROWS + 1},40")])
+def test_many_rows_multiply_the_other_way_round(rows, result):
+    """A long prompt reads matrices from a cache; then their order is the slower one."""
+    matrix = Packed(jnp.ones((40, 32)), jnp.ones(40), (32, 40))
+    run = jax.jit(lambda matrix, x: matrix.products(x))
+    text = run.lower(matrix, jnp.ones((rows, 32))).compile().as_text()
+    assert re.findall(r"= f32\[([\d,]+)\]\S* dot\(", text) == [result]
