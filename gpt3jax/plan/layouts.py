@@ -46,7 +46,9 @@ def meshes(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[tu
     """(data, fsdp, tensor) that split model and batch evenly; slices lie along `data`."""
     model = experiment.model
     for tensor in divisors(devices // slices):
-        if tensor > MOST_TENSOR or any(size % tensor for size in tensor_sizes(experiment).values()):
+        if tensor > most_tensor(experiment):
+            continue
+        if any(size % tensor for size in tensor_sizes(experiment).values()):
             continue
         for fsdp in divisors(devices // slices // tensor):
             data = devices // tensor // fsdp
@@ -54,13 +56,15 @@ def meshes(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[tu
                 yield data, fsdp, tensor
 
 
+def most_tensor(experiment: Experiment) -> int:
+    """Parts of `tensor`; its ring (sharding/ring.py) has no products in float8."""
+    return 1 if experiment.model.dtype == "float8" else MOST_TENSOR
+
+
 def tensor_sizes(experiment: Experiment) -> dict[str, int]:
     """What the tensor axis must divide."""
     model = experiment.model
-    # The ring along it (sharding/ring.py) has no products in float8.
-    alone = {"--model.dtype float8, whose products no axis but fsdp splits,": 1}
     return {
-        **(alone if model.dtype == "float8" else {}),
         "--model.n-heads": model.n_heads,
         "--model.context": model.context,
         "the padded vocabulary": model.padded_vocabulary,
@@ -87,7 +91,7 @@ def check_some(experiment: Experiment, devices: int, slices: int = 1) -> None:
     # Any number of rows that divides the batch will do, as so many parts of `data`.
     parts = [
         n
-        for n in range(1, MOST_TENSOR + 1)
+        for n in range(1, most_tensor(experiment) + 1)
         if not any(size % n for size in tensor_sizes(experiment).values())
     ]
     legal = {n * rows for n in parts for rows in divisors(experiment.batch_sequences)}
@@ -106,6 +110,11 @@ def check_fits(experiment: Experiment, data: int, fsdp: int, tensor: int) -> Non
     Raises:
       ConfigError: it cannot.
     """
+    if tensor > 1 and most_tensor(experiment) == 1:
+        raise ConfigError(
+            f"--mesh.tensor is {tensor}, but --model.dtype is float8: tokens that travel round "
+            "that axis are not multiplied in float8. Use --mesh.fsdp, or --model.dtype bfloat16"
+        )
     rows = data * fsdp
     sizes = {
         "--train.microbatch": (experiment.microbatch, rows, "data x fsdp"),
