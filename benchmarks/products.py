@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from one_side import median_seconds
 
 HERE = Path(__file__).resolve().parent
 SIDES = ("xla", "torch")
@@ -43,11 +45,8 @@ class Product:
     @property
     def flops(self) -> float:
         """Two for each multiplication: one for each tuple of letters."""
-        letters = dict(zip(self.how.replace(",", ""), self.left + self.right, strict=False))
-        total = 2.0
-        for size in letters.values():
-            total *= size
-        return total
+        inputs = self.how.partition("->")[0].replace(",", "")
+        return 2.0 * math.prod(dict(zip(inputs, self.left + self.right, strict=True)).values())
 
 
 M, D, F, V, H, T, K = 4096, 384, 1536, 4096, 16 * 6, 256, 64
@@ -110,7 +109,7 @@ def in_own_process(interpreter: str, side: str) -> dict[str, float]:
 def one_side(side: str) -> dict[str, float]:
     """Median seconds of each product."""
     prepare = {"xla": of_xla, "torch": of_torch}[side]
-    return {product.name: median_seconds(prepare(product)) for product in PRODUCTS}
+    return {product.name: median_seconds(prepare(product), 1, GOES) for product in PRODUCTS}
 
 
 def of_xla(product: Product) -> Callable[[], None]:
@@ -130,16 +129,6 @@ def of_torch(product: Product) -> Callable[[], None]:
 
     left, right = (torch.ones(shape) for shape in (product.left, product.right))
     return lambda: torch.einsum(product.how, left, right)
-
-
-def median_seconds(call: Callable[[], None]) -> float:
-    call()
-    seconds = []
-    for _ in range(GOES):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
 
 
 def table(seconds: dict[str, dict[str, float]]) -> str:
