@@ -10,18 +10,13 @@ ROOT = Path(__file__).parents[1]
 KEEP = ["--keep", "data", "fsdp", "tensor", "remat", "microbatch"]
 
 
-def run_plan(*words):
-    """The process, once it has ended."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-    return subprocess.run(
-        [sys.executable, "-m", "gpt3jax", "plan", *words, "--compile"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
-
-
 def plan(*words):
     """All figures."""
-    done = run_plan(*words, "--json")
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt3jax", "plan", *words, "--compile", "--json"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-500:]
     return json.loads(done.stdout)
 

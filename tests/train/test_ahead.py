@@ -3,7 +3,14 @@
 from importlib.util import find_spec
 
 import pytest
-from planning import KEEP, plan, products_of, run_plan, sent
+from planning import KEEP, plan, products_of, sent
+
+from gpt3jax.config import ConfigError
+from gpt3jax.experiments import load_experiment
+from gpt3jax.plan.estimate import Estimate
+from gpt3jax.plan.layouts import Layout
+from gpt3jax.plan.slices import parse
+from gpt3jax.train.ahead import compile_step
 
 pytestmark = [
     pytest.mark.tpu_compiler,
@@ -59,9 +66,9 @@ def test_175b_on_1024_chips_takes_less_memory_and_sends_less_than_maxtext():
 
 
 def test_what_the_compiler_refuses_is_said_in_words():
-    words = ["experiments/gpt3_175b.py", "--chips", "v5p:8x8x16", *KEEP]
-    layout = ["--mesh.data", "1", "--mesh.fsdp", "128", "--mesh.tensor", "8"]
-    layout += ["--model.remat", "none", "--train.microbatch", "1536"]
-    done = run_plan(*words, *layout)
-    assert done.returncode == 2
-    assert "does not fit" in done.stderr and done.stderr.count(" saves ") == 3
+    """`plan` would not come so far with this layout, whose estimate is too large already."""
+    layout = Layout(data=1, fsdp=16, tensor=1, remat="none", microbatch=256)
+    experiment = load_experiment("experiments/gpt3_350m.py")
+    why = "does not fit: the compiled step needs .* GiB.*15.75 GiB are there.* saves "
+    with pytest.raises(ConfigError, match=why):
+        compile_step(Estimate(experiment, layout, parse("v5e:4x4")))
