@@ -221,7 +221,17 @@ def _median_seconds(work: Callable[[], Any], repeats: int) -> float:
 
 
 def _medians(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median durations in seconds, in alternation, each after one unmeasured go."""
+    """Median durations in seconds, as `_durations` are taken."""
+    return {name: statistics.median(each) for name, each in _durations(works, repeats).items()}
+
+
+def _least_seconds(work: Callable[[], Any]) -> float:
+    """The shortest of ten durations: a limit is the best that was seen."""
+    return min(_durations({"": work}, 10)[""])
+
+
+def _durations(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each go, in alternation, after one unmeasured go of each."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats + 1):
         for name, work in works.items():
@@ -229,7 +239,7 @@ def _medians(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, flo
             work()
             if turn:
                 seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(each) for name, each in seconds.items()}
+    return seconds
 
 
 def _over_floor(seconds: float, floor: float) -> dict[str, float]:
@@ -240,7 +250,7 @@ def read_bytes_per_s() -> float:
     """Bytes of an array larger than any cache that all cores read to find each row's largest."""
     x = jnp.ones((READ_BYTES // 16384, 4096), jnp.float32)
     largest = jax.jit(lambda x: x.max(1))
-    return READ_BYTES / _median_seconds(lambda: largest(x).block_until_ready(), 5)
+    return READ_BYTES / _least_seconds(lambda: largest(x).block_until_ready())
 
 
 def _peak() -> tuple[float, str]:
@@ -255,5 +265,4 @@ def product_flops_per_s() -> float:
     """FLOP/s of a large float32 product."""
     x = jnp.ones((PRODUCT, PRODUCT))
     product = jax.jit(jnp.matmul)
-    seconds = _median_seconds(lambda: product(x, x).block_until_ready(), 5)
-    return 2 * PRODUCT**3 / seconds
+    return 2 * PRODUCT**3 / _least_seconds(lambda: product(x, x).block_until_ready())
