@@ -5,7 +5,7 @@ Loss       at best 2.19 nats/token on the paper's data: 2.57 C^-0.048 at that co
 Command    gpt3jax train experiments/gpt3_1b3.py --run runs/gpt3_1b3
 
 Never run to its end by us. The mesh and microbatch are a start, not a
-measurement; the batch ramp begins at one microbatch.
+measurement; the batches of the ramp do not depend on them.
 """
 
 from gpt3jax.config import Experiment

@@ -30,5 +30,5 @@ def experiment() -> Experiment:
         data=Data(sources=(Source("python-library", "data/python-library"),)),
         schedule=Schedule(peak_learning_rate=4e-3, warmup_tokens=TOKENS // 20, decay_tokens=TOKENS),
         train=Train(batch_tokens=8 * 256, tokens=TOKENS, log_every=20, save_every=200, keep=5),
-        evaluate=Evaluate(every=420, windows=64, prompt="class ", sample_tokens=128),
+        evaluate=Evaluate(every=420, windows=0, prompt="class ", sample_tokens=128),
     )

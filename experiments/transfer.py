@@ -33,14 +33,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gpt3jax.config import Data, Experiment, Mesh, Model, Schedule, Source, Train
-from gpt3jax.data.loader import validation_windows, windows
+from gpt3jax.data.loader import held_out, windows
+from gpt3jax.data.manifest import TOKENIZER
 from gpt3jax.data.prepare import prepare
+from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.evals.perplexity import perplexity, token_lengths
 from gpt3jax.model.params import init
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.style import COLOURS, STYLE
 from gpt3jax.train.schedule import learning_rate
 from gpt3jax.train.state import with_fresh_moments
-from gpt3jax.train.step import compile_loss, compile_train_step
+from gpt3jax.train.step import compile_train_step
 
 WIDTHS = (32, 64, 128, 256)
 HEADS = 4
@@ -76,16 +79,18 @@ def losses(width, mup, points, data):
     with jax.set_mesh(mesh):
         make = jax.jit(lambda key: with_fresh_moments(init(key, first.model), first))
         # The rate is an argument of the step: one program for all.
-        step, loss = compile_train_step(first, mesh), compile_loss(first.model)
-        held_out = validation_windows(first.data, HELD_OUT, CONTEXT)
+        step = compile_train_step(first, mesh)
+        measured = held_out(first.data, HELD_OUT, CONTEXT)
+        tokenizer = Tokenizer.load(Path(data) / TOKENIZER)
+        lengths = token_lengths(tokenizer, first.model.padded_vocabulary)
         for rate, seed in points:
             this = some(rate, seed)
             state, order = make(jax.random.key(seed)), windows(this.data, seed, CONTEXT)
             for at in range(0, STEPS * BATCH, BATCH):
                 batch = np.stack([order[i] for i in range(at, at + BATCH)])[None]
-                now = np.float32(learning_rate(at * CONTEXT, this.schedule))
+                now = np.float32(learning_rate((at + BATCH) * CONTEXT, this.schedule))
                 state, _ = step(state, batch, np.int32(1), now)
-            yield float(loss(state.params, held_out))
+            yield perplexity(state.params, first.model, mesh, measured, lengths).per_token
 
 
 def fill(file, data):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ from gpt3jax.model.decode import Sampling
 from gpt3jax.plan.chips import peak_flops
 from gpt3jax.plan.choose import mesh_for
 from gpt3jax.train.checkpoint import Checkpoints, leaves_of
+from gpt3jax.train.schedule import Microbatches
 from gpt3jax.train.seal import Seal
 from gpt3jax.train.state import abstract_state, sharded_state
 from gpt3jax.train.step import compile_train_step
@@ -163,7 +165,8 @@ def bench_data(experiment: Experiment, repeats: int) -> dict[str, Any]:
     """The loader alone, on the experiment's prepared data: tokens/s handed over."""
     context, size = experiment.model.context, experiment.microbatch
     order = loader.windows(experiment.data, experiment.seed, context)
-    batches = loader.batches(order, start=0, microbatch=size, rows=range(size))
+    spans = Microbatches([(size, sys.maxsize)], size, 0)
+    batches = loader.batches(order, spans, range(size), context + 1)
     seconds = _median_seconds(lambda: [next(batches) for _ in range(BATCHES)], repeats)
     batches.close()
     tokens = BATCHES * size * context

@@ -234,7 +234,7 @@ class Train:
     ramp_tokens: int = 0
     """The batch grows linearly to full over this many tokens; 0: full from the start."""
     microbatch: int = 0
-    """Windows per forward pass over the whole mesh; gradients add up. 0: the whole batch."""
+    """Windows per forward pass over the mesh; gradients add up; the last may be padded. 0: all."""
     log_every: int = 10
     save_every: int = 1000
     keep: int = 3
@@ -289,7 +289,7 @@ class Evaluate:
     every: int = 1000
     """Steps between validation losses and samples."""
     windows: int = 256
-    """Validation windows per measurement, the same ones each time."""
+    """Held-out windows per measurement, the same ones each time; 0: all."""
     prompt: str = ""
     """Text a sample starts from; empty: a new document."""
     sample_tokens: int = 128
@@ -301,7 +301,7 @@ class Evaluate:
     """Of each task."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "evaluate", every=1, windows=1, sample_tokens=0, examples=1)
+        check_numbers(self, "evaluate", every=1, windows=0, sample_tokens=0, examples=1)
         check(
             all(0 <= shots <= MOST_WINDOWS for shots in self.shots),
             f"--evaluate.shots is {list(self.shots)}: it counts demonstrations. Use 0 or more",

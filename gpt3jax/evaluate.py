@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -20,7 +19,7 @@ from gpt3jax.data.manifest import load_manifest
 from gpt3jax.evals.evaluate import Protocol, evaluate
 from gpt3jax.evals.files import load_tasks
 from gpt3jax.evals.page import page, percent
-from gpt3jax.evals.perplexity import perplexity
+from gpt3jax.evals.perplexity import count_words, perplexity, token_lengths
 from gpt3jax.evals.plot import plot
 from gpt3jax.evals.scoring import Scorer
 from gpt3jax.evals.summary import summarise
@@ -152,42 +151,45 @@ def measure_perplexity(
     devices = make_mesh(mesh)
     with jax.set_mesh(devices):
         saved = load_model(path, step, devices)
-        found = _held_out(saved, data, windows)
+        held_out = _held_out(saved, data, windows)
         params, model = saved.params, saved.model
         if weights != "full":
             params, model = merged(params, model)
             params = jax.jit(rounded, static_argnames="weights")(params, weights)
+        lengths = token_lengths(saved.tokenizer, model.padded_vocabulary)
         with progress() as report:
             measured = perplexity(
-                params, model, devices, found, saved.tokenizer,
-                lambda share: report("windows", share),
-            )  # fmt: skip
+                params, model, devices, held_out, lengths, lambda share: report("windows", share)
+            )
+    words = count_words(held_out, saved.tokenizer)
+    per_word = measured.per_word(words)
     record = {
-        "run": str(path), "step": saved.step, "windows": len(found), "tokens": measured.tokens,
+        "run": str(path), "step": saved.step, "windows": measured.windows,
+        "windows_available": measured.available, "tokens": measured.tokens,
+        "bytes": measured.text_bytes, "words": words,
         "val_loss": measured.per_token, "val_bits_per_byte": measured.bits_per_byte,
-        "word_perplexity": measured.per_word, "words": measured.words,
-        "loss_by_position": list(measured.by_position),
+        "word_perplexity": per_word,
+        "loss_by_position": [measured.at_positions(i, i + 1) for i in range(model.context)],
     }  # fmt: skip
     if as_json:
         print(json.dumps(record))
         return
     print(
-        f"{measured.tokens:,} tokens in {len(found):,} windows: {measured.per_token:.4f} "
-        f"nats/token, {measured.bits_per_byte:.4f} bits/byte, perplexity {measured.per_word:,.1f} "
-        f"per word ({measured.words:,} words and line ends)"
+        f"{measured.per_token:.4f} nats/token, {measured.bits_per_byte:.4f} bits/byte, perplexity "
+        f"{per_word:,.1f} per word, over {measured.windows:,} of {measured.available:,} held-out "
+        f"windows: {measured.tokens:,} tokens, {measured.text_bytes:,} bytes, {words:,} words and "
+        "line ends"
     )
-    print("tokens before it, and the mean loss there in nats:")
-    last = len(measured.by_position)
-    for first in sorted({0, *(1 << n for n in range(last.bit_length() - 1))}):
-        stop = min(last, max(first + 1, 2 * first))
-        known = [nats for nats in measured.by_position[first:stop] if nats is not None]
-        mean = f"{sum(known) / len(known):.3f}" if known else "nothing is learned there"
+    print("tokens before it, and the loss there in nats/token:")
+    for first in sorted({0, *(1 << n for n in range(model.context.bit_length() - 1))}):
+        stop = min(model.context, max(first + 1, 2 * first))
+        found = measured.at_positions(first, stop)
         name = f"{first + 1}" if stop == first + 1 else f"{first + 1} to {stop}"
-        print(f"  {name:>14}  {mean}")
+        print(f"  {name:>14}  {'nothing is learned there' if found is None else f'{found:.3f}'}")
 
 
-def _held_out(saved: Saved, data: Path | None, windows: int) -> np.ndarray:
-    """Held-out windows [n, context+1] of the run's data, or of another folder."""
+def _held_out(saved: Saved, data: Path | None, windows: int) -> loader.HeldOut:
+    """Held-out windows of the run's data, or of another folder; of 0 windows, all."""
     context, sources = saved.model.context, saved.experiment.data
     if data is not None:
         sources = Data(sources=(Source(data.name or "data", str(data)),))
@@ -199,5 +201,4 @@ def _held_out(saved: Saved, data: Path | None, windows: int) -> np.ndarray:
                 f"{saved.tokenizer.hash}: ids would not mean the same. Prepare it with "
                 f"--tokenizer {saved.run.tokenizer_file}"
             )
-    most = sum(load_manifest(source.path).validation_windows for source in sources.sources)
-    return loader.validation_windows(sources, min(windows or most, most), context)
+    return loader.held_out(sources, windows, context)

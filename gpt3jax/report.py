@@ -23,9 +23,7 @@ from gpt3jax.config import ConfigError
 from gpt3jax.goodput import goodput
 from gpt3jax.report_page import Curve, draw_figures, page
 from gpt3jax.run import Run, check_plain, open_run, read_events
-
-SMOOTHED = 10
-"""Records whose mean is the final training loss."""
+from gpt3jax.train.display import over_windows
 
 
 @dataclass(frozen=True)
@@ -39,10 +37,13 @@ class Row:
     tokens: int
     steps: int
     loss: float | None
-    """Training loss, nats/token: mean of the last 10 records."""
+    """Training loss, nats/token: of the last logged batch, as in the terminal."""
     val_loss: float | None
     """Validation loss, nats/token: the last one measured."""
     val_bits_per_byte: float | None
+    val_windows: int | None
+    """Over how many of the held-out windows."""
+    val_windows_available: int | None
     base_val_loss: tuple[float, float] | None
     """Of a fine-tuned run, on what its base was trained on, nats/token: at first, and at the end.
     What it grew by was forgotten."""
@@ -67,8 +68,9 @@ class Row:
             "parameters": f"{self.parameters:,}",
             "tokens": f"{self.tokens:,}",
             "steps": f"{self.steps:,}",
-            "training loss, nats/token": _number(self.loss, ".4f"),
-            "validation loss, nats/token": _number(self.val_loss, ".4f"),
+            "training loss of the last logged batch, nats/token": _number(self.loss, ".4f"),
+            "validation loss, nats/token": _number(self.val_loss, ".4f")
+            + over_windows(dataclasses.asdict(self)),
             "validation, bits/byte": _number(self.val_bits_per_byte, ".4f"),
             "base's validation, nats/token": _change(self.base_val_loss),
             "tokens/s, median": _number(self.tokens_per_s, ",.0f"),
@@ -148,9 +150,11 @@ def _row_and_curve(run: Run, name: str) -> tuple[Row, Curve]:
         parameters=count(model),
         tokens=lasting[-1]["tokens"],
         steps=lasting[-1]["step"],
-        loss=statistics.fmean(losses[-SMOOTHED:]) if losses else None,
+        loss=(losses or [None])[-1],
         val_loss=(values("val_loss") or [None])[-1],
         val_bits_per_byte=(values("val_bits_per_byte") or [None])[-1],
+        val_windows=(values("val_windows") or [None])[-1],
+        val_windows_available=(values("val_windows_available") or [None])[-1],
         base_val_loss=(of_base[0], of_base[-1]) if of_base else None,
         tokens_per_s=statistics.median(rates) if rates else None,
         mfu=statistics.median(mfu) if mfu else None,

@@ -18,7 +18,6 @@ from gpt3jax.data.manifest import verify as verify_data
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.run import Run, open_run
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.train import ledger
 from gpt3jax.train.checkpoint import Checkpoints
 from gpt3jax.train.folder import identities
 from gpt3jax.train.replay import replay
@@ -59,7 +58,10 @@ def verify(path: Path, steps: str | None, *, as_json: bool = False) -> int:
         table = Table(box=None, pad_edge=False, show_header=False)
         for verdict in verdicts:
             table.add_row("ok" if verdict.is_good else "BAD", verdict.what, verdict.finding)
-        Console(highlight=False, markup=False, soft_wrap=True).print(table)
+        console = Console(highlight=False, markup=False, soft_wrap=True)
+        if not console.is_terminal:
+            console.width = 10_000  # One line for each verdict.
+        console.print(table)
     return 1 if bad else 0
 
 
@@ -122,18 +124,27 @@ def _span(steps: str) -> tuple[int, int]:
 def _replayed(run: Run, first: int, last: int) -> list[Verdict]:
     """Steps first+1 to last, done again from the newest checkpoint at or before `first`."""
     checkpoints = Checkpoints(run.checkpoints)
-    done = max([0, *checkpoints.steps(), *(record["step"] for record in run.metrics())])
+    recorded = {record["step"] for record in run.metrics() if "loss" in record}
+    recorded |= set(checkpoints.steps())
+    done = max([0, *recorded])
     if last > done:
         raise ConfigError(f"--replay ends at {last}: the run is at step {done}. Name steps it did")
+    if not recorded & set(range(first + 1, last + 1)):
+        following = min(step for step in recorded if step > last)
+        raise ConfigError(
+            f"--replay {first}:{last}: nothing was logged or saved of these steps, so that there "
+            f"is nothing to compare. Use {first}:{following}"
+        )
     begin = max((step for step in checkpoints.steps() if step <= first), default=0)
-    found = replay(run, checkpoints, begin, last)
-    verdicts = [
-        Verdict(f"step {step}", what, False) for step, what in found.differences if step > first
-    ]
-    begun = [event for event in ledger.read(run.ledger_file) if "mesh" in event]
-    others = {json.dumps(event["mesh"]) for event in begun} - {json.dumps(found.mesh)}
-    if others:
-        what = f"the run used {', '.join(others)}, this is {found.mesh}: bits may differ"
-        verdicts.append(Verdict("mesh", what, True))
-    compared = f"{found.compared} logged values and states compared"
-    return [*verdicts, Verdict(f"steps {begin + 1} to {last}", compared, found.compared > 0)]
+    found = replay(run, checkpoints, begin, first, last)
+    verdicts = [Verdict(f"step {step}", what, False) for step, what in found.differences]
+    verdicts += [Verdict("settings", note, True) for note in found.notes]
+    compared = f"{found.compared} logged values and states compared, from {_origin(begin)} on"
+    bad = len({step for step, _ in found.differences})
+    if bad:
+        compared += f": {bad} steps differ"
+    return [*verdicts, Verdict(f"steps {first + 1} to {last}", compared, not bad)]
+
+
+def _origin(step: int) -> str:
+    return f"checkpoint {step}" if step else "the start"

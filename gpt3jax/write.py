@@ -22,7 +22,7 @@ from gpt3jax.saved import load_model
 from gpt3jax.sharding import hosts
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.checkpoint import Position
-from gpt3jax.train.schedule import is_done
+from gpt3jax.train.display import held_out_losses
 from gpt3jax.train.session import Outcome, train
 
 
@@ -101,7 +101,7 @@ def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:
         console.print(f"stopped at step {step:,} and saved; the same command goes on from there")
         return
     if outcome.steps_taken == 0:
-        more = "--train.tokens" if _is_whole(outcome.position, experiment) else "--train.patience"
+        more = _limit(outcome.position, experiment)
         console.print(f"{path} is done: {step:,} steps. To go on, raise {more}")
     if _sample(run, 0).exists() and _sample(run, step).exists():
         side_by_side = Table.grid(expand=True)
@@ -113,24 +113,29 @@ def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:
     figures = measured[-1] if measured else {}
     size = model_table.count(experiment.model)
     console.print(f"{path}: {size:,} parameters, {figures.get('tokens', 0):,} tokens", markup=False)
-    if figures.get("val_loss") is not None:
-        console.print(
-            f"validation: {figures['val_loss']:.3f} nats/token, "
-            f"{figures['val_bits_per_byte']:.3f} bits/byte"
-        )
+    for line in held_out_losses(figures):
+        console.print(line)
     of_base = [r["base_val_loss"] for r in measured if r.get("base_val_loss") is not None]
     if of_base:
+        console.print(f"the base's validation was {of_base[0]:.3f} nats/token before")
+    first = measured[0]["val_loss"] if measured and measured[0]["step"] == 0 else None
+    if first is not None and (figures["val_loss"] is None or figures["val_loss"] > first):
         console.print(
-            f"on what the base was trained on: {of_base[0]:.3f} nats/token before, "
-            f"{of_base[-1]:.3f} now"
+            f"the model got worse: validation was {first:.3f} nats/token before the first step. "
+            "Training diverged, or overfits: in a new --run, lower --schedule.peak-learning-rate "
+            f"({experiment.schedule.peak_learning_rate:g}) or stop sooner"
         )
     console.print("To go on:")
     for command in _next_commands(path, experiment, step):
         console.print(f"  {command}", markup=False, soft_wrap=True)
 
 
-def _is_whole(at: Position, experiment: Experiment) -> bool:
-    return is_done(at.step, at.sequences * experiment.model.context, experiment)
+def _limit(at: Position, experiment: Experiment) -> str:
+    """The fields that ended a run."""
+    train, tokens = experiment.train, at.sequences * experiment.model.context
+    reached = ["--train.steps"] if train.steps is not None and at.step >= train.steps else []
+    reached += ["--train.tokens"] if tokens >= train.tokens else []
+    return " and ".join(reached) or "--train.patience"
 
 
 def _next_commands(path: Path, experiment: Experiment, step: int) -> list[str]:

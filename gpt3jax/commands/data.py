@@ -140,7 +140,7 @@ def data_show(
 
     Args:
       path: A run, or a folder that `data prepare` made.
-      batch: Which batch, from 0.
+      batch: Which batch, from 0. Of a run, as its record has it: what step BATCH + 1 read.
       rows: How many of its windows to print.
       batch_sequences: Windows in a batch; of a run, the run's own are taken.
       seed: Of the order; of a run, the run's own is taken.
@@ -153,15 +153,15 @@ def data_show(
     from gpt3jax.data.manifest import TOKENIZER, load_manifest
     from gpt3jax.data.pairs import shown
     from gpt3jax.data.tokenizer import Tokenizer
-    from gpt3jax.train.schedule import batch_range
+    from gpt3jax.train.history import windows_read
 
     run = Run(path)
     if run.exists():
         experiment = run.experiment()
         data, seed, context = experiment.data, experiment.seed, experiment.model.context
+        sequences = windows_read(run, batch + 1)
         tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
         skips = [(skip.sequences, skip.windows) for skip in run.skips()]
-        sequences = batch_range(batch, experiment)
     else:
         data = Data(sources=(Source(path.name, str(path)),))
         manifest, skips = load_manifest(str(path)), []

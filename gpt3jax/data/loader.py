@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +23,12 @@ from gpt3jax.data.pairs import tokens_of
 THREADS = 4
 PREFETCH = 16
 """Microbatches read ahead."""
+
+
+class Spans(Protocol):
+    """Ranges of global sequences by index, without end."""
+
+    def __getitem__(self, j: int) -> range: ...
 
 
 class Place(NamedTuple):
@@ -52,7 +58,7 @@ class Windows:
           ConfigError: the stored window is damaged.
         """
         source, _, window = self._at(i)
-        return self._splits[source].read(window)
+        return self._splits[source][window]
 
     def locate(self, i: int) -> Place:
         """Which stored window global sequence i is."""
@@ -112,61 +118,81 @@ def _place(source: int, length: int):
     return lambda i, window: (source, i // length, int(window))
 
 
-def batches(
-    order: Sequence[np.ndarray], *, start: int, microbatch: int, rows: Iterable[int]
-) -> Iterator[np.ndarray]:
-    """Endless microbatches, int32 [len(rows), context+1], read ahead by threads.
+def batches(order: Windows, spans: Spans, rows: Iterable[int], length: int) -> Iterator[np.ndarray]:
+    """Endless microbatches, int32 [len(rows), length], read ahead by threads.
 
-    Element j holds global sequences `start + j * microbatch + rows`. Close the
-    generator, or let it go, to end its threads.
+    Row r of element j is the global sequence `spans[j][r]`; past the end of the span it is
+    padding, of which nothing is learned. Close the generator, or let it go, to end its threads.
 
     Args:
       order: what `windows` gives.
-      start: sequences already consumed.
-      microbatch: sequences that all processes consume together per element.
+      spans: the global sequences of each microbatch.
       rows: the ones of each microbatch that this process reads.
+      length: of a window, context+1.
     """
     import grain
 
-    rows = tuple(rows)
+    rows, padding = tuple(rows), np.full(length, ~0, np.int32)
 
     def read(j: int) -> np.ndarray:
-        return np.stack([order[start + j * microbatch + row] for row in rows])
+        span = spans[j]
+        return np.stack([order[span[row]] if row < len(span) else padding for row in rows])
 
-    steps = grain.MapDataset.range((sys.maxsize - start) // microbatch).map(read)
+    elements = grain.MapDataset.range(sys.maxsize).map(read)
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=PREFETCH)
-    iterator = iter(steps.to_iter_dataset(options))
+    iterator = iter(elements.to_iter_dataset(options))
     try:
         yield from iterator
     finally:
         iterator.close()
 
 
-def validation_windows(data: Data, count: int, context: int) -> np.ndarray:
-    """The first held-out windows of each source, in proportion to its share.
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Held-out windows of one source or of several."""
 
-    Returns:
-      int32 [n, context+1], the same each time; n is below `count` where a source
-      has held out less than its share of it.
+    windows: np.ndarray
+    """int32 [B, context+1]; ~id where a token is read but not learned."""
+    follows: np.ndarray
+    """[B]: whether the text of a window goes on from that of the window before it."""
+    available: int
+    """How many windows the sources have held out in all."""
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+
+def held_out(data: Data, count: int, context: int) -> HeldOut:
+    """The first held-out windows of each source, in proportion to its share of training.
+
+    Args:
+      data: the sources.
+      count: how many windows; 0, or as many as there are: all of every source. There are
+        fewer where a source has held out less than its share of them.
+      context: tokens that the model sees.
 
     Raises:
       ConfigError: no source has any; or as `identity`.
     """
-    shares = np.array(_shares(data))
-    ends = np.rint(np.cumsum(shares) * count).astype(int)
-    found = []
-    for source, manifest, wanted in zip(
-        data.sources, _manifests(data, context), np.diff(ends, prepend=0), strict=True
-    ):
-        if manifest.validation_windows:
-            split = _Stored(source.name, manifest, manifest.validation)
-            found += [split.read(i) for i in range(min(int(wanted), len(split)))]
-    if not found:
+    manifests = _manifests(data, context)
+    available = [manifest.validation_windows for manifest in manifests]
+    if not sum(available):
         raise ConfigError(
             f"no validation windows in {', '.join(source.path for source in data.sources)}: "
             "nothing was held out. Prepare with --validation-fraction 0.01"
         )
-    return np.stack(found)
+    taken = available
+    if 0 < count < sum(available):
+        ends = np.rint(np.cumsum(_shares(data)) * count).astype(int)
+        taken = np.minimum(available, np.diff(ends, prepend=0)).tolist()
+    found, follows = [], []
+    for source, manifest, size in zip(data.sources, manifests, taken, strict=True):
+        split = _Stored(source.name, manifest, manifest.validation) if size else ()
+        found += [split[i] for i in range(size)]
+        firsts = np.cumsum([0] + [shard.windows for shard in manifest.validation.shards])
+        # Pairs are packed whole: none goes on in the next window.
+        follows.append(~np.isin(np.arange(size), firsts) & (not manifest.pairs))
+    return HeldOut(np.stack(found), np.concatenate(follows), sum(available))
 
 
 def documents(path: str | Path) -> Iterator[list[int]]:
@@ -184,7 +210,7 @@ def documents(path: str | Path) -> Iterator[list[int]]:
         stored = _Stored(str(path), manifest, replace(manifest.train, shards=(shard,)))
         document: list[int] = []
         for i in range(len(stored)):
-            for token in tokens_of(stored.read(i))[first:].tolist():
+            for token in tokens_of(stored[i])[first:].tolist():
                 if token != manifest.end_of_text:
                     document.append(token)
                 elif document:
@@ -249,7 +275,7 @@ class _Stored:
     def __len__(self) -> int:
         return len(self._records)
 
-    def read(self, i: int) -> np.ndarray:
+    def __getitem__(self, i: int) -> np.ndarray:
         """Window i, int32 [context+1], checked."""
         window = np.frombuffer(self._records[i], self._dtype)
         largest = tokens_of(window).max(initial=0)

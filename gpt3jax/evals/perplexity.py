@@ -1,21 +1,31 @@
-"""How well a model predicts a text: loss per token, byte and word, and by place in the context.
+"""How well a model predicts a text: the one place where a loss over given windows is measured.
 
-Legend: B windows, T tokens of a window.
+Training, `gpt3jax perplexity`, sweeps and early stopping call `perplexity`; nobody else divides
+nats by tokens, bytes or words. Every window counts, whatever the mesh: the last batch is padded,
+and what pads it is left out of the sums. The batch does not depend on how a model is trained, so
+that one set of parameters and windows has one loss.
+
+A model that trains in float8 is measured as it is exported and generates: in its own dtype.
+
+Legend: B windows, T tokens of a window, M = B * T tokens.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import jax
 import numpy as np
 
 from gpt3jax.config import Model
+from gpt3jax.data.loader import HeldOut
 from gpt3jax.data.pairs import tokens_of
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.model.likelihood import token_scores
+from gpt3jax.model.lora import learned
 from gpt3jax.model.params import Params
 from gpt3jax.model.table import table
 from gpt3jax.sharding import hosts
@@ -23,22 +33,32 @@ from gpt3jax.sharding.collectives import each_device
 from gpt3jax.sharding.rules import batch_sharding, partition, partitions
 
 BATCH_WINDOWS = 8
-"""Per row of devices."""
+"""Per row of devices, at most."""
 
 
 @dataclass(frozen=True)
 class Perplexity:
     """What predicting windows cost, each read from its first token on."""
 
-    nats: float
-    """Sum over all tokens that are learned, but each window's first."""
-    tokens: int
-    """Those; of pairs, a prompt's are only read."""
+    nats_by_position: tuple[float, ...]
+    """Sum over the windows of -log p of token i given the i before it, from i = 1 on."""
+    tokens_by_position: tuple[int, ...]
+    """Windows in which that token is learned; of pairs, a prompt's are only read."""
     text_bytes: int
-    words: int
-    """Between white space; a line's end counts as one more, as PTB's <eos> does."""
-    by_position: tuple[float | None, ...]
-    """Mean nats of token i given the i before it, from i = 1 on; None where nothing is learned."""
+    """UTF-8 bytes of the learned tokens."""
+    windows: int
+    available: int
+    """Held-out windows that there are in all."""
+
+    @property
+    def nats(self) -> float:
+        """Sum over all tokens that are learned, but each window's first."""
+        return math.fsum(self.nats_by_position)
+
+    @property
+    def tokens(self) -> int:
+        """Learned tokens that were predicted."""
+        return sum(self.tokens_by_position)
 
     @property
     def per_token(self) -> float:
@@ -47,55 +67,103 @@ class Perplexity:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits per byte of text."""
+        """Bits per byte of the text of these windows."""
         return self.nats / math.log(2) / max(1, self.text_bytes)
 
-    @property
-    def per_word(self) -> float:
-        """Perplexity of a word: exp(nats / words), as PTB's is reported."""
-        return math.exp(min(700.0, self.nats / max(1, self.words)))
+    def per_word(self, words: int) -> float:
+        """Perplexity of a word, exp(nats / words), as it is reported of PTB."""
+        return math.exp(min(700.0, self.nats / max(1, words)))
+
+    def at_positions(self, first: int, stop: int) -> float | None:
+        """Nats per token at positions `first` to `stop` - 1, where position i has i + 1 tokens
+        before it; None where nothing is learned there."""
+        tokens = sum(self.tokens_by_position[first:stop])
+        return math.fsum(self.nats_by_position[first:stop]) / tokens if tokens else None
 
 
 def perplexity(
     params: Params,
     model: Model,
     mesh: jax.sharding.Mesh,
-    windows_BT1: np.ndarray,
-    tokenizer: Tokenizer,
-    report: Callable[[float], None] = lambda _: None,
-) -> Perplexity:
-    """Measure over windows of context+1 tokens; runs on the mesh, as training does."""
-    batch = partition(("batch", None))
+    held_out: HeldOut,
+    token_bytes_V: np.ndarray,
+    on_batch: Callable[[float], bool | None] = lambda _: None,
+) -> Perplexity | None:
+    """Measure the loss over windows of context+1 tokens; runs on the mesh, as training does.
 
-    def run(params, windows_BT1):
+    Args:
+      params: as `table` describes, laid out over the mesh.
+      model: their shape.
+      mesh: where they lie.
+      held_out: the windows.
+      token_bytes_V: UTF-8 bytes of each token (`token_lengths`).
+      on_batch: called after each batch with the share that is done; true ends the measurement.
+
+    Returns:
+      None where `on_batch` ended it. The sums are the same on every host.
+    """
+    windows_BT1 = held_out.windows
+    program = _compiled(replace(model, dtype=learned(model).dtype), mesh)
+    ids_BT1, is_learned_BT = tokens_of(windows_BT1), windows_BT1[:, 1:] >= 0
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    size = rows * min(BATCH_WINDOWS, -(-len(ids_BT1) // rows))
+    nats_T = np.zeros(is_learned_BT.shape[1])
+    for first in range(0, len(ids_BT1), size):
+        part_BT1 = ids_BT1[first : first + size]
+        padded = np.pad(part_BT1, ((0, size - len(part_BT1)), (0, 0)))
+        scores_BT = np.asarray(program(params, hosts.spread(padded, batch_sharding(mesh))))
+        is_counted_BT = is_learned_BT[first : first + size]
+        scores_BT = np.where(is_counted_BT, scores_BT[: len(part_BT1)], 0)
+        nats_T -= scores_BT.sum(0, dtype=np.float64)
+        if on_batch(min(1.0, (first + size) / len(ids_BT1))):
+            return None
+    return Perplexity(
+        nats_by_position=tuple(nats_T.tolist()),
+        tokens_by_position=tuple(is_learned_BT.sum(0).tolist()),
+        text_bytes=int(token_bytes_V[ids_BT1[:, 1:][is_learned_BT]].sum()),
+        windows=len(held_out),
+        available=held_out.available,
+    )
+
+
+@lru_cache(maxsize=8)
+def _compiled(model: Model, mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
+    """The jitted log-probabilities [B, T] of windows [B, T+1], in nats, on every host."""
+
+    def run(params: Params, windows_BT1: jax.Array) -> jax.Array:
         return token_scores(params, windows_BT1, model).log_probability
 
+    specs = (partitions(table(model)), partition(("batch", None)))
     # Where `tensor` is more than one device, tokens come out split over it.
-    spread = each_device(run, (partitions(table(model)), batch), partition(("batch", "heads")))
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    program = jax.jit(spread, out_shardings=whole)
-    rows = BATCH_WINDOWS * mesh.shape["data"] * mesh.shape["fsdp"]
-    ids_BT1, is_learned_BT = tokens_of(windows_BT1), windows_BT1[:, 1:] >= 0
-    total_T = np.zeros(is_learned_BT.shape[1])
-    for first in range(0, len(ids_BT1), rows):
-        part = ids_BT1[first : first + rows]
-        padded = np.pad(part, ((0, rows - len(part)), (0, 0)))
-        scores_BT = np.asarray(program(params, hosts.spread(padded, batch_sharding(mesh))))
-        learned = np.where(is_learned_BT[first : first + rows], scores_BT[: len(part)], 0)
-        total_T -= learned.sum(0, dtype=np.float64)
-        report(min(1.0, (first + rows) / len(ids_BT1)))
-    counts_T = is_learned_BT.sum(0)
-    learned_ids = [
-        row[keep].tolist() for row, keep in zip(ids_BT1[:, 1:], is_learned_BT, strict=True)
-    ]
-    texts = list(map(tokenizer.decode, learned_ids))
-    return Perplexity(
-        nats=float(total_T.sum()),
-        tokens=int(counts_T.sum()),
-        text_bytes=sum(len(tokenizer.token_bytes(id_)) for row in learned_ids for id_ in row),
-        words=sum(len(text.split()) + text.count("\n") for text in texts),
-        by_position=tuple(
-            float(total / count) if count else None
-            for total, count in zip(total_T, counts_T, strict=True)
-        ),
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.jit(each_device(run, specs, partition(("batch", "heads"))), out_shardings=everywhere)
+
+
+def token_lengths(tokenizer: Tokenizer, rows: int) -> np.ndarray:
+    """UTF-8 bytes of each of a model's `rows` token ids [V]; 0 past the tokenizer's."""
+    known = [len(tokenizer.token_bytes(token)) for token in range(min(rows, tokenizer.vocabulary))]
+    return np.pad(np.array(known), (0, rows - len(known)))
+
+
+def count_words(held_out: HeldOut, tokenizer: Tokenizer) -> int:
+    """Words of the text that is learned; a line's end counts as one more, as PTB's <eos> does.
+
+    They are counted in the text of each document, or of each completion: a word that the border
+    of two windows cuts is one word.
+    """
+    ids_M = tokens_of(held_out.windows)[:, 1:].reshape(-1)
+    is_learned_BT = held_out.windows[:, 1:] >= 0
+    is_learned_M = is_learned_BT.reshape(-1)
+    is_first_M = np.zeros(is_learned_BT.shape, bool)
+    is_first_M[:, 0] = ~held_out.follows
+    is_first_M = is_first_M.reshape(-1)
+    is_first_M[1:] |= (ids_M[:-1] == tokenizer.end_of_text) | (
+        is_learned_M[1:] != is_learned_M[:-1]
     )
+    starts = np.flatnonzero(is_first_M)
+    texts = [
+        tokenizer.decode(ids_M[start:stop].tolist())
+        for start, stop in zip(starts, [*starts[1:], len(ids_M)], strict=True)
+        if is_learned_M[start]
+    ]
+    return sum(len(text.split()) + text.count("\n") for text in texts)

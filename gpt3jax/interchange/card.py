@@ -8,6 +8,7 @@ from typing import Any
 from gpt3jax.config import Experiment
 from gpt3jax.interchange.certificate import Certificate
 from gpt3jax.run import Run
+from gpt3jax.train.display import held_out_losses
 from gpt3jax.train.ledger import read
 from gpt3jax.train.seal import Seal
 
@@ -70,9 +71,6 @@ def _measured(run: Run, step: int) -> dict[str, str]:
     held_out = [r for r in records if r.get("val_loss") is not None]
     if held_out:
         last = held_out[-1]
-        per_byte = last.get("val_bits_per_byte")
-        found["Held-out loss"] = f"{last['val_loss']:.4f} nats/token" + (
-            f", {per_byte:.4f} bits/byte" if per_byte is not None else ""
-        )
+        found["Held-out loss"] = "; ".join(held_out_losses(last))
         found["Held-out loss"] += f" at step {last['step']}"
     return found

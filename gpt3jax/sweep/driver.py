@@ -26,6 +26,8 @@ from gpt3jax.run import Run
 from gpt3jax.sweep import store, worker
 from gpt3jax.sweep.space import Params, Space, grid, load
 from gpt3jax.sweep.worker import Work
+from gpt3jax.train.display import over_windows
+from gpt3jax.train.schedule import total_tokens
 
 POLL_S = 0.2
 REFRESH_S = 2.0
@@ -150,6 +152,7 @@ class Sweep:
         seconds = time.monotonic() - work.began
         if work.run.exists():
             trial.set_user_attr("flops", flops(work.run))
+            trial.set_user_attr("windows", windows(work.run))
         said = worker.last_words(work.log)
         frozen = self.study.get_trials()[trial.number]
 
@@ -218,14 +221,17 @@ def make_pruner(name: Pruner, experiment: Experiment) -> optuna.pruners.BasePrun
     a quarter of the tokens. halving: those not among the best third at 1/27, 1/9 and 1/3
     of them (ASHA, arXiv 1810.05934).
     """
-    tokens = experiment.train.tokens
-    if experiment.train.steps:
-        tokens = min(tokens, experiment.train.steps * experiment.train.batch_tokens)
+    tokens = total_tokens(experiment)
     if name == "median":
         return optuna.pruners.MedianPruner(STARTUP, n_warmup_steps=tokens // 4)
     if name == "halving":
         return optuna.pruners.SuccessiveHalvingPruner(max(1, tokens // 27), reduction_factor=3)
     return optuna.pruners.NopPruner()
+
+
+def windows(run: Run) -> str:
+    """Over how many held-out windows the losses of a run were measured, in words."""
+    return over_windows(next((r for r in run.metrics() if "val_windows" in r), {}))
 
 
 def flops(run: Run) -> float:

@@ -65,7 +65,7 @@ def _best(trials: Sequence[Trial]) -> str:
     if winner.flops:
         cost += f", {winner.flops:.2e} FLOPs ({winner.flops / PF_DAY:.2g} petaflop/s-days)"
     return (
-        f"<h2>Best: trial {winner.number}, {winner.val_loss:.4f} nats/token</h2>"
+        f"<h2>Best: trial {winner.number}, {winner.val_loss:.4f} nats/token{winner.windows}</h2>"
         f"<p>{html.escape(values)}. It took {cost}.</p><pre>{html.escape(winner.command)}</pre>"
     )
 

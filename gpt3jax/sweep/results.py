@@ -93,7 +93,8 @@ def _tell(trials: Sequence[Trial], page: Path) -> None:
     console.print(show.table(trials))
     console.print(show.summary(trials))
     if winner := store.best(trials):
-        console.print(f"best: trial {winner.number}, val_loss {winner.val_loss:.4f} nats/token")
+        loss = f"val_loss {winner.val_loss:.4f} nats/token{winner.windows}"
+        console.print(f"best: trial {winner.number}, {loss}")
         console.print(f"command: {winner.command}", soft_wrap=True)
     console.print(f"page: {page}", soft_wrap=True)
 

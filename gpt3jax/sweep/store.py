@@ -64,6 +64,8 @@ class Trial:
     """Of training, by the tokens seen."""
     worker: str
     attempts: int
+    windows: str = ""
+    """Over how many held-out windows val_loss is, in words."""
 
     @property
     def is_over(self) -> bool:
@@ -324,6 +326,7 @@ def _trial(place: int, trial: FrozenTrial) -> Trial:
         flops=notes.get("flops", 0.0),
         worker=notes.get("worker", ""),
         attempts=len(notes.get("history", [])) + 1,
+        windows=notes.get("windows", ""),
     )
 
 

@@ -10,48 +10,64 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 
 class Display:
     """Progress of one run; silent on all processes but the first."""
 
-    def __init__(self, total_tokens: int, done_tokens: int, *, silent: bool = False):
+    def __init__(
+        self, total_tokens: int, done_tokens: int, step: int, *, silent: bool = False
+    ) -> None:
+        """Begin at a position, of which `step` is the number."""
         self._console = Console(quiet=silent, highlight=False, soft_wrap=True)
         self._bar = None
         if self._console.is_terminal and not silent:
+            # What may be cut off on a narrow terminal comes last.
+            figures = Column(no_wrap=True, overflow="ellipsis", ratio=1)
             self._bar = Progress(
-                TextColumn("step {task.fields[step]}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.percentage:.0f}%  {task.fields[figures]}"),
+                TextColumn("step {task.fields[step]:,}  {task.percentage:.0f}%"),
                 TimeRemainingColumn(compact=True),
                 TextColumn("left"),
+                BarColumn(bar_width=12),
+                TextColumn("{task.fields[figures]}", table_column=figures),
                 console=self._console,
                 expand=True,
             )
             self._task = self._bar.add_task(
-                "", total=total_tokens, completed=done_tokens, step=0, figures=""
+                "", total=total_tokens, completed=done_tokens, step=step, figures=""
             )
             self._bar.start()
         self._total = total_tokens
         self._last: dict[str, Any] = {}
+        self._tenth = int(10 * done_tokens / total_tokens)
 
     def show(self, record: dict[str, Any]) -> None:
-        """Show a logged record; figures that it lacks stay as they were."""
-        self._last |= record
+        """Show a logged record.
+
+        On a terminal the bar has the newest figures; a line stays for each evaluation, and for
+        each tenth of the tokens. Elsewhere each record has its line.
+        """
         with self._reader_may_leave():
             self._show(record)
 
     def _show(self, record: dict[str, Any]) -> None:
-        if self._bar:
-            self._bar.update(
-                self._task,
-                completed=record["tokens"],
-                step=record["step"],
-                figures=figures(self._last),
-            )
-        else:
-            share = record["tokens"] / self._total
-            self._console.print(f"step {record['step']:>7,}  {share:4.0%}  {figures(record)}")
+        share = record["tokens"] / self._total
+        line = f"step {record['step']:>7,}  {share:4.0%}  "
+        if self._bar is None:
+            self._console.print(line + figures(record))
+            return
+        self._last |= {name: record[name] for name in ("loss", "tokens_per_s") if name in record}
+        self._bar.update(
+            self._task,
+            completed=record["tokens"],
+            step=record["step"],
+            figures=figures(self._last),
+        )
+        tenth, is_measured = int(10 * share), "val_loss" in record
+        if is_measured or tenth > self._tenth:
+            self._tenth = tenth
+            self._console.print(line + figures(record))
 
     def note(self, text: str) -> None:
         """Print a line of its own."""
@@ -78,10 +94,26 @@ def figures(record: dict[str, Any]) -> str:
     parts = []
     if "loss" in record:
         parts.append(f"loss {record['loss']:.3f} nats/token")
-    if "val_bits_per_byte" in record:
-        parts.append(f"validation {record['val_bits_per_byte']:.3f} bits/byte")
-    if "base_val_loss" in record:
-        parts.append(f"the base's {record['base_val_loss']:.3f} nats/token")
+    parts += held_out_losses(record)
     if "tokens_per_s" in record:
         parts.append(f"{record['tokens_per_s']:,.0f} tokens/s")
     return "  ".join(parts)
+
+
+def held_out_losses(record: dict[str, Any]) -> list[str]:
+    """The validation losses that a record has, each with the windows that it is over."""
+    parts = []
+    for name, words in (("val", "validation"), ("base_val", "the base's validation")):
+        if record.get(f"{name}_loss") is None:
+            continue
+        text = f"{words} {record[f'{name}_loss']:.3f} nats/token"
+        if record.get(f"{name}_bits_per_byte") is not None:
+            text += f", {record[f'{name}_bits_per_byte']:.3f} bits/byte"
+        parts.append(text + over_windows(record, name))
+    return parts
+
+
+def over_windows(record: dict[str, Any], name: str = "val") -> str:
+    """Over how many of the held-out windows a loss was measured; empty if no record says so."""
+    windows, available = record.get(f"{name}_windows"), record.get(f"{name}_windows_available")
+    return "" if windows is None else f" ({windows:,} of {available:,} windows)"

@@ -6,25 +6,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from gpt3jax.config import ConfigError, Data, Experiment
+from gpt3jax.config import Data, Experiment
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import load_manifest
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.evals.evaluate import Protocol, evaluate
 from gpt3jax.evals.files import load_tasks
+from gpt3jax.evals.perplexity import perplexity, token_lengths
 from gpt3jax.evals.scoring import Scorer
 from gpt3jax.evals.words import words_in
 from gpt3jax.generate import Generator
 from gpt3jax.model.decode import Sampling
 from gpt3jax.model.params import Params
-from gpt3jax.sharding import hosts
-from gpt3jax.sharding.rules import batch_sharding
-from gpt3jax.train.metrics import bits_per_byte
-from gpt3jax.train.step import compile_loss
 
 SAMPLING = Sampling(temperature=0.5, top_p=0.9)
 """Of the samples shown while training: bold enough for a small model to be readable."""
@@ -36,7 +31,7 @@ class Evaluation:
     def __init__(
         self, experiment: Experiment, mesh: Mesh, tokenizer: Path, base: Data | None = None
     ):
-        """Read the windows; they are cut to whole microbatches.
+        """Read the windows.
 
         Args:
           experiment: what is trained.
@@ -45,15 +40,18 @@ class Evaluation:
           base: what the run that it began from was trained on; its held-out part is measured, too.
 
         Raises:
-          ConfigError: there are too few for one microbatch, or it is not the data's tokenizer.
+          ConfigError: nothing was held out, or it is not the data's tokenizer.
         """
         self._experiment = experiment
         known = load_manifest(experiment.data.sources[0].path).tokenizer
         self._tokenizer = Tokenizer.load(tokenizer, known)
-        measured = {"val_loss": experiment.data} | ({"base_val_loss": base} if base else {})
-        self._batches = {name: _batches(data, experiment, mesh) for name, data in measured.items()}
-        self._loss = compile_loss(experiment.model)
-        self._bytes_per_token = validation_bytes_per_token(experiment)
+        windows, model = experiment.evaluate.windows, experiment.model
+        self._held_out = {
+            name: loader.held_out(measured, windows, model.context)
+            for name, measured in (("val", experiment.data), ("base_val", base))
+            if measured
+        }
+        self._token_bytes = token_lengths(self._tokenizer, model.padded_vocabulary)
         self._generator: Generator | None = None
         self.is_compiled = False
         """Whether it was all done once."""
@@ -64,24 +62,33 @@ class Evaluation:
         )
 
     def measure(self, params: Params, is_stopping: Callable[[], bool]) -> dict[str, float] | None:
-        """val_loss in nats/token and val_bits_per_byte; None if it was told to stop in between.
+        """The loss over the held-out windows; None if it was asked to stop in between.
 
-        Where the run began from another: base_val_loss, on what that one was trained on.
-        Of tasks: TASK_K_shot, from 0 to 1.
+        `val_loss` is in nats/token, `val_bits_per_byte` over the bytes of the same windows, of
+        which there are `val_windows`, of `val_windows_available`. Where the run began from
+        another, the same as `base_val_...` over what that one was trained on. Of tasks:
+        TASK_K_shot, from 0 to 1.
         """
         found = {}
-        for name, batches in self._batches.items():
-            losses, shares = [], [share for share, _ in batches]
-            for share, batch in batches:
-                if is_stopping():
-                    return None
-                losses.append(share * float(self._loss(params, batch)))
-            found[name] = float(np.sum(losses) / np.sum(shares))
-        found["val_bits_per_byte"] = bits_per_byte(found["val_loss"], self._bytes_per_token)
+        for name, held_out in self._held_out.items():
+            measured = perplexity(
+                params, self._experiment.model, self._mesh, held_out, self._token_bytes,
+                lambda _: is_stopping(),
+            )  # fmt: skip
+            if measured is None:
+                return None
+            found |= {
+                f"{name}_loss": measured.per_token,
+                f"{name}_bits_per_byte": measured.bits_per_byte,
+                f"{name}_windows": measured.windows,
+                f"{name}_windows_available": measured.available,
+            }
         for setting in self._asked(params) if self._tasks else ():
             found[f"{setting['task']}_{setting['shots']}_shot"] = setting["score"]
             if is_stopping():
                 return None
+        if self._scorer:
+            self._scorer.params = None  # Between evaluations the devices hold no copy.
         return found
 
     def _asked(self, params: Params) -> Iterator[dict[str, Any]]:
@@ -112,31 +119,6 @@ class Evaluation:
             sampling=SAMPLING,
             seed=self._experiment.seed,
         )
-        return evaluate.prompt + "".join(pieces)
-
-
-def _batches(data: Data, experiment: Experiment, mesh: Mesh) -> list[tuple[float, jax.Array]]:
-    """Held-out windows in whole microbatches, each with the share of it that is learned."""
-    windows = loader.validation_windows(data, experiment.evaluate.windows, experiment.model.context)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    size = min(experiment.microbatch, len(windows)) // rows * rows
-    if size == 0:
-        raise ConfigError(
-            f"there are {len(windows)} validation windows for {rows} rows of devices: each "
-            "row needs one. Prepare more text, or raise --evaluate.windows"
-        )
-    whole = windows[: len(windows) // size * size].reshape(-1, size, windows.shape[1])
-    return [
-        (float((batch[:, 1:] >= 0).mean()), hosts.spread(batch, batch_sharding(mesh)))
-        for batch in whole
-    ]
-
-
-def validation_bytes_per_token(experiment: Experiment) -> float:
-    """Bytes of text per token over the validation splits, weighted as the sources are."""
-    sources = experiment.data.sources
-    total = sum(source.weight for source in sources)
-    return sum(
-        source.weight / total * load_manifest(source.path).validation_bytes_per_token
-        for source in sources
-    )
+        text = evaluate.prompt + "".join(pieces)
+        self._generator.params = None
+        return text

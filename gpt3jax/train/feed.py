@@ -13,6 +13,7 @@ from gpt3jax.config import Experiment
 from gpt3jax.data import loader
 from gpt3jax.run import Skip
 from gpt3jax.sharding.rules import partition
+from gpt3jax.train.schedule import Microbatches
 
 
 def rows_on(
@@ -28,20 +29,29 @@ class Feed:
     """The batches of a run, from a position on."""
 
     def __init__(
-        self, experiment: Experiment, mesh: Mesh, sequences: int, skips: Sequence[Skip] = ()
+        self,
+        experiment: Experiment,
+        mesh: Mesh,
+        microbatches: Microbatches,
+        skips: Sequence[Skip] = (),
     ):
-        """`sequences` is the number of windows consumed before; `skips`, what is passed over."""
+        """`microbatches` are those that come next; `skips`, what is passed over."""
         context = experiment.model.context
         most = experiment.batch_sequences // experiment.microbatch
         self._shape = (most, experiment.microbatch, context + 1)
         self._sharding = NamedSharding(mesh, partition((None, "batch", None)))
-        self._rows = rows_on(self._sharding.addressable_devices, self._sharding, self._shape)
+        devices = self._sharding.addressable_devices
+        self._rows = rows_on(devices, self._sharding, self._shape)
+        # By device: where the rows that it holds are among those that this process reads.
+        place = {row: at for at, row in enumerate(self._rows)}
+        self._held = {
+            device: [place[row] for row in rows_on([device], self._sharding, self._shape)]
+            for device in devices
+        }
         passed_over = [(skip.sequences, skip.windows) for skip in skips]
         self.order = loader.windows(experiment.data, experiment.seed, context, passed_over)
         """The window of each global sequence."""
-        self._microbatches = loader.batches(
-            self.order, start=sequences, microbatch=experiment.microbatch, rows=self._rows
-        )
+        self._microbatches = loader.batches(self.order, microbatches, self._rows, context + 1)
 
     def take(self, count: int) -> tuple[jax.Array, float]:
         """The next `count` microbatches and the seconds spent waiting for them.
@@ -55,12 +65,8 @@ class Feed:
         for index in range(count):
             local[index] = next(self._microbatches)
         waited = time.perf_counter() - began
-
-        def part(place: tuple[slice, ...]) -> np.ndarray:
-            rows = range(*place[1].indices(self._shape[1]))
-            return local[:, [self._rows.index(row) for row in rows]]
-
-        return jax.make_array_from_callback(self._shape, self._sharding, part), waited
+        parts = [jax.device_put(local[:, rows], device) for device, rows in self._held.items()]
+        return jax.make_array_from_single_device_arrays(self._shape, self._sharding, parts), waited
 
     def close(self) -> None:
         self._microbatches.close()

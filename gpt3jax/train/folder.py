@@ -19,7 +19,7 @@ from gpt3jax.config import ConfigError, Experiment, short_hash
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import TOKENIZER, load_manifest
 from gpt3jax.run import Run, check_plain, open_run, write_whole
-from gpt3jax.train import ledger
+from gpt3jax.train import history, ledger
 
 SHAPES = {
     f"model.{name}"
@@ -89,7 +89,11 @@ def check_writable(path: Path) -> None:
 
 
 def create_or_check(
-    run: Run, experiment: Experiment, identity: dict[str, Any], allowed: Sequence[str] = ()
+    run: Run,
+    experiment: Experiment,
+    identity: dict[str, Any],
+    dtype: str | None = None,
+    allowed: Sequence[str] = (),
 ) -> None:
     """Write what the run is, or compare it with what is there.
 
@@ -97,6 +101,7 @@ def create_or_check(
       run: the folder.
       experiment: what to train.
       identity: what decides its numbers.
+      dtype: what layers multiply in, if it is known; it decides the numbers, too.
       allowed: fields that may differ from now on, by dotted name or group; the
         change is recorded in the ledger.
 
@@ -105,6 +110,9 @@ def create_or_check(
     """
     if run.exists():
         changed = differences(run.identity(), identity)
+        before = _dtype_before(run)
+        if dtype and before and dtype != before:
+            changed.append(Difference("model.dtype", before, dtype))
         refused = [each for each in changed if not _is_allowed(each, allowed)]
         if refused:
             names = [change.name for change in refused]
@@ -125,6 +133,13 @@ def create_or_check(
         write_whole(run.identity_file, json.dumps(identity, indent=2) + "\n")
     # Last, since a run is there when this is; rewritten, since how it runs may change.
     write_whole(run.experiment_file, experiment.to_json())
+
+
+def _dtype_before(run: Run) -> str | None:
+    """What layers multiplied in when the run was trained last; None if that is not known."""
+    known = [session.dtype for session in history.sessions(run) if session.dtype]
+    asked = run.experiment().model.dtype
+    return known[-1] if known else None if asked == "auto" else asked
 
 
 def identities(run: Run) -> list[str]:

@@ -24,9 +24,9 @@ from gpt3jax.train.display import Display
 from gpt3jax.train.evaluation import Evaluation
 from gpt3jax.train.folder import identities
 from gpt3jax.train.metrics import Meter, MetricsLog
-from gpt3jax.train.schedule import is_done, total_tokens
+from gpt3jax.train.schedule import batch_windows, is_done, total_tokens
 from gpt3jax.train.seal import Seal
-from gpt3jax.train.spikes import Spikes
+from gpt3jax.train.spikes import LASTING, Divergence, Spikes
 from gpt3jax.train.state import TrainState
 from gpt3jax.train.step import Metrics
 from gpt3jax.train.stepper import Batch, Stepper
@@ -74,12 +74,15 @@ class Loop:
         self.stepper = Stepper(experiment, mesh, start, self.skips)
         self.log = MetricsLog(run.metrics_file, run.tensorboard, start.step)
         # The log has been cut to where the run goes on.
-        logged = run.metrics() if hosts.is_first() else ()
+        logged = run.metrics() if hosts.is_first() else []
+        self.divergence = Divergence(experiment.model.vocabulary, logged)
         self.noise = noise.NoiseScale(experiment.train.log_every, logged)
         self.evaluations = hosts.on_first(lambda: early.evaluations(run))
         self._keep_best()
         self.meter = Meter(experiment.model)
-        self.display = Display(total_tokens(experiment), self.tokens, silent=not hosts.is_first())
+        self.display = Display(
+            total_tokens(experiment), self.tokens, start.step, silent=not hosts.is_first()
+        )
 
     @property
     def position(self) -> Position:
@@ -134,12 +137,14 @@ class Loop:
         batch_tokens = len(batch.sequences) * self.experiment.model.context
         self.meter.add(batch_tokens, batch.waited)
         is_finite = math.isfinite(loss) and math.isfinite(norm)
-        is_due = batch.after.step % self.experiment.train.log_every == 0
-        if is_due or not is_finite or (batch.after == self.position and self._is_at_rest()):
+        if not is_finite or self._is_logged(batch):
             record = {
                 "loss": loss, "grad_norm": norm, "learning_rate": batch.learning_rate,
-                "batch_tokens": batch_tokens, "data_wait_s": batch.waited, **noise.finite(metrics),
+                "batch_tokens": batch_tokens, "data_wait_s": batch.waited,
             }  # fmt: skip
+            if len(batch.sequences) % self.experiment.microbatch == 0:
+                # The estimate compares whole microbatches with the batch.
+                record |= noise.finite(metrics)
             scale = self.noise.see(record | {"step": batch.after.step})
             record |= {} if scale is None else {"noise_scale": scale}
             self._write(batch.after, record | self.meter.read())
@@ -150,6 +155,25 @@ class Loop:
         self.bad_steps = 0
         if usual := self.spikes.see(loss):
             self._tell_spike(batch, loss, usual)
+        if self.divergence.see(loss):
+            self._report_divergence(batch.after.step, loss)
+
+    def _is_logged(self, batch: Batch) -> bool:
+        """Whether a step is due to be logged: every so many, the last before the run rests, and
+        the last of its batch size, so that the record says what each step read (history.py)."""
+        tokens = batch.after.sequences * self.experiment.model.context
+        is_due = batch.after.step % self.experiment.train.log_every == 0
+        is_resting = batch.after == self.position and self._is_at_rest()
+        is_growing = batch_windows(tokens, self.experiment) != len(batch.sequences)
+        return is_due or is_resting or is_growing
+
+    def _report_divergence(self, step: int, loss: float) -> None:
+        self._record("diverged", step=step, loss=loss, limit=self.divergence.limit)
+        self.display.note(
+            f"step {step}: loss {loss:.3f} nats/token: training has diverged, {LASTING} steps in a "
+            f"row are worse than guessing ({self.divergence.limit:.3f}). Lower "
+            "--schedule.peak-learning-rate, or go back: --rewind-to STEP"
+        )
 
     def _rest(self, state: TrainState) -> None:
         """Between two steps, nothing under way: save first, so that a kill costs least."""

@@ -1,11 +1,12 @@
 """What is logged: one flat JSON object per logged step, and the same for TensorBoard.
 
-Units: loss in nats/token, val_bits_per_byte in bits/byte, rates per second,
-`*_s` in seconds. `mfu` is model FLOPs (6 per matrix element and token, plus
-causal attention) over the devices' bfloat16 peak; it is absent where no peak
-is known, as on a CPU. Where gradients are accumulated, `grad_square` and
-`grad_variance` (of one token) are of the step, and `noise_scale`, in tokens, of
-the logged steps so far (noise.py).
+Units: loss in nats/token, of the step's own batch; val_loss in nats/token and val_bits_per_byte
+in bits/byte, both over `val_windows` of `val_windows_available` held-out windows; rates per
+second, `*_s` in seconds. `mfu` is model FLOPs (6 per matrix element and token, plus causal
+attention) over the devices' bfloat16 peak; it is absent where no peak is known, as on a CPU.
+Where gradients are accumulated, `grad_square` and `grad_variance` (of one token) are of the step,
+and `noise_scale`, in tokens, of the logged steps so far (noise.py). All batches after one record
+with `batch_tokens`, up to and including the next one's, are of that next one's size.
 """
 
 from __future__ import annotations
@@ -147,8 +148,3 @@ class Meter:
         if self._peak:
             figures["mfu"] = figures["model_flops_per_s"] / self._peak
         return figures
-
-
-def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
-    """A loss that does not depend on the tokenizer."""
-    return nats_per_token / math.log(2) / bytes_per_token

@@ -131,7 +131,7 @@ def base_data(run: Run) -> tuple[Data | None, str]:
         found = loader.identity(experiment.data, experiment.seed, experiment.model.context)
         if found != base.identity()["data"]:
             raise ConfigError("it is not the data that it was trained on")
-        loader.validation_windows(experiment.data, 1, experiment.model.context)
+        loader.held_out(experiment.data, 1, experiment.model.context)
     except ConfigError as error:
         return None, f"base_val_loss is not measured: the data of {parent.path}: {error}"
     return experiment.data, ""

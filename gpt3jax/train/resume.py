@@ -11,11 +11,10 @@ from jax.sharding import Mesh
 from gpt3jax.config import ConfigError, Experiment
 from gpt3jax.run import Run, Skip, write_whole
 from gpt3jax.sharding import hosts
-from gpt3jax.train import ledger, seal
+from gpt3jax.train import history, ledger, seal
 from gpt3jax.train.checkpoint import Checkpoints, Position, Tell
 from gpt3jax.train.folder import identities
 from gpt3jax.train.metrics import cut_after
-from gpt3jax.train.schedule import sequences_after
 from gpt3jax.train.seal import DamagedError, Seal
 from gpt3jax.train.state import TrainState, abstract_state
 
@@ -69,9 +68,7 @@ def restore(
     return found
 
 
-def rewind(
-    run: Run, experiment: Experiment, checkpoints: Checkpoints, step: int, batches: int
-) -> None:
+def rewind(run: Run, checkpoints: Checkpoints, step: int, batches: int) -> None:
     """Send the run back to a checkpoint, and pass over the batches that come next.
 
     What PaLM's authors did by hand about loss spikes (arXiv 2204.02311, section
@@ -81,7 +78,6 @@ def rewind(
 
     Args:
       run: the run; its lock is held.
-      experiment: its experiment.
       checkpoints: its checkpoints.
       step: the checkpoint to go back to.
       batches: how many to pass over.
@@ -97,7 +93,7 @@ def rewind(
         raise ConfigError(f"--skip is {batches}: it counts batches. Use 0 or more")
     found = checkpoints.seal(step)
     earlier = tuple(skip for skip in run.skips() if skip.sequences < found.sequences)
-    windows = sequences_after(batches, experiment, found.sequences) - found.sequences
+    windows = _windows_ahead(run, found, batches)
     skips = (*earlier, Skip(step, found.sequences, windows))
     if skips != run.skips():
         ledger.record(
@@ -109,6 +105,20 @@ def rewind(
         return
     # What was measured after it no longer counts: it could have ended the run (early.py).
     cut_after(run.metrics_file, step)
+
+
+def _windows_ahead(run: Run, found: Seal, batches: int) -> int:
+    """Windows in the batches after a checkpoint, as the run read them before or would read them."""
+    for event in reversed(ledger.read(run.ledger_file)):
+        # The run was sent back here before: what it had read then is no longer in the metrics.
+        if event["event"] == "rewind":
+            skip = Skip(event.get("step"), found.sequences, event.get("windows"))
+            if skip in run.skips() and event.get("batches") == batches and skip.step == found.step:
+                return skip.windows
+            break
+    if batches == 0:
+        return 0
+    return history.windows_read(run, found.step + batches).stop - found.sequences
 
 
 def set_rewound_aside(run: Run, checkpoints: Checkpoints) -> None:

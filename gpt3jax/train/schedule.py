@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import math
 import sys
-from bisect import bisect_left
+import threading
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
 
 from gpt3jax.config import Experiment, Schedule
+
+Stretch = tuple[int, int]
+"""Windows in a batch, and how many batches in a row have so many."""
 
 
 def learning_rate(tokens: int, schedule: Schedule) -> float:
     """Linear warm-up to the peak, cosine to the floor, then constant.
+
+    A step has the rate of the tokens that are seen when it is done, its own batch included: the
+    first step of a warm-up learns, and the last step of the decay has the floor.
 
     >>> paper = Schedule(peak_learning_rate=1.0)
     >>> [round(learning_rate(int(t), paper), 6) for t in (187.5e6, 375e6, 65e9, 260e9)]
@@ -28,15 +36,62 @@ def learning_rate(tokens: int, schedule: Schedule) -> float:
     return peak * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def microbatches(tokens: int, experiment: Experiment) -> int:
-    """How many microbatches the next batch has: the ramp, rounded to whole ones."""
-    train = experiment.train
-    full = experiment.batch_sequences // experiment.microbatch
+def batch_windows(tokens: int, experiment: Experiment) -> int:
+    """Windows in the batch that follows `tokens` seen: the ramp, rounded to whole windows.
+
+    It does not depend on the microbatch, so that a run that moves to other devices in the middle
+    of the ramp reads the same batches at the same rates.
+    """
+    train, full = experiment.train, experiment.batch_sequences
     if tokens >= train.ramp_tokens:
         return full
     growth = (train.batch_tokens - train.ramp_from_tokens) * tokens / train.ramp_tokens
-    size = (train.ramp_from_tokens + growth) / (experiment.microbatch * experiment.model.context)
-    return min(full, max(1, round(size)))
+    return min(full, max(1, round((train.ramp_from_tokens + growth) / experiment.model.context)))
+
+
+def stretches(experiment: Experiment, sequences: int = 0) -> Iterator[Stretch]:
+    """(windows in a batch, batches of that size in a row) from a position on, without end."""
+    context = experiment.model.context
+    while (size := batch_windows(sequences * context, experiment)) < experiment.batch_sequences:
+
+        def is_larger(batches: int, start: int = sequences, size: int = size) -> bool:
+            return batch_windows((start + batches * size) * context, experiment) > size
+
+        # By bisection: the ramp may be longer than one can walk.
+        alike = 1 + bisect_left(range(1, sys.maxsize), True, key=is_larger)
+        yield size, alike
+        sequences += alike * size
+    yield experiment.batch_sequences, sys.maxsize
+
+
+class Microbatches:
+    """The windows of each microbatch from a position on, in the order in which they are read.
+
+    `self[j]` is a range of global sequences. The last microbatch of a batch may be shorter.
+    """
+
+    def __init__(self, stretches: Iterable[Stretch], microbatch: int, sequences: int) -> None:
+        """`microbatch` is the windows in a full one; `sequences`, the windows consumed before."""
+        self._stretches, self._microbatch = iter(stretches), microbatch
+        self._known: list[tuple[int, int, int]] = []
+        """First microbatch, first sequence and batch size of each stretch."""
+        self._after = 0, sequences
+        self._lock = threading.Lock()
+
+    def __getitem__(self, j: int) -> range:
+        with self._lock:  # Several threads read ahead.
+            while j >= self._after[0]:
+                size, count = next(self._stretches)
+                first, sequence = self._after
+                self._known.append((first, sequence, size))
+                each = -(-size // self._microbatch)
+                self._after = first + count * each, sequence + count * size
+            at = bisect_right(self._known, j, key=lambda stretch: stretch[0]) - 1
+        first, sequence, size = self._known[at]
+        batch, index = divmod(j - first, -(-size // self._microbatch))
+        start, end = sequence + batch * size, sequence + (batch + 1) * size
+        start += index * self._microbatch
+        return range(start, min(start + self._microbatch, end))
 
 
 def is_done(step: int, tokens: int, experiment: Experiment) -> bool:
@@ -55,25 +110,15 @@ def total_tokens(experiment: Experiment) -> int:
 
 def sequences_after(batches: int, experiment: Experiment, sequences: int = 0) -> int:
     """Sequences consumed after so many more batches, from a position on."""
-    context, size = experiment.model.context, experiment.microbatch
-    full = experiment.batch_sequences // size
-
-    def count_after(same: int, count: int) -> int:
-        return microbatches((sequences + same * count * size) * context, experiment)
-
-    while batches > 0:
-        count = microbatches(sequences * context, experiment)
-        # As many at once as are alike: the ramp may be longer than one can walk.
-        alike = batches
-        if count < full:
-            ahead = range(1, min(batches, sys.maxsize))
-            alike = 1 + bisect_left(ahead, True, key=lambda k: count_after(k, count) != count)
-        sequences += alike * count * size
-        batches -= alike
+    for size, count in stretches(experiment, sequences):
+        sequences += min(batches, count) * size
+        batches -= min(batches, count)
+        if batches == 0:
+            break
     return sequences
 
 
-def batch_range(batch: int, experiment: Experiment) -> range:
-    """The global sequences of a batch, counted from 0."""
-    first = sequences_after(batch, experiment)
+def batch_range(batch: int, experiment: Experiment, sequences: int = 0) -> range:
+    """The global sequences of a batch, counted from 0 at a position."""
+    first = sequences_after(batch, experiment, sequences)
     return range(first, sequences_after(1, experiment, first))

@@ -18,7 +18,7 @@ from gpt3jax.model.trainable import trained, trained_count
 from gpt3jax.plan.choose import mesh_for
 from gpt3jax.run import Changes, Run
 from gpt3jax.sharding import hosts
-from gpt3jax.train import clock, early, ledger, resume
+from gpt3jax.train import clock, early, history, ledger, resume
 from gpt3jax.train.checkpoint import Checkpoints, Position
 from gpt3jax.train.folder import (
     caught_signals,
@@ -32,6 +32,7 @@ from gpt3jax.train.loop import Loop, evaluation_is_owed
 from gpt3jax.train.parent import base_data, find, first_state
 from gpt3jax.train.schedule import is_done
 from gpt3jax.train.state import TrainState
+from gpt3jax.train.step import layers_dtype
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,10 @@ def _prepare(
         # Of a run that is there, the base may have been trained on, or be gone.
         begun = run.identity().get("parent") if run.exists() else asdict(find(experiment))
         identity = {**identity, "parent": begun}
-    create_or_check(run, experiment, identity, changes.allow_change)
+    dtype = layers_dtype(experiment.model)
+    create_or_check(run, experiment, identity, dtype, changes.allow_change)
     if changes.rewind_to is not None:
-        resume.rewind(run, experiment, checkpoints, changes.rewind_to, changes.skip)
+        resume.rewind(run, checkpoints, changes.rewind_to, changes.skip)
     resume.set_rewound_aside(run, checkpoints)
 
 
@@ -187,17 +189,40 @@ def _record_start(
     run: Run, experiment: Experiment, mesh: jax.sharding.Mesh, at: Position, why: str,
     notes: list[str],
 ) -> None:  # fmt: skip
-    """Enter the beginning of a session in the ledger; what few parameters train is noted."""
+    """Enter the beginning of a session in the ledger, with all that it runs with.
+
+    What has changed since the session before, and how few parameters train, is noted.
+    """
     parameters, trainable = count(experiment.model), trained_count(experiment)
     if trainable < parameters or experiment.init_from:
         notes.append(f"{parameters:,} parameters, {trainable:,} of them trained")
     if hosts.is_first():
+        if changed := _changed_roundings(run, experiment, mesh):
+            notes.append(
+                f"since the session before, {'; '.join(changed)}: the same batches and rates, but "
+                "losses may differ in their last bits"
+            )
         ledger.record(
             run.ledger_file, "resume" if at.step else "start", step=at.step,
+            sequences=at.sequences, experiment=asdict(experiment),
+            dtype=layers_dtype(experiment.model),
             mesh=dict(mesh.shape), why=why, device=jax.devices()[0].device_kind,
             hosts=jax.process_count(), parameters=parameters, trainable=trainable,
             parent=run.identity().get("parent"), **ledger.code_version(),
         )  # fmt: skip
+
+
+def _changed_roundings(run: Run, experiment: Experiment, mesh: jax.sharding.Mesh) -> list[str]:
+    """What differs from the session before and may change the last bits of numbers, in words."""
+    last = history.sessions(run)[-1:]
+    if not last or last[0].experiment is None:
+        return []
+    names = ("model.scan_layers", "model.remat", "train.microbatch")
+    found = differences(asdict(last[0].experiment), asdict(experiment))
+    found = [each for each in found if each.name in names]
+    found += differences(last[0].mesh, dict(mesh.shape), "mesh")
+    found += differences(last[0].device, jax.devices()[0].device_kind, "device")
+    return list(map(str, found))
 
 
 def _base(run: Run, notes: list[str]) -> Data | None:

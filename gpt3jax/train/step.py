@@ -1,4 +1,4 @@
-"""One training step and one evaluation step, as pure functions, compiled once.
+"""One training step as a pure function, compiled once.
 
 Loss and gradients are computed by each device on its part of the batch and the
 parameters (sharding/collectives.py); the update is elementwise, wherever a
@@ -18,6 +18,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from gpt3jax.config import Experiment, Model
+from gpt3jax.model.gpt3 import compute_dtype
 from gpt3jax.model.table import table
 from gpt3jax.sharding.axes import AXES
 from gpt3jax.sharding.collectives import each_device, size, total, total_of_copies
@@ -44,8 +45,9 @@ def train_step(
 
     Args:
       state: before the step.
-      windows_MBT1: int32 token windows; only the first `microbatches` count,
-        so that the batch can grow without a new compilation.
+      windows_MBT1: int32 token windows; only the first `microbatches` count, and of the last
+        of them only those that are no padding, so that the batch can grow by single windows
+        without a new compilation.
       microbatches: int32 scalar, at least 1.
       learning_rate: float32 scalar.
       near: devices of the first stage in which weights are gathered (mesh.py).
@@ -128,14 +130,6 @@ def compile_train_step(experiment: Experiment, mesh: Mesh) -> Callable[..., tupl
     )
 
 
-def compile_loss(model: Model) -> Callable[..., jax.Array]:
-    """The jitted mean loss of windows [B, context + 1], in nats per learned token."""
-
-    def mean_loss(params, windows_BT1):
-        return total(window_loss(params, windows_BT1, model), *AXES)
-
-    def run(params, windows_BT1):
-        specs = (partitions(table(model)), partition(("batch", None)))
-        return each_device(mean_loss, specs, PartitionSpec())(params, windows_BT1)
-
-    return jax.jit(run)
+def layers_dtype(model: Model) -> str:
+    """What layers multiply in while they train, on the mesh in use: float32, bfloat16, float8."""
+    return model.dtype if model.dtype == "float8" else str(compute_dtype(model))

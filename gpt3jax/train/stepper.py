@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ from gpt3jax.config import Experiment
 from gpt3jax.run import Skip
 from gpt3jax.train.checkpoint import Position
 from gpt3jax.train.feed import Feed
-from gpt3jax.train.schedule import learning_rate, microbatches
+from gpt3jax.train.schedule import Microbatches, Stretch, learning_rate, stretches
 from gpt3jax.train.state import TrainState
 from gpt3jax.train.step import Metrics, compile_train_step
 
@@ -24,7 +26,7 @@ class Batch:
     after: Position
     windows: jax.Array
     count: int
-    """Microbatches that count."""
+    """Microbatches that count; the last of them may be padded (loader.batches)."""
     learning_rate: float
     waited: float
     """Seconds, for its data."""
@@ -44,22 +46,37 @@ class Stepper:
         mesh: jax.sharding.Mesh,
         start: Position,
         skips: tuple[Skip, ...],
+        recorded: Sequence[Stretch] = (),
     ):
-        """Make ready; the step is compiled when the first is sent."""
+        """Make ready; the step is compiled when the first is sent.
+
+        Args:
+          experiment: what is trained.
+          mesh: where.
+          start: the position to go on from.
+          skips: what is passed over of the data.
+          recorded: the sizes of the batches, as a record has them; by the schedule if not given.
+        """
+
+        def sizes() -> Iterator[Stretch]:
+            return iter(recorded) if recorded else stretches(experiment, start.sequences)
+
         self._experiment = experiment
         self.position = start
-        self.feed = Feed(experiment, mesh, start.sequences, skips)
+        self._sizes = chain.from_iterable(repeat(size, count) for size, count in sizes())
+        microbatches = Microbatches(sizes(), experiment.microbatch, start.sequences)
+        self.feed = Feed(experiment, mesh, microbatches, skips)
         self._step = compile_train_step(experiment, mesh)
         self.is_compiled = False
 
     def next_batch(self) -> Batch:
         """The batch of the position, on the devices; the position is then the next."""
-        experiment, before = self._experiment, self.position
-        tokens = before.sequences * experiment.model.context
-        rate, count = learning_rate(tokens, experiment.schedule), microbatches(tokens, experiment)
+        experiment, before, size = self._experiment, self.position, next(self._sizes)
+        count = -(-size // experiment.microbatch)
+        self.position = Position(before.step + 1, before.sequences + size)
+        tokens = self.position.sequences * experiment.model.context
+        rate = learning_rate(tokens, experiment.schedule)
         windows, waited = self.feed.take(count)
-        sequences = before.sequences + count * experiment.microbatch
-        self.position = Position(before.step + 1, sequences)
         return Batch(before, self.position, windows, count, rate, waited)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

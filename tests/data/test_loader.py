@@ -10,8 +10,9 @@ import pytest
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from gpt3jax.config import ConfigError, Data, Source
-from gpt3jax.data.loader import batches, identity, validation_windows, windows
+from gpt3jax.data.loader import batches, held_out, identity, windows
 from gpt3jax.data.prepare import prepare
+from gpt3jax.train.schedule import Microbatches
 
 CONTEXT = 32
 
@@ -27,7 +28,8 @@ def mixed(data, other):
 
 
 def take(order, count, start=0, microbatch=8, rows=range(8)):
-    iterator = batches(order, start=start, microbatch=microbatch, rows=rows)
+    spans = Microbatches([(microbatch, 2**40)], microbatch, start)
+    iterator = batches(order, spans, rows, CONTEXT + 1)
     found = [next(iterator) for _ in range(count)]
     iterator.close()
     return np.stack(found)
@@ -92,21 +94,29 @@ def test_seeds_and_sources_are_shuffled_differently(data, one):
     assert [first.locate(i) for i in range(50)] != [second.locate(i) for i in range(50)]
 
 
-def test_validation_windows_are_the_first_by_share(mixed, data, other):
-    found = validation_windows(mixed, 8, CONTEXT)
-    assert found.shape == (8, CONTEXT + 1) and found.dtype == np.int32
-    assert (found == validation_windows(mixed, 8, CONTEXT)).all()
-    alone = validation_windows(Data(mixed.sources[1:]), 2, CONTEXT)
-    assert (found[6:] == alone).all()
-    everything = validation_windows(mixed, 10**6, CONTEXT)
-    assert len(everything) == data.validation_windows + other.validation_windows
+def test_held_out_windows_are_the_first_by_share(mixed, data, other):
+    found = held_out(mixed, 8, CONTEXT)
+    assert found.windows.shape == (8, CONTEXT + 1) and found.windows.dtype == np.int32
+    assert (found.windows == held_out(mixed, 8, CONTEXT).windows).all()
+    alone = held_out(Data(mixed.sources[1:]), 2, CONTEXT)
+    assert (found.windows[6:] == alone.windows).all()
+    assert found.available == data.validation_windows + other.validation_windows
+
+
+@pytest.mark.parametrize("more", [0, 1, 10**6])
+def test_all_held_out_windows_are_those_of_every_source(data, other, more):
+    """Though the second source has fewer than its share."""
+    uneven = Data((Source("a", str(data.folder), 0.01), Source("b", str(other.folder), 0.99)))
+    every = data.validation_windows + other.validation_windows
+    found = held_out(uneven, more and every + more - 1, CONTEXT)
+    assert len(found) == found.available == every
 
 
 def test_no_validation_is_refused(folder, tmp_path):
     settings = {"context": CONTEXT, "vocabulary": 300, "validation_fraction": 0, "workers": 1}
     prepare(str(folder), str(tmp_path / "out"), **settings)
     with pytest.raises(ConfigError, match="nothing was held out"):
-        validation_windows(Data((Source("a", str(tmp_path / "out")),)), 4, CONTEXT)
+        held_out(Data((Source("a", str(tmp_path / "out")),)), 4, CONTEXT)
 
 
 def test_identity_changes_with_what_decides_the_order(mixed, one, data, other):
@@ -157,11 +167,12 @@ def test_truncated_shard_is_refused_at_once(data, tmp_path):
 def test_error_in_a_thread_reaches_the_caller(data, tmp_path):
     order = windows(copy_of(data, tmp_path, vocabulary=2), 0, CONTEXT)
     with pytest.raises(ConfigError, match="is damaged"):
-        next(batches(order, start=0, microbatch=8, rows=range(8)))
+        take(order, 1)
 
 
 def test_closing_ends_the_threads_and_exit_does_not_hang(one):
-    iterator = batches(windows(one, 0, CONTEXT), start=0, microbatch=8, rows=range(8))
+    spans = Microbatches([(8, 2**40)], 8, 0)
+    iterator = batches(windows(one, 0, CONTEXT), spans, range(8), CONTEXT + 1)
     before = set(threading.enumerate())
     next(iterator)
     started = set(threading.enumerate()) - before
@@ -172,8 +183,9 @@ def test_closing_ends_the_threads_and_exit_does_not_hang(one):
         assert not thread.is_alive()
     code = (
         "from gpt3jax.config import *; from gpt3jax.data.loader import *\n"
+        "from gpt3jax.train.schedule import Microbatches\n"
         f"order = windows(Data((Source('a', {one.sources[0].path!r}),)), 0, 32)\n"
-        "iterator = batches(order, start=0, microbatch=8, rows=range(8)); next(iterator)"
+        "iterator = batches(order, Microbatches([(8, 9)] * 99, 8, 0), range(8), 33); next(iterator)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")

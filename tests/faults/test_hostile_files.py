@@ -217,11 +217,11 @@ def test_a_broken_data_manifest_is_read_or_refused_in_a_line(folder, prepared, d
     (data / "manifest.json").write_bytes(draw.draw(broken_manifest(whole, sealed_data)))
 
     def windows():
-        from gpt3jax.data.loader import validation_windows, windows
+        from gpt3jax.data.loader import held_out, windows
 
         found = Data((Source("words", str(data)),))
         windows(found, 0, 48)[0]
-        validation_windows(found, 2, 48)
+        held_out(found, 2, 48)
 
     with bounds(data):
         for read in (lambda: load_manifest(data), lambda: verify(data), windows):

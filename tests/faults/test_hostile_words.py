@@ -22,7 +22,7 @@ from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.experiments import load_experiment
 from gpt3jax.generate import Generator
 from gpt3jax.train.folder import data_identity
-from gpt3jax.train.schedule import microbatches, sequences_after, total_tokens
+from gpt3jax.train.schedule import batch_windows, sequences_after, total_tokens
 
 TINY = (Path(__file__).parents[2] / "experiments/tiny.py").read_text()
 SECONDS = 2
@@ -333,7 +333,7 @@ def test_a_batch_is_found_at_once_where_walking_leads(full, size, start, ramp, b
     experiment = ramped(full, size, start, ramp)
     walked = 0
     for _ in range(batch):
-        walked += microbatches(8 * walked, experiment) * size
+        walked += batch_windows(8 * walked, experiment)
     assert sequences_after(batch, experiment) == walked
 
 

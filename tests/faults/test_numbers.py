@@ -1,6 +1,8 @@
 """Numbers that go wrong: kept out of the state, told, and found again; spikes and rewinds."""
 
 import json
+import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,9 @@ from gpt3jax.train import incident, ledger, loss, step
 from gpt3jax.train.checkpoint import Checkpoints
 from gpt3jax.train.loop import NotFiniteError
 from gpt3jax.train.session import train
-from gpt3jax.train.spikes import FEWEST, Spikes
+from gpt3jax.train.spikes import FEWEST, LASTING, Divergence, Spikes
 from gpt3jax.verify import verify
+from gpt3jax.write import train_and_tell
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -137,6 +140,34 @@ def test_a_spike_is_told_and_recorded(short, tmp_path, monkeypatch, capsys):
     assert event["step"] == 5 and event["windows"] == [32, 40]
     assert event["loss"] > event["mean"] + 6 * event["deviation"]
     assert "is a spike" in capsys.readouterr().out
+
+
+def test_divergence_is_a_loss_that_stays_worse_than_guessing():
+    limit = math.log(300) + 1
+    watch = Divergence(300)
+    assert not any(map(watch.see, [5.9, *[limit - 0.01] * 50, *[9e9] * (LASTING - 1), 2.0]))
+    assert watch.limit == limit
+    assert [watch.see(776.0) for _ in range(20)] == [at == LASTING - 1 for at in range(20)]
+    on_other_text = Divergence(300)
+    assert not any(map(on_other_text.see, [12.0, *[12.5] * 50])), "as bad as the first step"
+    resumed = Divergence(300, [{"step": 1, "loss": 5.9}])
+    assert any(map(resumed.see, [776.0] * LASTING))
+
+
+def test_divergence_is_said_when_it_happens_and_at_the_end(short, tmp_path, capsys):
+    wild = changed(
+        short, schedule={"peak_learning_rate": 5.0, "warmup_tokens": 0}, train={"steps": 40},
+    )  # fmt: skip
+    assert train_and_tell(wild, tmp_path, 0.0, Changes(), time.time()) == 0
+    (event,) = events(tmp_path, "diverged")
+    printed = capsys.readouterr().out
+    assert f"step {event['step']}: loss" in printed and "training has diverged" in printed
+    before, after = (r["val_loss"] for r in Run(tmp_path).metrics() if "val_loss" in r)
+    assert after > before
+    assert f"the model got worse: validation was {before:.3f} nats/token" in printed
+    assert "done: 40 steps" not in printed
+    train_and_tell(wild, tmp_path, 0.0, Changes(), time.time())
+    assert "done: 40 steps. To go on, raise --train.steps\n" in capsys.readouterr().out
 
 
 def test_a_rewind_passes_over_batches_and_is_one_recorded_command(short, tmp_path, capsys):

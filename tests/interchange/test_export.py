@@ -73,7 +73,7 @@ def test_a_folder_has_what_transformers_looks_for(experiment, make_run, tmp_path
     card = (tmp_path / "out/README.md").read_text()
     manifest = run.identity()["data"]["sources"][0]["manifest"]
     for fact in ("1,920 tokens in 5 steps", manifest, "3.2500 nats/token at step 4", found.state,
-                 "1.7500 bits/byte", "Licence: none is stated", found.line):  # fmt: skip
+                 "1.750 bits/byte", "Licence: none is stated", found.line):  # fmt: skip
         assert fact in card
     assert "1.0000" not in card, "of a later step"
     assert not list(tmp_path.glob("*.partial*"))

@@ -1,7 +1,9 @@
 """Folders for and from transformers itself: its logits, its tokenizer, its pipeline."""
 
 import json
+import math
 import os
+import random
 from itertools import islice
 
 import jax
@@ -10,8 +12,11 @@ import pytest
 from building import changed, random_run
 
 from gpt3jax import cli
+from gpt3jax.config import Source
 from gpt3jax.data.byte_level import END_OF_TEXT
 from gpt3jax.data.corpus import open_corpus
+from gpt3jax.data.loader import held_out
+from gpt3jax.data.prepare import prepare
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.interchange import export as exporting
 from gpt3jax.interchange.certificate import CertificateError
@@ -228,3 +233,33 @@ def test_nothing_here_is_left_at_its_start():
             spread = parameter.detach().numpy().std()
             assert spread > 0.2, name
     assert jax.default_backend() == "cpu"
+
+
+def test_perplexity_is_what_transformers_computes_on_two_kinds_of_text(
+    experiment, tmp_path, capsys
+):
+    """Nats by their logits, bytes and words of the text that their tokenizer decodes."""
+    draw = random.Random(3)
+    for name, letters in (("words", "abcdefg  é\n"), ("symbols", "∑∂√≈ω+-*/ ")):
+        rows = [{"text": "".join(draw.choices(letters, k=draw.randint(9, 300)))} for _ in range(99)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    data = tmp_path / "data"
+    prepare(str(tmp_path), str(data), context=48, vocabulary=300, validation_fraction=0.2)
+    given = changed(experiment, data={"sources": (Source("d", str(data)),)})
+    run = random_run(tmp_path / "run", given)
+    export(run.path, tmp_path / "out")
+    capsys.readouterr()
+    assert cli.main(["perplexity", str(run.path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    windows = held_out(run.experiment().data, 0, 48).windows
+    made = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    log_p = torch.log_softmax(torch.tensor(their_logits(made, windows[:, :-1])).double(), -1)
+    nats = -log_p.gather(-1, torch.tensor(windows[:, 1:, None]).long()).sum().item()
+    ids = [int(id_) for id_ in windows[:, 1:].flat if id_ != tokenizer.eos_token_id]
+    size = len(tokenizer.decode(ids, clean_up_tokenization_spaces=False).encode())
+    assert found["windows"] == found["windows_available"] == len(windows)
+    assert found["bytes"] == size and found["tokens"] == windows[:, 1:].size
+    np.testing.assert_allclose(found["val_loss"], nats / windows[:, 1:].size, rtol=1e-5)
+    np.testing.assert_allclose(found["val_bits_per_byte"], nats / math.log(2) / size, rtol=1e-5)

@@ -281,7 +281,7 @@ def test_moments_begin_at_zero_and_steps_are_counted_anew(base, tuned, tmp_path,
         is_param = name.startswith("params/")
         assert is_same(np.asarray(leaf), expected[name]) == is_param or not leaf.any(), name
         assert is_param or not leaf.any(), name
-    found = replay(run, Checkpoints(run.checkpoints), 0, 1)
+    found = replay(run, Checkpoints(run.checkpoints), 0, 0, 1)
     assert found.compared >= 3 and not found.differences
 
 

@@ -24,7 +24,7 @@ from gpt3jax.train.checkpoint import Checkpoints
 from gpt3jax.train.feed import Feed
 from gpt3jax.train.loop import NotFiniteError
 from gpt3jax.train.resume import furthest
-from gpt3jax.train.schedule import batch_range
+from gpt3jax.train.schedule import Microbatches, batch_range
 from gpt3jax.train.session import train
 from gpt3jax.train.state import abstract_state
 
@@ -50,7 +50,7 @@ def exact_records(path):
 
 @pytest.fixture
 def ramped(experiment):
-    """Batches grow from 2 windows to 8, two at a time."""
+    """Batches grow from 2 windows to 8, by single windows, in microbatches of 2."""
     return changed(experiment, train={"microbatch": 2, "ramp_from_tokens": 96, "ramp_tokens": 1200})
 
 
@@ -219,7 +219,7 @@ def test_the_feed_gives_the_windows_that_the_position_names(ramped):
     mesh = make_mesh(Mesh(), jax.devices()[:8])
     eight = changed(ramped, train={"microbatch": 8, "ramp_tokens": 0})
     order = loader.windows(eight.data, eight.seed, 48)
-    feed = Feed(eight, mesh, sequences=24)
+    feed = Feed(eight, mesh, Microbatches([(8, 9)], 8, sequences=24))
     windows, waited = feed.take(1)
     feed.close()
     expected = np.stack([order[i] for i in batch_range(3, eight)])

@@ -9,10 +9,12 @@ import pytest
 from gpt3jax.config import Mesh, Schedule
 from gpt3jax.experiments import load_experiment
 from gpt3jax.train.schedule import (
+    Microbatches,
     batch_range,
+    batch_windows,
     is_done,
     learning_rate,
-    microbatches,
+    stretches,
     total_tokens,
 )
 
@@ -34,7 +36,7 @@ def walk(experiment, most=None):
     """(tokens before, sequences) of every batch, in order, one step after another."""
     tokens = step = 0
     while not is_done(step, tokens, experiment) and step != most:
-        sequences = microbatches(tokens, experiment) * experiment.microbatch
+        sequences = batch_windows(tokens, experiment)
         yield tokens, sequences
         tokens += sequences * experiment.model.context
         step += 1
@@ -70,28 +72,41 @@ def test_a_schedule_without_warm_up_starts_at_the_peak():
     assert learning_rate(0, Schedule(peak_learning_rate=3.0, warmup_tokens=0)) == 3.0
 
 
-def test_the_batch_grows_from_32768_tokens_to_full_in_whole_microbatches(small):
+def test_the_batch_grows_from_32768_tokens_to_full_by_single_windows(small):
     in_ramp = [sequences for tokens, sequences in walk(small, 25_000) if tokens < 4 * B]
     assert in_ramp[0] * small.model.context == 32_768
     assert in_ramp == sorted(in_ramp)
-    assert set(in_ramp) == set(range(16, 257, 16)), "every multiple of the microbatch, no other"
+    assert set(in_ramp) == set(range(16, 257)), "every number of windows"
     for tokens in (4 * B, 4 * B + 1, 300 * B):
-        assert microbatches(tokens, small) * 16 == 256
+        assert batch_windows(tokens, small) == 256
 
 
 def test_the_ramp_is_linear_in_tokens(small):
-    halfway = microbatches(2 * B, small) * small.microbatch * small.model.context
-    assert halfway == pytest.approx((32_768 + 524_288) / 2, abs=16 * 2048 / 2)
+    halfway = batch_windows(2 * B, small) * small.model.context
+    assert halfway == pytest.approx((32_768 + 524_288) / 2, abs=2048 / 2)
 
 
-@pytest.mark.parametrize(("microbatch", "within"), [(1, 0.01), (16, 0.03)])
-def test_the_ramp_takes_the_steps_that_its_integral_gives(small, microbatch, within):
-    """dt / B(t) over the ramp; rounding to larger microbatches adds small batches."""
+def test_the_ramp_takes_the_steps_that_its_integral_gives(small):
+    """dt / B(t) over the ramp."""
     ramp, low, full = 4 * B, 32_768, 524_288
     assert ramp / (full - low) * math.log(full / low) == pytest.approx(22_563, abs=1)
-    experiment = with_train(small, microbatch=microbatch)
-    steps = sum(1 for tokens, _ in walk(experiment, 30_000) if tokens < ramp)
-    assert steps == pytest.approx(22_563, rel=within)
+    steps = sum(1 for tokens, _ in walk(small, 30_000) if tokens < ramp)
+    assert steps == pytest.approx(22_563, rel=0.001)
+
+
+@pytest.mark.parametrize("microbatch", [1, 2, 16, 64, 256])
+def test_microbatches_read_what_the_walk_reads_whatever_their_size(small, microbatch):
+    short = with_train(small, ramp_tokens=200 * 32_768, microbatch=microbatch)
+    start = sum(sequences for _, sequences in walk(short, 5))
+    microbatches = Microbatches(stretches(short, start), microbatch, start)
+    at, windows = 0, start
+    for _, size in list(walk(short, 60))[5:]:
+        for _ in range(-(-size // microbatch)):
+            span = microbatches[at]
+            assert span.start == windows and 0 < len(span) <= microbatch
+            at, windows = at + 1, span.stop
+        start += size
+        assert windows == start, "a microbatch does not reach into the next batch"
 
 
 def test_no_ramp_means_a_full_batch_from_the_start(small):
@@ -102,12 +117,12 @@ def test_no_ramp_means_a_full_batch_from_the_start(small):
 
 def test_the_batch_depends_on_tokens_and_on_nothing_that_a_resume_may_change(small):
     other = dataclasses.replace(
-        with_train(small, steps=7, tokens=5 * B, log_every=1, save_every=2, keep=1),
+        with_train(small, steps=7, tokens=5 * B, log_every=1, save_every=2, keep=1, microbatch=8),
         mesh=Mesh(data=2, fsdp=2), seed=5, name="other",
     )  # fmt: skip
     tokens = [3 * B, 0, 17, 300 * B, 2 * B, 3 * B]
-    found = [microbatches(t, small) for t in tokens]
-    assert found == [microbatches(t, other) for t in tokens]
+    found = [batch_windows(t, small) for t in tokens]
+    assert found == [batch_windows(t, other) for t in tokens]
     assert found[0] == found[-1], "and not on what was asked before"
 
 
@@ -149,6 +164,6 @@ def test_tokens_beyond_32_bits_stay_exact_integers(small):
     last = batch_range(5_000_000, plain)
     assert last == range(5_000_000 * 256, 5_000_001 * 256)
     assert type(total_tokens(plain)) is type(last.start) is int
-    assert type(microbatches(2**40, plain)) is int
+    assert type(batch_windows(2**40, plain)) is int
     schedule = Schedule(peak_learning_rate=1.0, warmup_tokens=2**40, decay_tokens=2**41)
     assert learning_rate(2**40 - 1, schedule) == (2**40 - 1) / 2**40 < 1.0
