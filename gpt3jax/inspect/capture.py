@@ -100,7 +100,7 @@ def _weights(queries, keys, layer, band):
 
 
 def _stream(params, tokens_BT, *, model, want, edit):
-    x_BTD, _, found = trunk(params, tokens_BT, model, edit=edit, want=want)
+    x_BTD, _, found = trunk(params, tokens_BT, model, edit=edit, want=want, remat=False)
     stacked = {name: a if name == "embedded" else jnp.stack(list(a)) for name, a in found.items()}
     return x_BTD, stacked
 

@@ -111,8 +111,13 @@ def trunk(
     place_BT: jax.Array | None = None,
     edit: Edit | None = None,
     want: Collection[str] = (),
+    remat: bool = True,
 ) -> tuple[jax.Array, Cache | None, dict[str, Any]]:
-    """All of `forward` but the head: the residual stream [B, T, D] after the last layer."""
+    """All of `forward` but the head: the residual stream [B, T, D] after the last layer.
+
+    Layers are rematerialised as the model says where a gradient can be taken: of stacked
+    layers without a cache, unless `remat` is False.
+    """
     params = _cast(params, model)
     with jax.named_scope("embed"):
         tables = {name: params[name] for name in ("token_embedding", "position_embedding")}
@@ -123,15 +128,16 @@ def trunk(
     before = {"embedded": x_BTD} if "embedded" in want else {}
     of_layers, layers = [name for name in want if name != "embedded"], params["layers"]
     if cache is None and isinstance(layers, dict) and model.scan_layers:
-        x_BTD, activations = _scan(layers, x_BTD, model, place_BT, edit, of_layers)
+        x_BTD, activations = _scan(layers, x_BTD, model, place_BT, edit, of_layers, remat)
         return x_BTD, None, before | activations
 
     per_layer = unstack(layers, model.n_layers) if isinstance(layers, dict) else layers
     names = {*of_layers, "keys", "values"} if cache is not None else of_layers
-    run, found = _rematerialised(model, place_BT, names), []
+    is_trained = remat and cache is None and isinstance(layers, dict)
+    run, found = _layer(model, place_BT, names, is_trained), []
     for index, layer in enumerate(per_layer):
         if edit is not None:
-            run = _rematerialised(model, place_BT, names, partial(_at, edit, index))
+            run = _layer(model, place_BT, names, is_trained, partial(_at, edit, index))
         past = cache and (cache.keys[index], cache.values[index], cache.length)
         x_BTD, recorded = run(layer, x_BTD, past, model.is_dense(index))
         found.append(recorded)
@@ -199,13 +205,14 @@ def _at(edit: Edit, layer: int | jax.Array, name: str, value: jax.Array) -> jax.
     return edit(name, layer, value)
 
 
-def _rematerialised(
+def _layer(
     model: Model,
     place_BT: jax.Array | None,
     want: Collection[str],
+    remat: bool,
     edit: Callable[[str, jax.Array], jax.Array] = lambda name, value: value,
 ) -> Callable[..., tuple]:
-    """A layer as (params, x, past, is_dense) -> (x, wanted) that keeps what `remat` says."""
+    """A layer as (params, x, past, is_dense) -> (x, wanted), rematerialised as the model says."""
     specs = table(model)["layers"]
 
     def run(params, x_BTD, past, is_dense):
@@ -216,7 +223,7 @@ def _rematerialised(
         return x_BTD, {name: recorded[name] for name in want}
 
     is_alone = platform() == "cpu" and size("fsdp", "tensor") == 1
-    if model.remat == "none" and is_alone and not model.lora_rank:
+    if not remat or (model.remat == "none" and is_alone and not model.lora_rank):
         return run
     return jax.checkpoint(
         run,
@@ -260,15 +267,16 @@ def _scan(
     place_BT: jax.Array | None,
     edit: Edit | None,
     want: Collection[str],
+    remat: bool,
 ):
     """Loop over the layers: one is compiled, for both kinds of attention."""
-    run = _rematerialised(model, place_BT, want)
+    run = _layer(model, place_BT, want, remat)
     is_dense_N = jnp.array([model.is_dense(index) for index in range(model.n_layers)])
 
     def step(x_BTD, layer):
         here = run
         if edit is not None:
-            here = _rematerialised(model, place_BT, want, partial(_at, edit, layer[2]))
+            here = _layer(model, place_BT, want, remat, partial(_at, edit, layer[2]))
         return here(layer[0], x_BTD, None, layer[1])
 
     numbers = () if edit is None else (jnp.arange(model.n_layers),)

@@ -47,7 +47,7 @@ def token_scores(
       place_BT: places of all but the last token of each row, where it holds several texts
         (`trunk`); the scores of each text's first token then mean nothing.
     """
-    x_BTD, _, _ = trunk(params, rows_BT1[:, :-1], model, place_BT=place_BT)
+    x_BTD, _, _ = trunk(params, rows_BT1[:, :-1], model, place_BT=place_BT, remat=False)
     top = head(params, model)
     x_BTD = last_norm(top, x_BTD, model)
     B, T, D = x_BTD.shape

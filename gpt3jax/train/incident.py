@@ -80,7 +80,7 @@ def _finite(params: Params, windows_BT1: jax.Array, *, model: Model) -> dict[str
 
 def _finite_here(params: Params, windows_BT1: jax.Array, *, model: Model) -> dict[str, Any]:
     tokens_BT = tokens_read(windows_BT1[:, :-1])
-    _, _, activations = trunk(params, tokens_BT, model, want=("finite",))
+    _, _, activations = trunk(params, tokens_BT, model, want=("finite",), remat=False)
     loss, gradients = jax.value_and_grad(partial(window_loss, model=model))(params, windows_BT1)
     found = {
         "parameters": jax.tree_util.tree_map_with_path(_by_layer, params),

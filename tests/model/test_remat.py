@@ -11,13 +11,14 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.extend.core import jaxprs_in_params
 
-from gpt3jax.model import attention, gpt3
+from gpt3jax.inspect.capture import capture
+from gpt3jax.model import attention, decode, gpt3, likelihood, reading, rows
 
 TOKENS = np.zeros((1, 48), np.int32)
 
 
-def primitives(params, model):
-    """Of a gradient, by name: at how many places they are computed."""
+def traced(function, *arguments):
+    """By name: at how many places primitives are computed."""
 
     def walk(jaxpr):
         for equation in jaxpr.eqns:
@@ -25,8 +26,12 @@ def primitives(params, model):
             for inner in jaxprs_in_params(equation.params):
                 yield from walk(inner)
 
-    traced = jax.make_jaxpr(jax.grad(lambda p: gpt3.forward(p, TOKENS, model).logits.sum()))
-    return Counter(walk(traced(params).jaxpr))
+    return Counter(walk(jax.make_jaxpr(function)(*arguments).jaxpr))
+
+
+def primitives(params, model):
+    """Of a gradient."""
+    return traced(jax.grad(lambda p: gpt3.forward(p, TOKENS, model).logits.sum()), params)
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -53,6 +58,36 @@ def test_an_accelerator_that_is_alone_does_not_keep_everything(params, model):
     with mock.patch.object(gpt3, "platform", lambda: "tpu"):
         there = primitives(params, model)
     assert here["remat2"] == 0 and there["remat2"] == model.n_layers
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_inference_has_no_checkpoint_and_chooses_attention_as_it_is_traced(
+    params, model, remat, scan, platform
+):
+    model = dataclasses.replace(model, dtype="float32", remat=remat, scan_layers=scan)
+    ready = decode.for_decoding(params, model)
+    texts, one = jnp.zeros((2, 8), jnp.int32), jnp.zeros(2, jnp.int32)
+    _, cache = decode.prefill(ready, texts, jnp.int32(8), model)
+    with mock.patch.object(gpt3, "platform", lambda: platform):
+        programs = {
+            "prefill": traced(lambda: decode.prefill(ready, texts, jnp.int32(8), model)),
+            "decode": traced(lambda: decode.decode(ready, cache, one, model)),
+            "cached": traced(
+                lambda: gpt3.forward(params, texts, model, cache=cache, place_BT=texts).logits
+            ),
+            "of unlike lengths": traced(lambda: reading.read(ready, texts, one, model, 16)),
+            "several texts": traced(lambda: rows.score(ready, texts[:1], model)),
+        }
+        # Of stacked layers in a loop, the kind is known only as it runs.
+        looped = {
+            "scores": traced(lambda: likelihood.token_scores(params, texts, model)),
+            "captured": traced(lambda: capture(params, texts, model)),
+        }
+    for name, found in (programs | looped).items():
+        assert found["dot_general"] and not found["remat2"], name
+        assert found["cond"] == (1 if scan and name in looped else 0), name
 
 
 def test_what_is_computed_again_is_the_same(params, model):
