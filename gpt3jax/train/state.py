@@ -14,7 +14,7 @@ from flax import struct
 from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gpt3jax.config import Experiment
+from gpt3jax.config import ConfigError, Experiment
 from gpt3jax.model import params as model_params
 from gpt3jax.model import table as model_table
 from gpt3jax.model.trainable import trained
@@ -75,24 +75,33 @@ def of_trained_layers(
 def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without arrays.
 
-    Moments lie as their parameters do; counters are everywhere.
+    What the optimizer keeps of a parameter has the end of its path and its shape, and lies as it
+    does; counters are on every device.
+
+    Raises:
+      ConfigError: the optimizer keeps something of a parameter's size that is none of these.
     """
     by_param = param_shardings(model_table.table(experiment.model), mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(lambda: new_state(experiment))
-    by_trained, _ = split(by_param, experiment)
-    of_trained = jax.tree.structure(by_trained)
-
-    def place(node: Any) -> Any:
-        if jax.tree.structure(node) == of_trained:
-            return jax.tree.map(_with_sharding, node, by_trained)
-        return _with_sharding(node, everywhere)
-
-    def is_whole(node: Any) -> bool:
-        return jax.tree.structure(node) == of_trained
-
     params = jax.tree.map(_with_sharding, shapes.params, by_param)
-    return TrainState(params, jax.tree.map(place, shapes.optimizer, is_leaf=is_whole))
+    trained_params = flatten_dict(split(params, experiment)[0], sep="/")
+    smallest = min(param.size for param in trained_params.values())
+
+    def place(at: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        path = "/" + jax.tree_util.keystr(at, simple=True, separator="/")
+        for name, param in trained_params.items():
+            if path.endswith("/" + name) and leaf.shape == param.shape:
+                return _with_sharding(leaf, param.sharding)
+        if leaf.size >= smallest:
+            raise ConfigError(
+                f"optimizer state {path[1:]} cannot be placed on the mesh: its shape {leaf.shape} "
+                "is not that of the parameter its path ends with, and each device would hold a "
+                "whole copy. Use an optimizer whose state has the shapes of the parameters"
+            )
+        return _with_sharding(leaf, everywhere)
+
+    return TrainState(params, jax.tree_util.tree_map_with_path(place, shapes.optimizer))
 
 
 def sharded_state(experiment: Experiment, mesh: Mesh) -> TrainState:
