@@ -1,21 +1,24 @@
-"""Where the time goes: each second of a session is in one phase, and a thread keeps the account.
+"""Where the time goes: each second of a session is in one phase, and a thread writes the account.
 
 The account is written every second or so, so that a session that is killed
-still says how it spent its time; the next one enters it in the ledger. The
-same thread ends a process that has stopped getting anywhere: in a job of many
+still says how it spent its time; the next one enters it in the ledger.
+
+Another thread ends a process that has stopped getting anywhere: in a job of many
 hosts, one that waits for ever (a disk, a lock, a peer that waits itself) makes
-all of them wait. The one whose phase is not `step` is the one to look at.
+all of them wait. The one whose phase is not `step` is the one to look at. This
+thread does no I/O itself, since the disk may be what hangs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import json
 import os
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable
 from typing import Any, Literal
 
 from gpt3jax.goodput import is_account, read_clock
@@ -27,6 +30,8 @@ Phase = Literal["start", "restore", "compile", "data", "step", "replay", "save",
 """`replay`: steps that an earlier session had done and lost."""
 
 TICK_S = 1.0
+REPORT_S = 5.0
+"""How long a stuck process tries to say so, on the terminal and in its report, before it ends."""
 STUCK_EXIT = 70
 LONGER = {
     "start": 6.0, "restore": 6.0, "compile": 6.0, "evaluate": 6.0, "save": 6.0,
@@ -53,8 +58,12 @@ class Clock:
         self._phase, self._since, self._step = "start", self._zero, 0
         self._entered = 0
         self._lock, self._closed = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="clock", daemon=True)
-        self._thread.start()
+        # Asked here: the threads must not wait for a lock of jax's that the main thread may hold.
+        self._name, self._report = hosts.name(), run.stuck_file(hosts.index())
+        self._writer = _start(self._keep, "clock") if hosts.is_first() else None
+        self._ended = threading.Event()
+        if stuck_after:
+            _start(self._watch, "watchdog")
 
     def enter(self, phase: Phase, step: int | None = None) -> None:
         """The main thread begins a phase; `step` is the last one that is done."""
@@ -80,22 +89,26 @@ class Clock:
     def close(self) -> None:
         """End the session, and enter it in the ledger."""
         self._closed.set()
-        self._thread.join()
-        if hosts.is_first():
+        if self._writer:
+            self._writer.join()
             ledger.record(self._run.ledger_file, "clock", **self.account(), killed=False)
             self._run.clock_file.unlink(missing_ok=True)
+        # Watched until here: the disk may hang in this, too.
+        self._ended.set()
 
     def _keep(self) -> None:
+        while not self._closed.wait(TICK_S):
+            with contextlib.suppress(OSError):  # A full disk costs the account, not the run.
+                self._write()
+
+    def _watch(self) -> None:
         # Counted in ticks: a process that is suspended and goes on was not stuck.
-        tick = min(TICK_S, self._stuck_after / 4 or TICK_S)
+        tick = min(TICK_S, self._stuck_after / 4)
         seen, lasted = self._entered, 0.0
-        while not self._closed.wait(tick):
-            if hosts.is_first():
-                with contextlib.suppress(OSError):
-                    self._write()
+        while not self._ended.wait(tick):
             lasted = lasted + tick if self._entered == seen else 0.0
             seen, phase = self._entered, self._phase
-            if 0 < self._stuck_after * LONGER.get(phase, 1.0) < lasted:
+            if self._stuck_after * LONGER.get(phase, 1.0) < lasted:
                 self._end(phase, lasted)
 
     def _write(self) -> None:
@@ -105,17 +118,51 @@ class Clock:
         os.replace(new, self._run.clock_file)
 
     def _end(self, phase: str, lasted: float) -> None:
-        report = self._run.stuck_file(hosts.index())
-        print(
-            f"error: {hosts.name()} is stuck in phase {phase} for {lasted:.0f} s after "
-            f"step {self._step}: all hosts end. Stacks are in {report}; relaunch to resume",
-            file=sys.stderr,
-            flush=True,
-        )
-        with report.open("w") as file:
-            print(f"{hosts.name()}, phase {phase}, after step {self._step}", file=file, flush=True)
-            faulthandler.dump_traceback(file, all_threads=True)
-        os._exit(STUCK_EXIT)
+        """End the process with its stacks in a report; after `REPORT_S` in any case."""
+
+        def tell() -> None:
+            print(
+                f"error: {self._name} is stuck in phase {phase} for {lasted:.0f} s after "
+                f"step {self._step}: all hosts end. Stacks are in {self._report}, unless the disk "
+                "hangs; relaunch to resume",
+                file=sys.stderr,
+                flush=True,
+            )
+
+        def report() -> None:
+            head = f"{self._name}, phase {phase}, after step {self._step}"
+            try:
+                self._report.write_text(f"{head}\n{_stacks()}\n")
+            except OSError as error:
+                print(
+                    f"error: {self._report} was not written: {error}", file=sys.stderr, flush=True
+                )
+
+        try:
+            deadline = time.monotonic() + REPORT_S
+            for each in [_start(tell, "tell"), _start(report, "report")]:
+                each.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            os._exit(STUCK_EXIT)
+
+
+def _start(work: Callable[[], None], name: str) -> threading.Thread:
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def _stacks() -> str:
+    """Where each thread is. From memory: faulthandler would write while it holds Python's lock,
+    and a file that hangs would stop every thread."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    lines = []
+    for thread, innermost in sys._current_frames().items():
+        lines.append(f"thread {names.get(thread, thread)}, innermost call first:")
+        for frame, line in traceback.walk_stack(innermost):
+            code = frame.f_code
+            lines.append(f'  File "{code.co_filename}", line {line} in {code.co_name}')
+    return "\n".join(lines)
 
 
 def settle(run: Run) -> int:
