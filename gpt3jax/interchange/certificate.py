@@ -166,7 +166,7 @@ def our_logits(params: StoredParams, tokens_BT: np.ndarray, model: Model) -> np.
     names = ("norm_1", "qkv", "out", "norm_2", "up", "down")
     run = jax.jit(_layer, static_argnames=("band", "model"))
     with jax.default_matmul_precision("highest"):
-        x_BTD = embed(_as_float32(tables), jnp.asarray(tokens_BT), 0)
+        x_BTD = embed(_as_float32(tables), jnp.asarray(tokens_BT), 0, model.vocabulary)
         for index in range(model.n_layers):
             layer = _as_float32({name: params.layer(index, name) for name in names})
             band = None if model.is_dense(index) else model.band

@@ -83,7 +83,8 @@ def forward(
 
     Args:
       params: as `table` describes; `layers` stacked, or a list (see `unstack`).
-      tokens_BT: int32 token ids, at most `model.context` with those in the cache.
+      tokens_BT: int32 token ids, at most `model.context` with those in the cache. An id that is
+        not in the vocabulary makes its row NaN; tokens that the cache has no room for, all.
       cache: earlier tokens; the result then holds the cache with the new ones.
       place_BT: int32, each token's place in its own text, where rows are not one text
         each: the position it gets, and how far back it sees. Of padding, negative.
@@ -122,7 +123,8 @@ def trunk(
     with jax.named_scope("embed"):
         tables = {name: params[name] for name in ("token_embedding", "position_embedding")}
         tables = gather_weights(tables, table(model))
-        x_BTD = embed(tables, tokens_BT, 0 if cache is None else cache.length, place_BT)
+        start = 0 if cache is None else cache.length
+        x_BTD = embed(tables, tokens_BT, start, model.vocabulary, place_BT)
     if edit is not None:
         x_BTD = edit("embedded", -1, x_BTD)
     before = {"embedded": x_BTD} if "embedded" in want else {}
@@ -142,7 +144,12 @@ def trunk(
         x_BTD, recorded = run(layer, x_BTD, past, model.is_dense(index))
         found.append(recorded)
     activations = {name: [recorded[name] for recorded in found] for name in names}
-    cache = cache and _append(cache, activations["keys"], activations["values"])
+    if cache is not None:
+        # JAX would write over the last slots, and take the last positions again.
+        slots, positions = cache.keys[0].shape[2], len(tables["position_embedding"])
+        most = slots if place_BT is not None else min(slots, positions)
+        x_BTD = jnp.where(start + tokens_BT.shape[1] <= most, x_BTD, jnp.nan)
+        cache = _append(cache, activations["keys"], activations["values"])
     return x_BTD, cache, before | {name: activations[name] for name in of_layers}
 
 

@@ -27,6 +27,10 @@ from gpt3jax.sharding.ring import gather_matmul, matmul_scatter
 
 NORM_EPSILON = 1e-5
 
+UNKNOWN = jnp.iinfo(jnp.int32).max
+"""A row that no embedding has: `jnp.take` gives NaN for it. A negative id would count from the
+last row, and one that pads the vocabulary would be a row of zeros."""
+
 
 def layer_norm(params: Params, x_BTD: jax.Array) -> jax.Array:
     """Normalise each token over the width, in float32 (biased variance, epsilon 1e-5)."""
@@ -100,13 +104,17 @@ def embed(
     params: Params,
     tokens_BT: jax.Array,
     start: jax.Array | int,
+    vocabulary: int,
     place_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Token embedding plus the learned position; tokens come out split.
 
-    Positions are counted from `start`, but where each token's place is given.
+    Positions are counted from `start`, but where each token's place is given. Ids that are not
+    in the vocabulary give NaN: those below 0, too, and those of rows that only pad it.
     """
     rows_VD = params["token_embedding"]
+    is_known_BT = (tokens_BT >= 0) & (tokens_BT < vocabulary)
+    tokens_BT = jnp.where(is_known_BT, tokens_BT, UNKNOWN)
     if isinstance(rows_VD, Packed):
         x_BTD = rows_VD.rows(tokens_BT)
     elif size("tensor") == 1:
@@ -115,10 +123,17 @@ def embed(
         here_BT = tokens_BT - index("tensor") * len(rows_VD)
         is_here = (here_BT >= 0) & (here_BT < len(rows_VD))
         found_BTD = jnp.take(rows_VD, here_BT, axis=0, mode="clip")
-        x_BTD = scatter_sum(jnp.where(is_here[..., None], found_BTD, 0), "tensor", 1)
+        missing_BT = jnp.where(is_known_BT, 0, jnp.nan).astype(found_BTD.dtype)
+        part_BTD = jnp.where(is_here[..., None], found_BTD, missing_BT[..., None])
+        x_BTD = scatter_sum(part_BTD, "tensor", 1)
     positions_PD, length = params["position_embedding"], x_BTD.shape[1]
     first = index("tensor") * length
     if place_BT is None:
+        if length * size("tensor") > len(positions_PD):
+            raise ValueError(
+                f"a text of {length * size('tensor')} tokens has more than the model has positions "
+                f"({len(positions_PD)}). Shorten it"
+            )
         return x_BTD + jax.lax.dynamic_slice_in_dim(positions_PD, start + first, length)
     own_BT = jax.lax.dynamic_slice_in_dim(place_BT, first, length, axis=1)
     return x_BTD + jnp.take(positions_PD, own_BT, axis=0, mode="clip")
