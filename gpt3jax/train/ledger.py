@@ -51,10 +51,21 @@ def code_version() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Commit of the checkout this package runs from, marked when files differ; or `unknown`."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    """Commit of the checkout this package runs from, marked when files differ; or `unknown`.
+
+    Another repository's, as of a project whose environment this is installed in, says nothing.
+    """
+    package = Path(__file__).parents[1]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+        tracked = _git(package, "ls-files", "--full-name", "__init__.py")
+        is_own = tracked == f"{package.name}/__init__.py"
+        return (is_own and _git(package, "describe", "--always", "--dirty")) or "unknown"
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return found.stdout.strip() or "unknown"
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What git says; nothing where it fails."""
+    command = ["git", "-C", str(folder), *words]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    return found.stdout.strip()
