@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
@@ -136,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        error = _of_platform(error)
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
 
@@ -162,6 +164,21 @@ def _dispatch(words: list[str]) -> int:
     values = parse(name, words[size:])
     keep_compiled()
     return COMMANDS[name](**values) or 0
+
+
+def _of_platform(error: Exception) -> Exception:
+    """The same, but where jax does not find what JAX_PLATFORMS asks for: it may not say so."""
+    asked, frames = os.environ.get("JAX_PLATFORMS"), traceback.extract_tb(error.__traceback__)
+    if not asked or not frames or os.path.basename(frames[-1].filename) != "xla_bridge.py":
+        return error
+    why = (
+        str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+        or "no plugin for it is installed"
+    )
+    return ConfigError(
+        f"JAX_PLATFORMS is {asked!r}, which jax cannot use here: {why}. Unset JAX_PLATFORMS, or "
+        "install jax for it, as jax[cuda13] or jax[tpu]"
+    )
 
 
 def one_line(error: Exception) -> str:

@@ -1,10 +1,13 @@
 """What is typed: help at once, mistakes refused in one line, nothing heavy imported for either."""
 
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from building import random_run
 
 from gpt3jax import cli
 from gpt3jax.config import ConfigError
@@ -69,6 +72,44 @@ def test_help_and_refusals_do_not_import_jax(prepared):
     assert done.returncode == 0, done.stderr
     codes = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("code ")]
     assert "".join(codes) == "00200022222020002022"
+
+
+@pytest.mark.parametrize("platform", ["cuda", "none"])
+def test_a_platform_that_jax_cannot_use_is_one_line_from_every_command(
+    experiment, tmp_path, platform
+):
+    if platform == "cuda" and find_spec("jax_plugins"):
+        pytest.skip("jax's plugin is installed")
+    run = str(random_run(tmp_path / "run", experiment).path)
+    (tmp_path / "file.py").write_text(
+        "from gpt3jax.config import Experiment\n\n\ndef experiment():\n"
+        f"    return Experiment.from_json({experiment.to_json()!r})\n"
+    )
+    file = str(tmp_path / "file.py")
+    lines = [
+        ["train", file, "--run", str(tmp_path / "new")], ["train", file, "--run", run],
+        ["bench", "train", file], ["bench", "decode", file], ["bench", "save", file],
+        ["generate", run, "--prompt", "a"], ["inspect", run, "--prompt", "a"],
+        ["evaluate", run, "--tasks", "arithmetic"], ["perplexity", run],
+        ["verify", run, "--replay", "4:5"], ["verify", run], ["serve", run, "--port", "0"],
+        ["export", run, "--to", "stablehlo", "--out", str(tmp_path / "out")],
+    ]  # fmt: skip
+    script = (
+        "import sys\nfrom gpt3jax.cli import main\n"
+        f"for words in {lines!r}:\n    print('code', main(words), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "JAX_PLATFORMS": platform}, cwd=ROOT,
+    )  # fmt: skip
+    said = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    for line, words in zip(said[::2], lines, strict=True):
+        assert line.startswith(f"error: JAX_PLATFORMS is '{platform}', which jax cannot"), words
+        assert "plugin" in line if platform == "cuda" else "'none' is not in the list" in line
+        assert line.endswith(
+            ". Unset JAX_PLATFORMS, or install jax for it, as jax[cuda13] or jax[tpu]"
+        )
+    assert said[1::2] == ["code 2"] * len(lines)
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
