@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from gpt3jax.goodput import is_account, read_clock
@@ -89,12 +90,13 @@ class Clock:
     def close(self) -> None:
         """End the session, and enter it in the ledger."""
         self._closed.set()
-        if self._writer:
-            self._writer.join()
-            ledger.record(self._run.ledger_file, "clock", **self.account(), killed=False)
-            self._run.clock_file.unlink(missing_ok=True)
-        # Watched until here: the disk may hang in this, too.
-        self._ended.set()
+        try:
+            if self._writer:
+                self._writer.join()
+                ledger.record(self._run.ledger_file, "clock", **self.account(), killed=False)
+                self._run.clock_file.unlink(missing_ok=True)
+        finally:  # Watched until here: the disk may hang in this, too.
+            self._ended.set()
 
     def _keep(self) -> None:
         while not self._closed.wait(TICK_S):
@@ -120,27 +122,23 @@ class Clock:
     def _end(self, phase: str, lasted: float) -> None:
         """End the process with its stacks in a report; after `REPORT_S` in any case."""
 
-        def tell() -> None:
-            print(
-                f"error: {self._name} is stuck in phase {phase} for {lasted:.0f} s after "
-                f"step {self._step}: all hosts end. Stacks are in {self._report}, unless the disk "
-                "hangs; relaunch to resume",
-                file=sys.stderr,
-                flush=True,
-            )
+        def say(text: str) -> None:
+            print(f"error: {text}", file=sys.stderr, flush=True)
 
         def report() -> None:
             head = f"{self._name}, phase {phase}, after step {self._step}"
             try:
                 self._report.write_text(f"{head}\n{_stacks()}\n")
             except OSError as error:
-                print(
-                    f"error: {self._report} was not written: {error}", file=sys.stderr, flush=True
-                )
+                say(f"{self._report} was not written: {error}")
 
+        text = (
+            f"{self._name} is stuck in phase {phase} for {lasted:.0f} s after step {self._step}: "
+            f"all hosts end. Stacks are in {self._report}, if it can be written; relaunch to resume"
+        )
         try:
             deadline = time.monotonic() + REPORT_S
-            for each in [_start(tell, "tell"), _start(report, "report")]:
+            for each in [_start(partial(say, text), "say"), _start(report, "report")]:
                 each.join(max(0.0, deadline - time.monotonic()))
         finally:
             os._exit(STUCK_EXIT)
