@@ -26,6 +26,7 @@ is beyond its examples is said in a Python file, which is code and is run:
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import difflib
 import gzip
@@ -149,7 +150,7 @@ def _lines(path: Path) -> Iterator[bytes]:
     except (OSError, EOFError, ValueError, zlib.error) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"task file {path} cannot be read: {why}. Check it") from error
-    return iter(raw.splitlines())
+    return iter(raw.removeprefix(codecs.BOM_UTF8).splitlines())
 
 
 def load_tasks(

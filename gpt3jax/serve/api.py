@@ -166,7 +166,7 @@ def completion(body: bytes, served: Served) -> Completion:
 
 def _parse(body: bytes) -> _Body:
     try:
-        value = stored.parse(body.decode())
+        value = stored.parse(body.decode("utf-8-sig"))
     except ValueError as error:  # JSON's and Unicode's errors are of this kind.
         raise ApiError(400, f"the body is not JSON: {str(error)[:200]}") from error
     try:
