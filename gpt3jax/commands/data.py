@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from gpt3jax.commands.checks import MOST_BATCHES, check_range
-from gpt3jax.config import MOST_WINDOWS
+from gpt3jax.config import MOST_WINDOWS, ConfigError
+from gpt3jax.data.documents import count_of, count_reasons
 from gpt3jax.data.manifest import Manifest
 from gpt3jax.data.pieces import Piece, finished
 from gpt3jax.run import Run
 
-DEFAULT_CORPUS = "python-library"
-
 
 def data_prepare(
-    corpus: str = DEFAULT_CORPUS,
-    out: Path = Path("data/python-library"),
+    corpus: tuple[str, ...],
+    out: Path,
     context: int = 256,
-    vocabulary: int = 2048,
+    vocabulary: int | None = None,
     tokenizer: Path | None = None,
-    field: str = "text",
+    field: str | None = None,
     pairs: tuple[str, str] | None = None,
     validation_fraction: float = 0.01,
     workers: int | None = None,
@@ -33,30 +33,39 @@ def data_prepare(
 
     Examples:
       gpt3jax data prepare --corpus python-library --out data/python-library
-      gpt3jax data prepare --corpus 'books/*.txt' --out data/books --context 512 --vocabulary 8192
-      gpt3jax data prepare --corpus web.jsonl --field content --tokenizer data/books/tokenizer.model
-      gpt3jax data prepare --corpus qa.jsonl --pairs prompt completion --tokenizer runs/tiny
+      gpt3jax data prepare --corpus books/*.txt notes --out data/books --context 512
+      gpt3jax data prepare --corpus web.jsonl --field content --out data/web --tokenizer data/books
+      gpt3jax data prepare --corpus qa.jsonl --pairs prompt completion --out data/qa --tokenizer RUN
       gpt3jax data prepare --corpus 'web/*.jsonl' --out /shared/web --tokenizer T --shard 3/16
 
     Args:
-      corpus: python-library, a file, folder or glob of text, a .jsonl or .parquet file, hf:NAME, or
-        generated:FILE.py, whose function documents() yields each text.
+      corpus: Files, folders and globs: .jsonl, .ndjson, .json and .parquet are records, all others
+        text; hidden files are left out. Or python-library; hf:NAME; or generated:FILE.py, whose
+        function documents() yields each text.
       out: Folder to write; it appears when all of it is there.
       context: Tokens a model will see at once.
-      vocabulary: Size of the tokenizer to train.
+      vocabulary: Size of the tokenizer to train; 2048 if not given.
       tokenizer: An existing tokenizer.model to use instead, or a run or data folder with one.
-      field: Of .jsonl and .parquet records, where the text is.
+      field: Of records, where the text is; `text` if not given.
       pairs: Of such records, where a prompt is, and its completion: only that is learned.
       validation_fraction: Share of the documents held out, whole.
       workers: Processes; all cores if not given.
-      seed: Of which documents are held out.
+      seed: Of the order of the text; which documents are held out does not depend on it.
       shard: I/N: only this share of the files, I from 0 to N-1; each of N processes, on machines
         that see one file system, makes one, in any order, and then `data merge` makes the folder.
     """
-    from gpt3jax.data.prepare import prepare, request
+    from gpt3jax.data.prepare import prepare, request, tokenizer_file
     from gpt3jax.data.shards import parse_shard, prepare_shard
+    from gpt3jax.data.tokenizer import Tokenizer
     from gpt3jax.progress import progress
 
+    if vocabulary is not None and tokenizer is not None:
+        own = Tokenizer.load(tokenizer_file(str(tokenizer))).vocabulary
+        if own != vocabulary:
+            raise ConfigError(
+                f"--vocabulary is {vocabulary}, but --tokenizer {tokenizer} has {own} tokens: "
+                "their number cannot be changed. Leave out one of the two"
+            )
     asked = {
         "context": context, "vocabulary": vocabulary, "tokenizer": tokenizer and str(tokenizer),
         "field": field, "pairs": pairs, "validation_fraction": validation_fraction,
@@ -108,22 +117,26 @@ def _print_shard(out: Path, shard: str, piece: Piece | None) -> None:
     )
     there, count = finished(str(out))
     print(
-        f"{out}: shard {shard} is there, {documents:,} of {piece.documents:,} documents; "
-        f"{there} of {count} shards are. When all are: gpt3jax data merge {out}"
+        f"{out}: shard {shard} is there, {documents:,} of {count_of(piece.documents, 'document')}; "
+        f"{there} of {count_of(count, 'shard')} {'are' if count > 1 else 'is'}. When all are: "
+        f"gpt3jax data merge {out}"
     )
 
 
 def _print_prepared(out: Path, manifest: Manifest) -> None:
-    train, validation = manifest.train, manifest.validation
-    skipped = sum(manifest.skipped.values())
-    kind, tokens = ("pairs", "tokens to learn") if manifest.pairs else ("documents", "tokens")
-    why = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
+    train, validation, skipped = manifest.train, manifest.validation, Counter(manifest.skipped)
+    kind, learned = ("pair", " to learn") if manifest.pairs else ("document", "")
+    whole = validation.documents or not validation.windows
+    held_out = count_of(validation.documents, kind) if whole else "the end of a document"
+    dropped = train.dropped_tokens + validation.dropped_tokens
+    replaced = train.invalid_utf8 + validation.invalid_utf8
     print(
-        f"{out}: {train.documents:,} {kind}, {train.tokens:,} {tokens} "
-        f"({train.bytes_per_token:.2f} bytes each) in {train.windows:,} windows of "
-        f"{manifest.context}; held out {validation.documents:,} {kind}, "
-        f"{validation.windows:,} windows; skipped {skipped:,}"
-        f"{f' ({why})' if manifest.pairs and why else ''}"
+        f"{out}: {count_of(train.documents, kind)}, {count_of(train.tokens, 'token')}{learned} "
+        f"({train.bytes_per_token:.2f} bytes each) in {count_of(train.windows, 'window')} of "
+        f"{manifest.context}; held out {held_out}, {count_of(validation.windows, 'window')}; "
+        f"skipped {skipped.total():,}{f' ({count_reasons(skipped)})' if skipped else ''}"
+        f"{f'; dropped {dropped:,} tokens that fill no window' if dropped else ''}"
+        f"{f'; {replaced:,} not UTF-8, read with U+FFFD' if replaced else ''}"
     )
 
 

@@ -49,6 +49,7 @@ class ByteLevel:
             for i, piece in enumerate(pieces)
         )
         self.end_of_text = pieces.index(END_OF_TEXT)
+        self.special = tuple(pieces[i] for i in sorted(special))
         tokenizers = _library()
         ids = {piece: i for i, piece in enumerate(pieces)}
         self._library = tokenizers.Tokenizer(tokenizers.models.BPE(ids, merges))

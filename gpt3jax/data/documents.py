@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -59,17 +60,40 @@ def decode_document(key: str, raw: bytes, prompt: bytes | None = None) -> Docume
         return Document(key, raw.decode(errors="replace"), True, before.decode(errors="replace"))
 
 
+_KINDS = {int: "a number", float: "a number", bool: "true or false", list: "a list",
+          type(None): "null"}  # fmt: skip
+
+
 def row_document(key: str, row: Any, fields: Sequence[str]) -> Document | Skipped:
     """The document in one field of a row, or in two: a prompt and its completion.
 
     A lone surrogate in it counts as invalid UTF-8.
     """
     for field in fields:
-        if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            there = f"fields: {', '.join(row)}" if isinstance(row, dict) else "not an object"
-            return Skipped(key, f"no text in field {field!r}", there)
+        if not isinstance(row, dict):
+            return Skipped(key, f"no text in field {field!r}", "not an object")
+        if field not in row:
+            return Skipped(key, f"no text in field {field!r}", f"fields: {', '.join(row)}")
+        if not isinstance(row[field], str):
+            kind = _KINDS.get(type(row[field]), "an object")
+            return Skipped(key, f"no text in field {field!r}", f"it is {kind}")
     *prompt, text = (row[field].encode(errors="surrogatepass") for field in fields)
     return decode_document(key, text, *prompt)
+
+
+def choose_field(fields: Sequence[str]) -> str:
+    """What to do where records do not have the fields."""
+    return "Pass --field with one" if len(fields) == 1 else "Pass --pairs with two"
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number with its noun: `1 document`, `1,200 documents`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def count_reasons(skipped: Counter) -> str:
+    """What was left out, by reason, the most frequent first: `617 binary, 3 empty`."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common())
 
 
 def hash_key(key: str) -> int:

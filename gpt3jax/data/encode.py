@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ class Job(NamedTuple):
     context: int
     held_out: int
     """Documents in buckets below this are validation."""
+    tail: float = 0.0
+    """Unless 0, of documents in the last of these buckets only the end is, this share of it."""
 
     @property
     def has_pairs(self) -> bool:
@@ -75,17 +78,28 @@ def encode_group(job: Job, numbered: tuple[int, tuple[Part, ...]]) -> Encoded:
             if job.has_pairs and len(ids) > job.context + 1:
                 skipped[TOO_LONG] += 1
                 continue
-            held_out = bucket(item.key) < job.held_out
-            counts = validation if held_out else train
+            held_out = _held_out(job, item.key, len(learned))
+            kept = learned[: len(learned) - held_out]
+            size = len(item.text.encode())
+            kept_bytes = sum(len(tokenizer.token_bytes(t)) for t in kept) if held_out else size
+            counts = train if kept else validation
             counts["documents"] += 1
             counts["invalid_utf8"] += item.replaced
-            counts["bytes"] += len(item.text.encode())
-            counts["tokens"] += len(learned)
-            if held_out:
-                np.array(ids, dtype).tofile(file)
-            else:
-                shard.add(np.array(ids, dtype))
+            train.update(bytes=kept_bytes, tokens=len(kept))
+            validation.update(bytes=size - kept_bytes, tokens=held_out)
+            border = len(ids) - held_out if kept else 0
+            shard.add(np.array(ids[:border], dtype))
+            np.array(ids[border:], dtype).tofile(file)
     return Encoded(shard.close(train), validation, tokens, skipped)
+
+
+def _held_out(job: Job, key: str, tokens: int) -> int:
+    """How many of a document's last tokens are held out: none, all, or whole windows of them."""
+    place = bucket(key)
+    if job.tail and place == job.held_out - 1:
+        windows = math.ceil(job.tail * tokens / job.context)
+        return min(windows * job.context, tokens)
+    return tokens if place < job.held_out else 0
 
 
 def write_validation(job: Job, tokenizer: Tokenizer, groups: Iterable[Encoded]) -> Split:

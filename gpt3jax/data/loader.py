@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from gpt3jax.config import ConfigError, Data, short_hash
-from gpt3jax.data.manifest import Manifest, Shard, Split, load_manifest
+from gpt3jax.data.manifest import Manifest, Shard, Split, load_manifest, prepare_again
 from gpt3jax.data.pairs import tokens_of
 
 THREADS = 4
@@ -232,20 +232,21 @@ def _manifests(data: Data, context: int) -> list[Manifest]:
             "data has no sources: there is nothing to train on. Name one; of an imported run, "
             "in an experiment whose init_from it is"
         )
-    manifests = [load_manifest(source.path) for source in data.sources]
-    first = manifests[0]
+    first = load_manifest(data.sources[0].path, f" --context {context}")
+    flags = f" --context {context} --tokenizer {first.folder}"
+    manifests = [first, *(load_manifest(source.path, flags) for source in data.sources[1:])]
     for source, manifest in zip(data.sources, manifests, strict=True):
         if manifest.context != context:
             raise ConfigError(
                 f"data {source.name!r} has windows of context {manifest.context}, the model "
-                f"{context}: they must agree. gpt3jax data prepare --corpus {manifest.corpus} "
-                f"--context {context}, or --model.context {manifest.context}"
+                f"{context}: they must agree. --model.context {manifest.context}, or name the "
+                f"folder of: {prepare_again(manifest, context, manifest.folder)}"
             )
         if manifest.tokenizer != first.tokenizer:
             raise ConfigError(
                 f"data {source.name!r} has tokenizer {manifest.tokenizer}, but "
                 f"{data.sources[0].name!r} has {first.tokenizer}: ids would not mean the same. "
-                f"Prepare it with --tokenizer {first.folder}/tokenizer.model"
+                f"Name the folder of: {prepare_again(manifest, context, first.folder)}"
             )
     return manifests
 

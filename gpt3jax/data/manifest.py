@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -127,8 +128,8 @@ class Manifest:
         (self.folder / MANIFEST).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def load_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """Read the manifest of a prepared data folder.
+def load_manifest(path: str | os.PathLike[str], flags: str = "") -> Manifest:
+    """Read the manifest of a prepared data folder; `flags` are what it is to be made with if not.
 
     Raises:
       ConfigError: no such folder, not a data folder, or one of another version.
@@ -136,7 +137,8 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
     folder = Path(path)
     if not os.path.isdir(folder):
         raise ConfigError(
-            f"data {path} is not there: no such folder. Make it: gpt3jax data prepare --out {path}"
+            f"data {path} is not there: no such folder. Make it: gpt3jax data prepare --corpus "
+            f"FILES --out {shlex.quote(str(path))}{flags}"
         )
     try:
         record = stored.build(dict[str, Any], stored.read(folder / MANIFEST))
@@ -172,6 +174,16 @@ def _parse(folder: Path, record: dict[str, Any]) -> Manifest:
     except ValueError as error:
         raise ConfigError(f"{folder}/{MANIFEST} is damaged: {error}. Prepare it again") from error
     return manifest
+
+
+def prepare_again(manifest: Manifest, context: int, tokenizer: Path) -> str:
+    """The command that makes other windows of the same corpus, beside those there are."""
+    field = "" if manifest.field == "text" else f" --field {shlex.quote(manifest.field)}"
+    fields = f" --pairs {shlex.join(manifest.pairs)}" if manifest.pairs else field
+    return (
+        f"gpt3jax data prepare --corpus {manifest.corpus}{fields} --out {manifest.folder}-new "
+        f"--context {context} --tokenizer {tokenizer}"
+    )
 
 
 def verify(path: str | os.PathLike[str], part: int = 0, parts: int = 1) -> Manifest:

@@ -64,12 +64,11 @@ def merge_shards(
         return manifest
     plan = read_plan(out)
     report = progress or (lambda stage, share: None)
-    with processes(max(1, min(workers or os.cpu_count() or 1, plan.shards))) as run:
-        looking = run(partial(_look, work, plan), range(plan.shards))
-        found = list(tracked(report, "verifying", looking, plan.shards))
-    pieces = _all_whole(found, plan, out, tell)
-    with whole_folder(Path(out)) as folder:
-        _join(folder, work, plan, pieces)
+    with whole_folder(Path(out), is_only=True) as folder:
+        with processes(max(1, min(workers or os.cpu_count() or 1, plan.shards))) as run:
+            looking = run(partial(_look, work, plan), range(plan.shards))
+            found = list(tracked(report, "verifying", looking, plan.shards))
+        _join(folder, work, plan, _all_whole(found, plan, out, tell))
     shutil.rmtree(work)
     return load_manifest(out)
 

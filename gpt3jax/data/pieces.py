@@ -113,7 +113,7 @@ def read_plan(out: str) -> Plan:
     except FileNotFoundError:
         raise ConfigError(
             f"{out} has no shards: {file} is not there. Make them: "
-            f"gpt3jax data prepare --out {out} --shard 0/N ..."
+            f"gpt3jax data prepare --corpus FILES --out {out} --tokenizer T --shard I/N, for each I"
         ) from None
     except (OSError, ValueError) as error:
         raise ConfigError(

@@ -22,20 +22,22 @@ from pathlib import Path
 from typing import Any
 
 from gpt3jax.config import ConfigError, short_hash
-from gpt3jax.data.census import Census, merge, take_census
-from gpt3jax.data.corpus import Corpus, Part, open_corpus
-from gpt3jax.data.documents import hash_key
+from gpt3jax.data.census import Census, merge, take_census, warn_of_special
+from gpt3jax.data.corpus import Corpus, Part, check_fields_used, open_corpus
+from gpt3jax.data.documents import count_of, count_reasons, hash_key
 from gpt3jax.data.encode import Encoded, Job, encode_group, window_dtype, write_validation
 from gpt3jax.data.folder import is_free, whole_folder
 from gpt3jax.data.manifest import MANIFEST, TOKENIZER, Manifest, Split, load_manifest, verify
 from gpt3jax.data.pool import processes
-from gpt3jax.data.tokenizer import SAMPLE_BYTES, Tokenizer, train_tokenizer
+from gpt3jax.data.tokenizer import Tokenizer, train_tokenizer
 
 SHARD_BYTES = 4 << 20
 """Text in a shard, about, until there are `SHARDS` of them."""
 SHARDS = 256
 """Shards at most: a reader keeps every one open."""
 
+VOCABULARY = 2048
+"""Of a tokenizer that is trained, if nothing else is asked for."""
 LARGEST = 10_000_000
 """Context or vocabulary."""
 
@@ -66,13 +68,13 @@ class Request:
 
 
 def request(
-    corpus_spec: str,
+    corpus_spec: str | Sequence[str],
     out: str,
     *,
     context: int,
-    vocabulary: int,
+    vocabulary: int | None = None,
     tokenizer: str | None = None,
-    field: str = "text",
+    field: str | None = None,
     pairs: tuple[str, str] | None = None,
     validation_fraction: float = 0.01,
     workers: int | None = None,
@@ -84,9 +86,10 @@ def request(
       corpus_spec: see `corpus.open_corpus`.
       out: the folder; it appears whole, when all is done.
       context: tokens that a model sees at once; windows have one more.
-      vocabulary: of the tokenizer to train; not used when one is given.
+      vocabulary: of the tokenizer to train, `VOCABULARY` if not given; of one that is given, its
+        own.
       tokenizer: a SentencePiece model file to use, or a run or data folder that has one.
-      field: where JSONL, Parquet and Hugging Face rows keep the text.
+      field: where JSON, Parquet and Hugging Face records keep the text; `text` if not given.
       pairs: where they keep a prompt and its completion instead: the completion is learned, the
         prompt only read; both stay whole, and those longer than the context are left out.
       validation_fraction: share of the text held out, by whole documents, drawn by
@@ -97,21 +100,27 @@ def request(
     Raises:
       ConfigError: it cannot work.
     """
-    workers = workers or os.cpu_count() or 1
-    _check(out, context, vocabulary, validation_fraction, workers)
+    workers = os.cpu_count() or 1 if workers is None else workers
+    size = VOCABULARY if vocabulary is None else vocabulary
+    _check(out, context, size, validation_fraction, workers)
     if pairs and not tokenizer:
         raise ConfigError(
             "--pairs goes with --tokenizer: pairs teach a model that has one. Name its run"
         )
-    given = Tokenizer.load(_tokenizer_file(tokenizer)) if tokenizer else None
-    corpus = open_corpus(corpus_spec, *(pairs or (field,)))
+    given = Tokenizer.load(tokenizer_file(tokenizer)) if tokenizer else None
+    if pairs and field is not None:
+        raise ConfigError("--field goes without --pairs: these name the fields. Leave out one")
+    fields = pairs or (() if field is None else (field,))
+    corpus = open_corpus(corpus_spec, *fields)
+    if fields:
+        check_fields_used(corpus)
     settings = {
-        "corpus": corpus_spec,
-        "field": field,
+        "corpus": corpus.name,
+        "field": field or "text",
         "pairs": tuple(pairs or ()),
         "corpus_hash": short_hash([[part.key, part.bytes] for part in corpus.parts]),
         "context": context,
-        "vocabulary": given.vocabulary if given else vocabulary,
+        "vocabulary": given.vocabulary if given else size,
         "tokenizer_trained": given is None,
         "validation_fraction": float(validation_fraction),
         "seed": seed,
@@ -120,7 +129,11 @@ def request(
 
 
 def prepare(
-    corpus_spec: str, out: str, *, progress: Progress | None = None, **asked: Any
+    corpus_spec: str | Sequence[str],
+    out: str,
+    *,
+    progress: Progress | None = None,
+    **asked: Any,
 ) -> Manifest:
     """Make a data folder, or find that it is there already.
 
@@ -136,7 +149,7 @@ def prepare(
     made = request(corpus_spec, out, **asked)
     if not is_free(out):
         return verify(find_same(made).folder)
-    with whole_folder(Path(out)) as folder:
+    with whole_folder(Path(out), is_only=True) as folder:
         _write(made, folder, progress or (lambda stage, share: None))
     return load_manifest(out)
 
@@ -162,7 +175,7 @@ def _check(
         raise ConfigError(f"--workers is {workers}: it takes at least 1. Raise it, or leave it out")
 
 
-def _tokenizer_file(path: str) -> Path:
+def tokenizer_file(path: str) -> Path:
     """The file, or that of a run or data folder."""
     return Path(path, TOKENIZER) if os.path.isdir(path) else Path(path)
 
@@ -208,16 +221,23 @@ def _write(made: Request, folder: Path, progress: Progress) -> None:
     """Everything between an empty folder and its manifest."""
     corpus, groups, given = made.corpus, made.groups, made.tokenizer
     with processes(max(1, min(made.workers, len(groups)))) as run:
-        rate = 0.0 if given else SAMPLE_BYTES / max(1, sum(part.bytes for part in corpus.parts))
-        reading = run(partial(take_census, made.reader, rate), groups)
+        special = given.special if given else None
+        reading = run(partial(take_census, made.reader, special), groups)
         census = merge(tracked(progress, "reading", reading, len(groups)), corpus)
-        tokenizer = given or _train(census.sample, made.settings["vocabulary"], progress)
+        tokenizer = given or _train(census, made.settings["vocabulary"], progress)
         tokenizer.save(folder / TOKENIZER)
-        held_out = census.held_out(made.settings["validation_fraction"])
-        job = Job(made.reader, folder, made.settings["context"], held_out)
+        warn_of_special(census.special)
+        job = make_job(made, folder, census)
         encoding = run(partial(encode_group, job), enumerate(groups))
         results = list(tracked(progress, "encoding", encoding, len(groups)))
     finish(job, made.settings, tokenizer, census, results)
+
+
+def make_job(made: Request, folder: Path, census: Census) -> Job:
+    """What is to be encoded, now that it is known what to hold out."""
+    fraction, pairs = made.settings["validation_fraction"], made.settings["pairs"]
+    tail = 0.0 if pairs else census.tail(fraction)  # A pair is never cut.
+    return Job(made.reader, folder, made.settings["context"], census.held_out(fraction), tail)
 
 
 def finish(
@@ -267,9 +287,9 @@ def _deal(parts: tuple[Part, ...], seed: int) -> list[tuple[Part, ...]]:
     return groups + ([tuple(group)] if group else [])
 
 
-def _train(sample: list[str], vocabulary: int, progress: Progress) -> Tokenizer:
+def _train(census: Census, vocabulary: int, progress: Progress) -> Tokenizer:
     progress("training the tokenizer", 0.0)
-    tokenizer = Tokenizer(train_tokenizer(sample, vocabulary))
+    tokenizer = Tokenizer(train_tokenizer((text for _, text in census.sample), vocabulary))
     progress("training the tokenizer", 1.0)
     return tokenizer
 
@@ -294,21 +314,24 @@ def _check_windows(
     train: Split, validation: Split, settings: dict, documents: int, skipped: Counter
 ) -> None:
     """Refuse data that no run could use."""
-    window = settings["context"] + 1
+    context, fraction = settings["context"], settings["validation_fraction"]
     if settings["pairs"] and train.windows == 0:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common(3))
+        none = "hold out none: --validation-fraction 0, " if validation.documents else ""
         raise ConfigError(
-            f"no pair is left to train on (skipped: {reasons or 'none'}; held out: "
-            f"{validation.documents}): a pair and its end fit {window} tokens whole. Add pairs, "
-            "or raise --context with the model's"
+            f"no pair is left to train on (skipped: {count_reasons(skipped) or 'none'}; held out: "
+            f"{validation.documents}): a pair and its end fit {context + 1} tokens whole. Add "
+            f"pairs, {none}or raise --context with the model's"
         )
+    # The first token of all has end-of-text before it, so a window takes no token more.
     if train.windows == 0:
+        none = ", or hold out none: --validation-fraction 0" if validation.tokens >= context else ""
         raise ConfigError(
-            f"the text gives no training window: {documents} documents leave {train.tokens} tokens "
-            f"to train on and a window takes {window}. Add text, or lower --context"
+            f"the text gives no training window: of {count_of(documents, 'document')}, "
+            f"{train.tokens} tokens are to train on and {validation.tokens} held out, and a window "
+            f"takes {context}. Add text, or lower --context{none}"
         )
-    if settings["validation_fraction"] and validation.windows == 0:
+    if fraction and validation.windows == 0:
         raise ConfigError(
             f"no validation window: the held-out text has {validation.tokens} tokens and a window "
-            f"takes {window}. Raise --validation-fraction, or set it to 0 for none"
+            f"takes {context}. Raise --validation-fraction, or set it to 0 for none"
         )

@@ -26,9 +26,9 @@ import numpy as np
 
 from gpt3jax import stored
 from gpt3jax.config import ConfigError
-from gpt3jax.data.census import BUCKETS, Census, merge, take_census
+from gpt3jax.data.census import BUCKETS, Census, merge, take_census, warn_of_special
 from gpt3jax.data.corpus import Corpus, Part
-from gpt3jax.data.encode import Encoded, Job, encode_group
+from gpt3jax.data.encode import Encoded, encode_group
 from gpt3jax.data.folder import is_free, whole_folder
 from gpt3jax.data.manifest import TOKENIZER, sha256
 from gpt3jax.data.pieces import (
@@ -44,7 +44,7 @@ from gpt3jax.data.pieces import (
     work_folder,
 )
 from gpt3jax.data.pool import processes
-from gpt3jax.data.prepare import Progress, Request, difference, find_same, tracked
+from gpt3jax.data.prepare import Progress, Request, difference, find_same, make_job, tracked
 from gpt3jax.stored import Count
 
 
@@ -152,11 +152,12 @@ def _encode(
             yield census
 
     with processes(max(1, min(made.workers, len(groups)))) as run:
-        count = partial(_count, folder.parent, plan.hash, made.reader)
+        count = partial(_count, folder.parent, plan.hash, made.reader, made.tokenizer.special)
         reading = run(count, [(number, groups[number]) for number in order])
         census = merge(each(tracked(progress, "reading", reading, len(groups))), made.corpus)
         made.tokenizer.save(folder / TOKENIZER)
-        job = Job(made.reader, folder, plan.context, census.held_out(plan.validation_fraction))
+        warn_of_special(census.special)
+        job = make_job(made, folder, census)
         encoding = run(partial(encode_group, job), [(number, groups[number]) for number in own])
         results = list(tracked(progress, "encoding", encoding, len(own)))
     for number, result in zip(own, results, strict=True):
@@ -166,7 +167,13 @@ def _encode(
     (folder / RECORD).write_text(json.dumps(dataclasses.asdict(piece)) + "\n")
 
 
-def _count(work: Path, plan: str, corpus: Corpus, numbered: tuple[int, tuple[Part, ...]]) -> Census:
+def _count(
+    work: Path,
+    plan: str,
+    corpus: Corpus,
+    special: Sequence[str],
+    numbered: tuple[int, tuple[Part, ...]],
+) -> Census:
     """The census of a group: from its file, or taken now and written there."""
     number, group = numbered
     file = work / f"census-{number:05d}.json"
@@ -176,10 +183,10 @@ def _count(work: Path, plan: str, corpus: Corpus, numbered: tuple[int, tuple[Par
             return _parse_census(record)
     except (OSError, ValueError, KeyError):
         pass  # Not there yet, or damaged: it is taken again.
-    census = take_census(corpus, 0.0, group)
+    census = take_census(corpus, special, group)
     held = {str(bucket): int(census.bytes[bucket]) for bucket in np.flatnonzero(census.bytes)}
-    record = {"plan": plan, "documents": census.documents, "bytes": held,
-              "skipped": census.skipped, "detail": census.detail}  # fmt: skip
+    record = {"plan": plan, "documents": census.documents, "bytes": held, "detail": census.detail,
+              "skipped": census.skipped, "special": census.special}  # fmt: skip
     own = file.with_name(f"{file.name}.partial-{socket.gethostname()}-{os.getpid()}")
     own.write_text(json.dumps(record) + "\n")
     own.replace(file)
@@ -191,6 +198,7 @@ def _parse_census(record: dict[str, Any]) -> Census:
         documents=stored.build(Count, record["documents"]),
         skipped=Counter(stored.build(dict[str, Count], record["skipped"])),
         detail=stored.build(str, record["detail"]),
+        special=Counter(stored.build(dict[str, Count], record["special"])),
     )
     held = stored.build(dict[str, Count], record["bytes"])
     buckets = list(map(int, held))

@@ -6,7 +6,7 @@ pyarrow and datasets are imported where they are used, so that others start fast
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gpt3jax.config import ConfigError
@@ -15,6 +15,7 @@ from gpt3jax.data.documents import (
     Document,
     Part,
     Skipped,
+    choose_field,
     decode_document,
     row_document,
 )
@@ -35,28 +36,25 @@ def parquet_parts(path: str, key: str, fields: Sequence[str]) -> list[Part]:
             schema, metadata = file.schema_arrow, file.metadata
     except (pa.ArrowException, ValueError) as error:  # Names in it need not be UTF-8.
         raise OSError(f"not Parquet: {error}") from error
-    _check_fields(path, fields, schema.names)
-    for field in fields:
-        kind = schema.field(field).type
-        if kind not in (pa.string(), pa.large_string()):
-            raise ConfigError(
-                f"field {field!r} of {path} is {kind}: text is string. {_flag(fields)}"
-            )
+    _check_fields(path, fields, schema)
     groups = range(metadata.num_row_groups)
     sizes = [metadata.row_group(group).total_byte_size for group in groups]
     return [Part("parquet", path, f"{key}:{i}", i, i + 1, sizes[i]) for i in groups]
 
 
-def _check_fields(where: str, fields: Sequence[str], names: Iterable[str]) -> None:
-    missing = next((field for field in fields if field not in names), None)
-    if missing is not None:
-        raise ConfigError(
-            f"{where} has no field {missing!r}: it has {', '.join(names)}. {_flag(fields)}"
-        )
+def _check_fields(where: str, fields: Sequence[str], schema: Any) -> None:
+    import pyarrow as pa
 
-
-def _flag(fields: Sequence[str]) -> str:
-    return "Pass --field with one" if len(fields) == 1 else "Pass --pairs with two"
+    for field in fields:
+        if (count := schema.names.count(field)) != 1:
+            has = f"has {count} fields" if count else "has no field"
+            names = ", ".join(schema.names)
+            raise ConfigError(f"{where} {has} {field!r}: it has {names}. {choose_field(fields)}")
+        kind = schema.field(field).type
+        if kind not in (pa.string(), pa.large_string()):
+            raise ConfigError(
+                f"field {field!r} of {where} is {kind}: text is string. {choose_field(fields)}"
+            )
 
 
 def read_parquet(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipped]:
@@ -106,7 +104,7 @@ def huggingface_parts(spec: str, fields: Sequence[str]) -> list[Part]:
     """
     name = spec.removeprefix("hf:")
     rows = _huggingface_rows(name)
-    _check_fields(spec, fields, rows.column_names)
+    _check_fields(spec, fields, rows.features.arrow_schema)
     row_bytes = max(1, rows.data.nbytes // max(1, len(rows)))
     step = max(1, PART_BYTES // row_bytes)
     parts = []

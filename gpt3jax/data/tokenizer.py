@@ -107,6 +107,11 @@ class Tokenizer:
         return self._spelling.end_of_text
 
     @property
+    def special(self) -> tuple[str, ...]:
+        """How the tokens that no text encodes to are written: `<|endoftext|>`, `<|user|>`."""
+        return self._spelling.special
+
+    @property
     def hash(self) -> str:
         """Sixteen hex digits of the model file's SHA-256."""
         return _hash(self.model)
@@ -155,6 +160,8 @@ class _SentencePiece:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.token_bytes = tuple(_piece_bytes(self._processor))
         self.end_of_text = self._processor.eos_id()
+        controls = filter(self._processor.is_control, range(len(self.token_bytes)))
+        self.special = tuple(map(self._processor.id_to_piece, controls))
         self._space = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]
 
     def encode(self, text: str) -> list[int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def _fast(model: bytes) -> bytes:
     if len(ids) < processor.get_piece_size() or any(rank % 1 for rank in ranks.values()):
         raise ConfigError(
             "the tokenizer is not SentencePiece BPE as gpt3jax trains it, but of another kind "
-            "(unigram?): it cannot be exported. Train one: gpt3jax data prepare"
+            "(unigram?): it cannot be exported. Train one: gpt3jax data prepare --corpus FILES "
+            "--out data/own"
         )
     halves = (
         (rank, ids[piece[:cut]], ids[piece[cut:]], piece[:cut], piece[cut:])
@@ -121,14 +123,29 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         if not file.exists():
             continue
         try:
-            return Tokenizer(read(file))
+            tokenizer = Tokenizer(read(file))
         except (OSError, ValueError, ConfigError) as error:
             why = getattr(error, "strerror", None) or error
             raise ConfigError(f"{file} cannot be taken over: {why}") from error
+        _warn_of_special(file, tokenizer)
+        return tokenizer
     raise ConfigError(
         f"{folder} has no tokenizer: none of {SENTENCE_PIECE}, {FAST}, {VOCABULARY}. Its weights "
         "alone read no text; get the whole folder"
     )
+
+
+def _warn_of_special(file: Path, tokenizer: Tokenizer) -> None:
+    """Say what becomes of special tokens that are written in a text."""
+    special = [token for token in tokenizer.special if token != END_OF_TEXT]
+    if special:
+        shown = ", ".join(special[:3]) + (", ..." if len(special) > 3 else "")
+        warnings.warn(
+            f"{file} has special tokens ({shown}) that a text or prompt cannot give: where they "
+            "are written there, they are encoded letter by letter, as transformers does with "
+            "split_special_tokens=True",
+            stacklevel=3,
+        )
 
 
 def _read_pair(vocabulary: Path, merges: Path) -> tuple[Any, Any, Any]:

@@ -187,12 +187,9 @@ def test_counts_of_what_was_left_out_are_in_the_manifest(tmp_path):
 
 def test_text_that_gives_no_windows_is_refused(data, tmp_path):
     (tmp_path / "a.txt").write_text("many small words here\n" * 600)
-    for change, message in (
-        ({}, "no training window: 1 documents"),
-        ({"validation_fraction": 0, "context": 100_000}, "lower --context"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            prepare(str(tmp_path / "a.txt"), str(tmp_path / "out"), **SMALL | change)
+    with pytest.raises(ConfigError, match="no training window: of 1 document.*lower --context"):
+        change = {"validation_fraction": 0, "context": 100_000}
+        prepare(str(tmp_path / "a.txt"), str(tmp_path / "out"), **SMALL | change)
     for i in range(100):
         (tmp_path / f"{i}.txt").write_text("a short text\n")
     given = {"context": 128, "tokenizer": str(data.folder / "tokenizer.model")}
