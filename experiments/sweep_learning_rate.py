@@ -1,6 +1,7 @@
 """Which learning rate? The tiny experiment, shortened, at rates from 1e-4 to 1e-1.
 
 Data       the standard library of the running Python: gpt3jax data prepare
+           --corpus python-library --out data/python-library
 Command    gpt3jax sweep experiments/sweep_learning_rate.py --trials 20 --workers 2
 Source     Table 2.1 of Brown et al. 2020 has 6.0e-4 for the smallest size, 125M, and lower
            ones for larger models: so one of 100,000 should want a higher one

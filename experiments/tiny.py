@@ -1,6 +1,7 @@
 """The smallest run worth reading: Python's own source, on a laptop, in minutes.
 
 Data       the standard library of the running Python: gpt3jax data prepare
+           --corpus python-library --out data/python-library
 Command    make demo
 Cost       about two and a half minutes on 2 CPU cores
 Loss       about 1.9 bits/byte on files held out; the untrained model has 3.6

@@ -1,5 +1,6 @@
 """What `data prepare` says, and that what it says to do works."""
 
+import fcntl
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -44,13 +46,19 @@ def test_what_was_left_out_is_said_with_its_reasons(folder, tmp_path, capsys):
     assert f"dropped {tokens - read:,} tokens that fill no window" in line
 
 
-def test_one_is_not_many(tmp_path, capsys):
+def test_one_is_not_many(data, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("window token layer value " * 100)
-    words = ["--corpus", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out"), *SMALL]
-    assert cli.main(["data", "prepare", *words, "--vocabulary", "300"]) in (0, 2)
-    out = capsys.readouterr()
-    line = (out.out + out.err).splitlines()[-1]
-    assert not re.search(r"\b1 \w+s\b", line), line
+    words = ["--corpus", str(tmp_path / "a.txt"), "--tokenizer", str(data.folder), "--workers", "1"]
+    words = ["data", "prepare", *words, "--out", str(tmp_path / "out"), "--context"]
+    tokenizer = Tokenizer.load(data.folder / "tokenizer.model")
+    half = len(tokenizer.encode((tmp_path / "a.txt").read_text())) // 2
+    assert cli.main([*words, str(half)]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert f": 1 document, {half + 1} tokens (" in line and f" in 1 window of {half}; " in line
+    assert "held out the end of a document, 1 window; skipped 0" in line
+    words[words.index("--out") + 1] += "-long"
+    assert cli.main([*words, "4000", "--validation-fraction", "0"]) == 2
+    assert "of 1 document, " in capsys.readouterr().err
 
 
 def test_a_corpus_must_be_named(tmp_path, capsys, monkeypatch):
@@ -229,6 +237,23 @@ def test_a_killed_process_blocks_nobody(start, tmp_path):
     second = start(0)
     assert second.communicate(timeout=60)[1] == "" and second.returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_of_two_that_begin_the_second_waits_until_the_first_has_its_lock(tmp_path):
+    parent = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(parent, fcntl.LOCK_EX)  # As a process that is about to make its folder.
+    ended = threading.Event()
+
+    def run():
+        with whole_folder(tmp_path / "out", is_only=True):
+            ended.set()
+
+    second = threading.Thread(target=run)
+    second.start()
+    assert not ended.wait(0.5) and list(tmp_path.iterdir()) == []
+    os.close(parent)
+    assert ended.wait(30)
+    second.join()
 
 
 def test_a_process_id_that_another_has_now_blocks_nobody(tmp_path):

@@ -81,6 +81,11 @@ def test_another_model_is_not_found(served):
     assert (found.value.status, found.value.code) == (404, "model_not_found")
 
 
+def test_a_byte_order_mark_before_a_body_is_passed_over(served):
+    body = json.dumps({"prompt": "the cat", "seed": 1}).encode()
+    assert completion(b"\xef\xbb\xbf" + body, served) == completion(body, served)
+
+
 def test_bodies_that_are_no_request_are_refused(served):
     """Bytes and mutations of a good one: an ApiError or a request, never another error."""
     draw = random.Random(0)
