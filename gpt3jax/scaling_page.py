@@ -229,11 +229,12 @@ TITLES = {
 }  # fmt: skip
 CAPTIONS = {
     "compute": "Each line is a run, its validation loss against the compute spent so far; dots are "
-    "the ends. Dashed, with its 95 % interval: the power law of the frontier, fitted without the "
-    "held-out run. Lines within a run lie above what a shorter schedule would reach there.",
+    "the ends. Dashed, with the 95 % prediction interval of a single run: the power law of the "
+    "frontier, fitted without the held-out run. Lines within a run lie above what a shorter "
+    "schedule would reach there.",
     "parameters": "The power law of the best run of each size. It holds where data is not what "
     "limits; here each size saw what its budget gave, so it is an upper bound.",
-    "prediction": "The law that predicts, with 95 % intervals of its own bootstrap.",
+    "prediction": "The law that predicts, with the 95 % prediction interval of a single run.",
 }
 
 
@@ -260,7 +261,8 @@ def verdicts(points: Sequence[Point], laws: Laws) -> list[str]:
         said.append(
             f"{each.name}, {times:.1f} times the compute: by {each.law} "
             f"{each.predicted:.4f} nats/token ({each.low:.4f} to {each.high:.4f}), measured "
-            f"{each.measured:.4f}: off by {each.error:+.4f}, {inside} the interval"
+            f"{each.measured:.4f}: off by {each.error:+.4f}, {inside} the 95 % prediction interval "
+            f"(Student's t, {law.freedom} degrees of freedom)"
         )
     return said
 
@@ -324,8 +326,8 @@ TEMPLATE = """<!doctype html>
 <div class=grid>
 {figures}</div>
 <h2>Laws</h2>
-<p>Intervals: 95 %, by a bootstrap over the residuals; that the law holds is taken for granted.
-{paper}</p>
+<p>Intervals: 95 %, Student's t around the least-squares fit in log L; the degrees of freedom are
+the runs less the constants. That the law holds is assumed. {paper}</p>
 <div class=wide><table><thead><tr><th></th><th>law</th><th>runs</th><th class=why>constants</th>
 </tr></thead><tbody>{fits}</tbody></table></div>
 <h2>Runs</h2>

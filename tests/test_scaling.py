@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from gpt3jax import scaling
 from gpt3jax.config import ConfigError
@@ -41,6 +42,80 @@ def test_the_planted_constants_lie_within_their_intervals():
         assert low <= value <= high, name
         assert low < law.constants[name] < high
     assert law.intervals["alpha"][1] - law.intervals["alpha"][0] < 0.15
+
+
+def power_law(runs, noise, draw):
+    """Runs on L = 3 C^-0.05, each of 3 times the compute of the one before."""
+    pf_days = 1e-3 * 3.0 ** np.arange(runs)
+    loss = 3 * pf_days**-0.05 * np.exp(noise * draw.normal(size=runs))
+    return [Point(str(c), 1e4, 1e6, c, each) for c, each in zip(pf_days, loss, strict=True)]
+
+
+def shares_inside(kind, truth, ladders):
+    """How often the last run is inside its prediction interval, and each constant in its own."""
+    predicted, constants = [], {name: [] for name in truth}
+    for points in ladders:
+        law = scaling._fit(kind, points[:-1])
+        low, high = law.interval(points[-1].parameters, points[-1].tokens, points[-1].pf_days)
+        predicted.append(low <= points[-1].loss <= high)
+        for name, value in truth.items():
+            constants[name].append(law.intervals[name][0] <= value <= law.intervals[name][1])
+    return np.mean(predicted), {name: np.mean(each) for name, each in constants.items()}
+
+
+def test_intervals_of_a_power_law_are_those_of_linear_regression():
+    points = power_law(12, 0.01, np.random.default_rng(3))
+    law = next(each for each in fit(points).laws if each.kind == "compute")
+    x, y = np.log([[p.pf_days, p.loss] for p in points[:-1]]).T
+    expected, t = stats.linregress(x, y), stats.t.ppf(0.975, 9)
+    assert law.freedom == 9
+    half = t * expected.stderr
+    assert law.constants["b"] == pytest.approx(-expected.slope)
+    assert law.intervals["b"] == pytest.approx((-expected.slope - half, -expected.slope + half))
+    half = t * expected.intercept_stderr
+    ends = np.exp([expected.intercept - half, expected.intercept + half])
+    assert law.intervals["a"] == pytest.approx(tuple(ends))
+    at = np.log(points[-1].pf_days)
+    line = expected.intercept + expected.slope * at
+    variance = np.square(y - expected.intercept - expected.slope * x).sum() / 9
+    leverage = 1 / 11 + (at - x.mean()) ** 2 / np.square(x - x.mean()).sum()
+    half = t * np.sqrt(variance * (1 + leverage))
+    ends = np.exp([line - half, line + half])
+    assert law.interval(1e4, 1e6, points[-1].pf_days) == pytest.approx(tuple(ends))
+
+
+def test_of_1000_power_laws_with_noise_95_percent_of_what_is_said_holds():
+    draw = np.random.default_rng(0)
+    ladders = [power_law(12, 0.01, draw) for _ in range(1000)]
+    predicted, constants = shares_inside("compute", {"a": 3, "b": 0.05}, ladders)
+    assert 0.93 <= predicted <= 0.97
+    assert all(0.93 <= share <= 0.97 for share in constants.values()), constants
+
+
+def test_of_200_laws_of_parameters_and_tokens_95_percent_of_what_is_said_holds():
+    """Within three standard deviations of the binomial distribution."""
+    ladders = [ladder(0.01, budgets=4, seed=seed) for seed in range(200)]
+    predicted, constants = shares_inside("both", PLANTED, ladders)
+    least, most = (0.95 + side * 3 * np.sqrt(0.95 * 0.05 / 200) for side in (-1, 1))
+    assert least <= predicted <= most
+    assert all(least <= share <= most for share in constants.values()), constants
+
+
+def test_the_law_of_parameters_and_tokens_is_the_least_squares_fit():
+    """By scipy from the planted constants, on the losses that were drawn with them."""
+    from scipy.optimize import curve_fit
+
+    points = ladder(0.01)[:-1]
+    law = scaling._fit("both", points)
+    at = np.array([[p.parameters, p.tokens] for p in points]).T
+    found, covariance = curve_fit(
+        lambda at, e, a, b, alpha, beta: np.log(e + a * at[0] ** -alpha + b * at[1] ** -beta),
+        at, np.log([p.loss for p in points]), [*PLANTED.values()],
+    )  # fmt: skip
+    assert [*law.constants.values()] == pytest.approx([*found], rel=1e-3)
+    scale = np.array([*[*law.constants.values()][:3], 1, 1])  # Those are logarithms.
+    errors = np.sqrt(np.diag(law.covariance)) * scale
+    assert [*errors] == pytest.approx([*np.sqrt(np.diag(covariance))], rel=1e-2)
 
 
 def test_without_noise_the_constants_are_exact_and_so_is_the_prediction():

@@ -1,5 +1,6 @@
 """The report of a scaling law: made of runs on disk, honest about what was held out."""
 
+import html
 import json
 
 import pytest
@@ -60,8 +61,9 @@ def test_what_the_smaller_runs_predict_of_the_largest_is_told_in_nats(runs, caps
     assert "1 of the runs are not at their end: left out" in said
     assert "compute: L = 0.8 C^-0.07, of 9 runs" in said
     line = next(x for x in said.splitlines() if x.startswith("held out: 4-2") and "by compute" in x)
-    assert "2.0 times the compute" in line and "off by +0.1000, outside the interval" in line
-    assert line.removeprefix("held out: ") in text
+    assert "2.0 times the compute" in line and "off by +0.1000, outside the 95 % prediction" in line
+    assert "Student's t, 7 degrees of freedom" in line
+    assert html.escape(line.removeprefix("held out: ")) in text
     assert text.count("src='data:image/png;base64,iVBOR") == 3
     assert not any(word in text for word in ("http:", "https:", "url(", "<script"))
     assert page == runs[0].parent / "scaling-law/index.html"

@@ -23,7 +23,7 @@ BEST_FEW, LOSERS = 4, 8
 ARTICLE_FLOPS, ARTICLE_PRICE = 28e12, 1.48
 """FLOP/s and dollars per hour of a V100 behind the article's 355 GPU-years and $4.6M: Lambda Labs
 2020, "theoretical 28 TFLOPS" and the lowest three-year price; the price is what $4.6M implies."""
-YEAR_S = 365 * 86400
+YEAR_S = 365.25 * 86400
 
 
 def record(estimate: Estimate, price: float | None, compiled: Compiled | None) -> dict[str, Any]:
@@ -108,9 +108,10 @@ def show(
     if laws:
         said = expected_loss(experiment, laws)
         console.print(
-            f"loss    {said['loss']:.3f} nats/token ({said['low']:.3f} to {said['high']:.3f}) "
-            f"expected at {said['times_compute']:,.2g} times the compute of the largest of the "
-            f"{said['runs']} runs that the law was fitted to, on their data"
+            f"loss    {said['loss']:.3f} nats/token expected (95 % prediction interval "
+            f"{said['low']:.3f} to {said['high']:.3f}) at {said['times_compute']:,.2g} times the "
+            f"compute of the largest of the {said['runs']} runs that the law was fitted to, on "
+            "their data"
         )
     for estimate, said in compiled:
         console.print(f"{estimate.layout.overrides}:")
@@ -203,8 +204,11 @@ def expected_loss(experiment: Experiment, laws: Laws) -> dict[str, float]:
 
 
 def article(experiment: Experiment) -> tuple[float, float]:
-    """GPU-years and dollars as the article has them: 6 N FLOPs per token on its V100."""
-    flops = 6 * count(experiment.model) * experiment.train.tokens
+    """GPU-years and dollars as the article has them: 6 N FLOPs per token on its V100.
+
+    To three digits, as the FLOPs of Table D.1 of Brown et al. 2020 are, from which it goes out.
+    """
+    flops = float(f"{6 * count(experiment.model) * experiment.train.tokens:.3g}")
     years = flops / ARTICLE_FLOPS / YEAR_S
     return years, years * YEAR_S / 3600 * ARTICLE_PRICE
 
