@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,17 @@ from gpt3jax.inspect.page import page, texts
 from gpt3jax.inspect.shots import shots_record
 from gpt3jax.inspect.training import Questions, checkpoints_record
 from gpt3jax.model.decode import Sampling
+from gpt3jax.model.lora import merged
 from gpt3jax.model.params import Params
 from gpt3jax.model.table import count
+from gpt3jax.progress import progress
 from gpt3jax.run import open_run, write_whole
 from gpt3jax.saved import Saved, load_model
 from gpt3jax.sharding.collectives import platform
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.checkpoint import Checkpoints
-from gpt3jax.train.parent import first_state
+from gpt3jax.train.parent import first_state, parent_of
+from gpt3jax.train.seal import DamagedError
 from gpt3jax.train.state import TrainState, abstract_state
 from gpt3jax.train.step import train_step
 
@@ -57,6 +59,9 @@ MOST_TO_TRAIN = 500_000_000
 
 MOST_IN_HASTE = 20_000_000
 """Parameters of a model for which to compile takes longer than to compute."""
+
+Report = Callable[[str, float], None]
+"""What is being done, and the share of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +96,13 @@ def look(
             "gpt3jax.inspect.capture, whose arrays stay where they are"
         )
     devices = make_mesh(mesh)
-    with jax.set_mesh(devices), _compiled_in_haste(path), ThreadPoolExecutor(1) as other:
+    with (
+        jax.set_mesh(devices), _compiled_in_haste(path), progress() as report,
+        ThreadPoolExecutor(1) as other,
+    ):  # fmt: skip
+        report("loading", 0.0)
         saved = load_model(path, step, devices)
+        report("loading", 1.0)
         vocabulary = min(saved.model.vocabulary, saved.tokenizer.vocabulary)
         # One layer is compiled for all of them: here it takes longer than to compute.
         model = dataclasses.replace(saved.model, vocabulary=vocabulary, scan_layers=True)
@@ -102,14 +112,16 @@ def look(
         parameters = aside(anatomy, model, saved.params)
         windows, why = _windows(saved.experiment)
         beginning = aside(_beginning, saved, windows)
-        tokens, prompt_length = _written(saved, model, writing)
-        record, targets = _of_text(saved, model, tokens, writing.sampling, layers)
+        tokens, prompt_length = _written(saved, model, writing, report)
+        record, targets = _of_text(saved, model, tokens, writing.sampling, layers, report)
         questions = Questions(tokens, targets, windows)
-        training = aside(_training, saved, model, beginning.result(), questions, why)
+        training = aside(_training, saved, model, beginning.result(), questions, why, report)
+        tell = partial(report, f"task {asked.name}")
+        shots = shots_record(saved.params, model, saved.tokenizer, asked, writing.seed, tell)
         record |= {
             "prompt_length": prompt_length,
             "anatomy": parameters.result(),
-            "shots": shots_record(saved.params, model, saved.tokenizer, asked, writing.seed),
+            "shots": shots,
             "training": training.result(),
         }
     record |= {
@@ -161,7 +173,9 @@ def _on_mesh(devices: jax.sharding.Mesh, work: Callable[..., Any], *arguments: A
         return work(*arguments)
 
 
-def _written(saved: Saved, model: Model, writing: Writing) -> tuple[np.ndarray, int]:
+def _written(
+    saved: Saved, model: Model, writing: Writing, report: Report
+) -> tuple[np.ndarray, int]:
     """Token ids of the prompt and what follows, up to the end of the document; and of the prompt
     alone how many."""
     prompt = saved.tokenizer.encode(writing.prompt) or [saved.tokenizer.end_of_text]
@@ -175,8 +189,10 @@ def _written(saved: Saved, model: Model, writing: Writing) -> tuple[np.ndarray, 
     drawn = generator.tokens(
         prompt, new_tokens=writing.new_tokens, sampling=writing.sampling, seed=writing.seed
     )
-    tokens = list(prompt)
-    for (token,) in drawn:
+    tokens, what = list(prompt), f"writing {writing.new_tokens} tokens"
+    report(what, 0.0)
+    for written, (token,) in enumerate(drawn, 1):
+        report(what, written / writing.new_tokens)
         tokens.append(int(token))
         if token == saved.tokenizer.end_of_text:
             break
@@ -192,11 +208,17 @@ def _check_layers(layers: Sequence[int], model: Model) -> None:
 
 
 def _of_text(
-    saved: Saved, model: Model, tokens: np.ndarray, sampling: Sampling, layers: Sequence[int]
+    saved: Saved,
+    model: Model,
+    tokens: np.ndarray,
+    sampling: Sampling,
+    layers: Sequence[int],
+    report: Report,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Sections 1 to 4: the text as the model read and wrote it; and what follows each token."""
     shown = sorted(set(layers)) or list(range(model.n_layers))
     want = (*track.WANTED, "queries", "keys")
+    report("activations", 0.0)
     output = capture(saved.params, jnp.asarray(tokens, jnp.int32)[None], model, want)
     last = int(np.argmax(np.asarray(output.logits[0, -1])))
     targets = np.append(tokens[1:], last)
@@ -205,10 +227,12 @@ def _of_text(
         "layers": shown,
         "vectors": track.vectors(saved.params, output, tokens, shown),
         "predictions": track.predictions(saved.params, output, targets, model, sampling),
-        "lens": track.lens_record(saved.params, output, targets, model),
-        "heads": heads_record(saved.params, output.activations, model, shown),
     }
-    return record, targets
+    report("activations", 1.0)
+    lens = track.lens_record(saved.params, output, targets, model, partial(report, "lens"))
+    tell = partial(report, "attention")
+    heads = heads_record(saved.params, output.activations, model, shown, tell)
+    return record | {"lens": lens, "heads": heads}, targets
 
 
 def _task(name: str, saved: Saved) -> Task:
@@ -220,16 +244,22 @@ def _task(name: str, saved: Saved) -> Task:
 
 
 def _training(
-    saved: Saved, model: Model, beginning: Beginning, questions: Questions, why: str
+    saved: Saved,
+    model: Model,
+    beginning: Beginning,
+    questions: Questions,
+    why: str,
+    report: Report,
 ) -> dict[str, Any]:
     """Section 6: examples of the run's data, and the run's checkpoints."""
-    record = checkpoints_record(_states(saved, beginning.untrained), questions, model)
+    states = _states(saved, beginning.first, partial(report, "checkpoints"))
+    record = checkpoints_record(states, questions, model)
     if beginning.updated is not None:
         after = questions.ask(beginning.updated, model)
         S = questions.windows.shape[1] - 1
         shown = {name: each[1:2, :S] for name, each in after.items()}
         record["update"] = beginning.update | {"after": shown}
-    return record | {"missing": why}
+    return record | {"missing": why, "began": beginning.said}
 
 
 def _windows(experiment: Experiment) -> tuple[np.ndarray | None, str]:
@@ -247,8 +277,10 @@ def _windows(experiment: Experiment) -> tuple[np.ndarray | None, str]:
 class Beginning:
     """Where a run began, and one step further."""
 
-    untrained: Params | None = None
-    """None for an imported run, or if its parent is gone."""
+    said: str = ""
+    """Whether the first parameters are untrained or whose they are."""
+    first: Params | None = None
+    """None for an imported run, or if its parent is gone or damaged."""
     updated: Params | None = None
     """After one example alone; None also for want of data, or of a small model."""
     update: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -259,11 +291,13 @@ def _beginning(saved: Saved, windows: np.ndarray | None) -> Beginning:
         return Beginning()
     try:
         state = first_state(saved.run, saved.experiment, _mesh(saved))
-    except ConfigError:
+    except (ConfigError, DamagedError):
         return Beginning()
+    parent = parent_of(saved.run)
+    said = f"step {parent.step:,} of {parent.path}" if parent else "untrained"
     if windows is None or count(saved.model) > MOST_TO_TRAIN:
-        return Beginning(state.params)
-    return Beginning(state.params, *_update(saved.experiment, state, windows[0]))
+        return Beginning(said, state.params)
+    return Beginning(said, state.params, *_update(saved, state, windows[0]))
 
 
 def _mesh(saved: Saved) -> jax.sharding.Mesh:
@@ -271,46 +305,49 @@ def _mesh(saved: Saved) -> jax.sharding.Mesh:
     return jax.tree.leaves(saved.params)[0].sharding.mesh
 
 
-def _states(saved: Saved, untrained: Params | None) -> Iterator[tuple[int, Params]]:
+def _states(
+    saved: Saved, first: Params | None, tell: Callable[[float], None]
+) -> Iterator[tuple[int, Params]]:
     """Steps up to the one that is looked at, evenly chosen, and their parameters."""
-    if untrained is not None:
-        yield 0, untrained
+    tell(0.0)
+    if first is not None:
+        yield 0, first
     checkpoints = Checkpoints(saved.run.checkpoints)
     before = [step for step in checkpoints.steps() if step < saved.step]
     room = min(CHECKPOINTS - 2, len(before))
     chosen = np.linspace(0, len(before) - 1, room).round().astype(int) if room else []
     abstract = abstract_state(saved.experiment, _mesh(saved))
-    for index in islice(chosen, room):
+    for done, index in enumerate(chosen):
+        tell((done + 1) / (room + 2))
         checkpoints.seal(before[index])
         yield before[index], checkpoints.restore_params(before[index], abstract)
     yield saved.step, saved.params
+    tell(1.0)
 
 
-def _update(
-    experiment: Experiment, state: TrainState, window: np.ndarray
-) -> tuple[Params, dict[str, Any]]:
-    """One step of the run's optimizer on one example alone: the parameters, and how it went."""
-    rate = experiment.schedule.peak_learning_rate
-    looped = dataclasses.replace(experiment.model, scan_layers=True)
-    looped = dataclasses.replace(experiment, model=looped)
+def _update(saved: Saved, state: TrainState, window: np.ndarray) -> tuple[Params, dict[str, Any]]:
+    """One step of the run's optimizer on one example alone: the parameters, and how far they went.
+
+    In the dtype that the page reads the model in; float8 has no products along `tensor`.
+    """
+    rate = saved.experiment.schedule.peak_learning_rate
+    looped = dataclasses.replace(saved.model, scan_layers=True)
+    looped = dataclasses.replace(saved.experiment, model=looped)
 
     @jax.jit
     def step(state, windows):
-        after, metrics = train_step(state, windows, jnp.int32(1), rate, experiment=looped)
-        old, new = (flatten_dict(each.params, sep="/") for each in (state, after))
-        moved = {
-            name: jnp.linalg.norm(new[name] - x) / jnp.linalg.norm(x)
+        after, _ = train_step(state, windows, jnp.int32(1), rate, experiment=looped)
+        old, new = (
+            flatten_dict(merged(each.params, looped.model)[0], sep="/") for each in (state, after)
+        )
+        moved = [
+            jnp.linalg.norm(new[name] - x) / jnp.linalg.norm(x)
             for name, x in old.items() if name.endswith("kernel")
-        }  # fmt: skip
-        return after.params, metrics, moved
+        ]  # fmt: skip
+        return after.params, jnp.stack(moved)
 
     mesh = jax.sharding.get_abstract_mesh()
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     copies = jnp.asarray(np.tile(window, (1, rows, 1)), jnp.int32)
-    params, metrics, moved = step(state, copies)
-    return params, {
-        "learning_rate": rate,
-        "loss": float(metrics["loss"]),
-        "grad_norm": float(metrics["grad_norm"]),
-        "moved": {name: float(share) for name, share in moved.items()},
-    }
+    params, moved = step(state, copies)
+    return params, {"learning_rate": rate, "moved": np.asarray(moved)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 
 from gpt3jax.config import ConfigError, Experiment, Model
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.model.lora import learned
 from gpt3jax.model.params import Params
 from gpt3jax.run import Run, open_run
 from gpt3jax.train.checkpoint import Checkpoints
@@ -28,8 +30,9 @@ class Saved:
 
     @property
     def model(self) -> Model:
-        """The shape of the parameters."""
-        return self.experiment.model
+        """The shape of the parameters, in the dtype that they are read in: never float8."""
+        trained = self.experiment.model
+        return dataclasses.replace(trained, dtype=learned(trained).dtype)
 
 
 def load_model(path: Path, step: int | None, mesh: jax.sharding.Mesh) -> Saved:

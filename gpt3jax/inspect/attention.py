@@ -29,9 +29,9 @@ class HeadFacts:
     itself: jax.Array
     """Weight on the token itself."""
     previous: jax.Array
-    """Weight on the token before, of all queries but the first."""
+    """Weight on the token before, of all queries but the first; NaN where there is no other."""
     first: jax.Array
-    """Weight on the first token, where heads with nothing to do look; queries but the first."""
+    """Weight on the first token, where heads with nothing to do look; of the same queries."""
 
 
 @jax.jit
@@ -41,13 +41,12 @@ def head_facts(weights_HTT: jax.Array) -> HeadFacts:
     places = jnp.arange(T)
     back_TS = places[:, None] - places[None, :]
     log_HTS = jnp.log(jnp.where(weights_HTT > 0, weights_HTT, 1))
-    others = max(T - 1, 1)
     return HeadFacts(
         entropy=-(weights_HTT * log_HTS).sum(-1).mean(-1),
         distance=(weights_HTT * back_TS).sum(-1).mean(-1),
         itself=jnp.diagonal(weights_HTT, axis1=1, axis2=2).mean(-1),
-        previous=jnp.diagonal(weights_HTT, -1, 1, 2).sum(-1) / others,
-        first=weights_HTT[:, 1:, 0].sum(-1) / others,
+        previous=jnp.diagonal(weights_HTT, -1, 1, 2).sum(-1) / (T - 1),
+        first=weights_HTT[:, 1:, 0].sum(-1) / (T - 1),
     )
 
 
@@ -57,13 +56,13 @@ def induction(params: Params, model: Model, seed: int = 0) -> np.ndarray:
     A stretch of random tokens is read twice. In the second half an induction head
     looks at the token that came after the same token in the first (Olsson et al.
     2022, arXiv 2209.11895); the score is its mean weight there. The stretch is short
-    enough for a band to reach back, where there is one.
+    enough for a band to reach back, where there is one; NaN if no context holds it twice.
     """
     banded = not all(map(model.is_dense, range(model.n_layers)))
     reach = min(model.band - 1 if banded else model.context, model.context // 2)
     length = max(1, min(LONGEST_REPEAT, reach))
     if 2 * length > model.context:
-        return np.zeros((model.n_layers, model.n_heads))
+        return np.full((model.n_layers, model.n_heads), np.nan)
     drawn = np.random.default_rng(seed).integers(0, model.vocabulary, length)
     tokens_1T = jnp.asarray(np.tile(drawn, 2), jnp.int32)[None]
     found = capture(params, tokens_1T, model, ("queries", "keys")).activations

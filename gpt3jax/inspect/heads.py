@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,11 @@ FEWEST = 4
 
 
 def heads_record(
-    params: Params, activations: dict[str, jax.Array], model: Model, layers: Sequence[int]
+    params: Params,
+    activations: dict[str, jax.Array],
+    model: Model,
+    layers: Sequence[int],
+    tell: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
     """Attention of one text in the layers shown.
 
@@ -30,6 +34,7 @@ def heads_record(
       activations: with `queries` and `keys` of one text.
       model: its shape.
       layers: those that are shown.
+      tell: called with the share that is done.
 
     Returns:
       `keys` (uint16) and `weights` (float32) [layers, H, T, kept], each query's largest first;
@@ -44,6 +49,7 @@ def heads_record(
         weights.append(best)
         places.append(where.astype(np.uint16))
         facts.append(of_heads)
+        tell(len(facts) / len(layers))
     names = ("entropy", "distance", "itself", "previous", "first")
     return {
         "kept": kept,

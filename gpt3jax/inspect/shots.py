@@ -5,7 +5,7 @@ Legend: K demonstrations, E examples, T tokens, N layers, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,12 @@ SHOTS = (0, 1, 4, 16)
 
 
 def shots_record(
-    params: Params, model: Model, tokenizer: Tokenizer, task: Task, seed: int = 0
+    params: Params,
+    model: Model,
+    tokenizer: Tokenizer,
+    task: Task,
+    seed: int = 0,
+    tell: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
     """Ask every example of a task with each number of demonstrations.
 
@@ -33,6 +38,7 @@ def shots_record(
       tokenizer: the model's.
       task: with few examples: all of them are read at once, and the first one is shown.
       seed: of the drawing of demonstrations.
+      tell: called with the share that is done.
 
     Returns:
       The `task`, and `settings`: the `shots` that fitted; `p` of the right answer in each
@@ -47,7 +53,9 @@ def shots_record(
         for each in asked for one in each
     )  # fmt: skip
     for shots, each in zip(SHOTS, asked, strict=True):
+        tell(len(settings) / len(SHOTS))
         settings.append({"asked": shots} | _setting(params, model, tokenizer, task, each, longest))
+    tell(1.0)
     return {"task": task.name, "source": task.source, "settings": settings}
 
 

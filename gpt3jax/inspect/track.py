@@ -12,7 +12,7 @@ shown, V vocabulary, k guesses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -111,9 +111,15 @@ def predictions(
 
 
 def lens_record(
-    params: Params, output: Output, targets: np.ndarray, model: Model
+    params: Params,
+    output: Output,
+    targets: np.ndarray,
+    model: Model,
+    tell: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
     """The likeliest tokens after the embedding and after each layer, at every position.
+
+    `tell` is called with the share that is done.
 
     Returns:
       `tokens`, `p` [N + 1, T, k]; `entropy`, `loss` (of what follows, nats), `rank` [N + 1, T];
@@ -125,6 +131,7 @@ def lens_record(
         rows.append(jax.tree.map(np.asarray, guesses(
             params, x_TD, jnp.asarray(targets, jnp.int32), model, min(GUESSES, model.vocabulary)
         )))  # fmt: skip
+        tell(len(rows) / (model.n_layers + 1))
     tokens = np.stack([row.tokens for row in rows]).astype(np.uint32)
     return {
         "tokens": tokens,

@@ -1,4 +1,4 @@
-"""A run's checkpoints, asked the same: what the untrained model guesses, and the trained one.
+"""A run's checkpoints, asked the same: what the model guesses as it begins, and as it is trained.
 
 Legend: C checkpoints, W windows, S tokens read of each, T tokens of the prompt's text, k
 guesses.
@@ -46,7 +46,7 @@ def checkpoints_record(
     """Every checkpoint's guesses, on examples of its training data and on the prompt's text.
 
     Args:
-      states: steps and parameters, one at a time; the first is untrained.
+      states: steps and parameters, one at a time.
       questions: what is asked.
       model: their shape.
 

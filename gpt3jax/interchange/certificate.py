@@ -61,10 +61,10 @@ class Certificate:
     """In words, where nothing was compared."""
     positions: int = 0
     """Logits over the whole vocabulary were compared at so many."""
-    difference: float = 0.0
-    """The largest, between any two logits."""
-    largest_logit: float = 0.0
-    tolerance: float = 0.0
+    difference: float | None = None
+    """The largest, between any two logits; None, as the next two, where nothing was compared."""
+    largest_logit: float | None = None
+    tolerance: float | None = None
     """What `difference` may be."""
     texts: int = 0
     """Texts that both tokenizers gave the same ids for, and back; programs have no tokenizer."""

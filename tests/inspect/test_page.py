@@ -1,21 +1,29 @@
 """The page in a real browser: what it draws, what moves, and what a hostile text cannot do."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from browser import needs_browser, opened
-from building import changed, random_run
+from building import changed, random_run, randomised
 
+from gpt3jax import look as looking
 from gpt3jax.cli import main
 from gpt3jax.config import Mesh
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.inspect import page as pages
+from gpt3jax.inspect.capture import attention_of, capture
 from gpt3jax.inspect.page import as_data, page, token_text
 from gpt3jax.look import Writing, look, look_at_shape
 from gpt3jax.model.decode import Sampling
+from gpt3jax.model.gpt3 import forward
+from gpt3jax.run import Run
+from gpt3jax.train.checkpoint import Checkpoints
 
 SECTIONS = ["whole", "track", "lens", "heads", "anatomy", "training", "shots"]
 HOSTILE = [
@@ -39,6 +47,92 @@ def run(experiment, tmp_path):
 
 
 WATCHER = Path(__file__).with_name("watcher.html").read_text()
+LISTS = Path(__file__).with_name("lists.html").read_text()
+
+
+def of_text(model, tokens):
+    """The record of a text that a model with random parameters reads; no other sections."""
+    params = randomised(model)
+    read = SimpleNamespace(params=params)
+    sampling = Sampling(temperature=0.8)
+    record, _ = looking._of_text(read, model, tokens, sampling, (), lambda *_: None)
+    shown = look_at_shape(SimpleNamespace(name="x", model=model)) | record
+    facts = {"prompt_length": 3, "sampling": dataclasses.asdict(sampling), "seed": 0}
+    return params, shown | facts
+
+
+def in_percent(text):
+    """What a list says, as shares: `<0.01%` is nearly 0."""
+    return [0.0 if each == "<0.01%" else float(each.rstrip("%")) / 100 for each in text]
+
+
+@needs_browser
+def test_each_list_of_where_a_head_looks_is_numpys_sort_of_its_weights(model, tmp_path):
+    """Of 141 tokens, of which a query's 44 largest weights are on the page."""
+    model = dataclasses.replace(model, context=160)
+    tokens = np.random.default_rng(0).integers(0, 300, 141)
+    params, record = of_text(model, tokens)
+    assert record["heads"]["kept"] == 44
+    found, _, log = opened(page("Lists", record), LISTS, tmp_path)
+    assert "CONSOLE" not in log and "error" not in found, (log, found.get("error"))
+    activations = capture(params, jnp.asarray(tokens)[None], model, ("queries", "keys")).activations
+    of_layers = [np.asarray(attention_of(activations, layer, model)[0]) for layer in range(4)]
+    assert len(found["lists"]) == 16 * 9
+    for head, t, text, dotted in found["lists"]:
+        layer, h = divmod(head, 4)
+        weights = of_layers[layer][h, t, : t + 1]
+        order = np.argsort(-weights, kind="stable")
+        seen = t + 1 if model.is_dense(layer) else min(t + 1, model.band)
+        shown = re.findall(r"#(\d+) ([\d.<]+%)", text.split(" most to ")[1])
+        best = order[: min(4, seen)]
+        assert [int(token) for token, _ in shown] == tokens[best].tolist(), (head, t, text)
+        shares = in_percent([share for _, share in shown])
+        np.testing.assert_allclose(shares, weights[best], rtol=0.06, atol=1e-4)
+        left = sorted(order[44:]) if model.is_dense(layer) else []
+        assert dotted == [s for s in left if s != t], (head, t)
+    assert "the 44 largest weights are on this page" in found["text"]
+
+
+@needs_browser
+def test_what_one_token_alone_does_not_tell_is_not_shown_as_0(model, tmp_path):
+    """No token before it, and no loss of what followed."""
+    _, record = of_text(model, np.array([5]))
+    assert np.isnan(record["heads"]["facts"]["previous"]).all()
+    watcher = LISTS.replace("[0, 2, 30, 43, 44, 70, 80, 110, 140]", "[0]").replace(
+        "found.text =",
+        "const sort = inside.querySelector('#heads select'); sort.value = 'previous';"
+        "sort.dispatchEvent(new frame.contentWindow.Event('change')); found.text =",
+    )
+    found, _, log = opened(page("One", record), watcher, tmp_path)
+    assert "CONSOLE" not in log and "error" not in found, (log, found.get("error"))
+    assert found["text"].count("not known") >= 16 and "NaN" not in found["text"]
+    assert "mean 0.00 nats" not in found["text"]
+
+
+def test_a_float8_run_is_shown_as_its_text_was_drawn_and_its_parent_is_named(run, asked, tmp_path):
+    """Where `tensor` splits the model, too, which has no products in float8."""
+    trained = changed(Run(run.path).experiment(), model={"dtype": "float8"})
+    child = random_run(tmp_path / "child", trained, seed=2, step=7)
+    state = Checkpoints(run.checkpoints).seal(5).state
+    identity = child.identity() | {"parent": {"path": str(run.path), "step": 5, "state": state}}
+    child.identity_file.write_text(json.dumps(identity))
+    mesh = Mesh(data=2, fsdp=2, tensor=2)
+    record = look(child.path, asked, layers=(0,), task="hidden_rule", mesh=mesh, step=None)
+    tokens = record["tokens"].astype(int)
+    whole = dataclasses.replace(trained.model, dtype="float32")
+    steps = {
+        7: (randomised(trained.model, 2), record["predictions"]["target_p"]),
+        0: (randomised(trained.model, 0), record["training"]["text"]["target_p"][0]),
+    }
+    for step, (params, found) in steps.items():
+        logits = np.asarray(forward(params, jnp.asarray(tokens)[None], whole).logits, np.float64)
+        p = np.exp(logits[0, :, :300])
+        p /= p.sum(-1, keepdims=True)
+        expected = p[np.arange(len(tokens) - 1), tokens[1:]]
+        np.testing.assert_allclose(found[:-1], expected, rtol=1e-3, err_msg=str(step))
+    assert record["training"]["began"] == f"step 5 of {run.path}"
+    script = page("x", record)
+    assert "untrained" not in script.lower()
 
 
 @needs_browser

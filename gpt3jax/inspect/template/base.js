@@ -66,7 +66,7 @@ const chip = (id, kind = "", tag = "span", more = {}) =>
   el(tag, {class: "token " + kind, ...(tag === "button" ? {type: "button"} : {}), ...more}, ...spelled(textOf(id)));
 const isOwn = (t) => t >= R.prompt_length;
 
-const percent = (p) => (p >= 0.9995 ? "100%" : p >= 0.0995 ? (100 * p).toFixed(0) + "%" : p >= 0.0001 ? (100 * p).toPrecision(2) + "%" : p > 0 ? "<0.01%" : "0");
+const percent = (p) => (Number.isNaN(p) ? "not known" : p >= 0.9995 ? "100%" : p >= 0.0995 ? (100 * p).toFixed(0) + "%" : p >= 0.0001 ? (100 * p).toPrecision(2) + "%" : p > 0 ? "<0.01%" : "0");
 const signed = (x) => (x < 0 ? "\u2212" : "+") + Math.abs(x).toFixed(2);
 const count = (n) => n.toLocaleString("en-US");
 function large(n) {

@@ -1,7 +1,7 @@
 // 4. Where it looked: attention of every head.
 
 const FACTS = {
-  induction: ["induction", (x) => x.toFixed(2), "looks for what followed last time", -1],
+  induction: ["induction", (x) => (Number.isNaN(x) ? "not known" : x.toFixed(2)), "looks for what followed last time", -1],
   entropy: ["entropy", (x) => x.toFixed(2) + " nats", "how spread its look is: 0 for one token", 1],
   distance: ["distance", (x) => x.toFixed(1) + " back", "how far back it looks", -1],
   previous: ["token before", (x) => percent(x), "weight on the token before", -1],
@@ -42,11 +42,13 @@ function heads() {
     for (const each of seen.querySelectorAll("[data-t]")) {
       const s = Number(each.dataset.t);
       if (s === state.at) continue;
-      each.style.background = s > state.at ? "none" : towards("violet", Math.sqrt(row[s] || 0));
-      each.style.opacity = s > state.at || s < from ? 0.3 : 1;
+      const isSeen = from <= s && s <= state.at, isKept = isSeen && !Number.isNaN(row[s]);
+      each.style.background = isKept ? towards("violet", Math.sqrt(row[s])) : "none";
+      each.style.border = isSeen && !isKept ? "1px dotted var(--soft)" : "";
+      each.style.opacity = isSeen ? 1 : 0.3;
       Object.entries(telling(() => weightText(chosen, state.at, s))).forEach(([key, run]) => each.addEventListener(key.slice(2), run));
     }
-    const most = [...row.keys()].filter((s) => s <= state.at).sort((a, b) => row[b] - row[a]).slice(0, 4);
+    const most = [...row.keys()].filter((s) => from <= s && s <= state.at && !Number.isNaN(row[s])).sort((a, b) => row[b] - row[a]).slice(0, 4);
     exact.replaceChildren("From ", chip(R.tokens.data[state.at], "at"), " most to ", ...most.flatMap((s) => [chip(R.tokens.data[s]), ` ${percent(row[s])} `]));
   };
   const point = (event) => {
@@ -57,16 +59,17 @@ function heads() {
   big.addEventListener("pointermove", (event) => { const at = point(event); if (at) tell(event, weightText(chosen, ...at)); });
   big.addEventListener("pointerleave", hush);
   big.addEventListener("click", (event) => { const at = point(event); if (at) lookAt(at[0]); });
+  const left = R.heads.kept < T ? el("small", {}, `Of each line the ${R.heads.kept} largest weights are on this page; a dot or a dotted frame stands for a smaller one.`) : "";
   here.append(el("div", {class: "bar"}, el("label", {}, "heads", sort), says), el("div", {class: "split"}, small,
-    el("div", {class: "big"}, title, big, exact, seen)));
+    el("div", {class: "big"}, title, big, left, exact, seen)));
   drawn(all);
   watch(one);
 }
 
-// Weights of one query, by key; NaN where only larger ones were kept.
+// Weights of one query, by key; NaN where only larger ones were kept: if the least of these is 0, so is the rest.
 function looks({n, h}, t) {
-  const {keys, weights, kept} = R.heads, row = new Float32Array(T).fill(kept < t + 1 ? NaN : 0);
-  const where = keys.row(n, h, t), what = weights.row(n, h, t);
+  const {keys, weights, kept} = R.heads, where = keys.row(n, h, t), what = weights.row(n, h, t);
+  const row = new Float32Array(T).fill(kept < t + 1 && what[kept - 1] !== 0 ? NaN : 0);
   for (let i = 0; i < kept; i++) if (where[i] <= t) row[where[i]] = what[i];
   return row;
 }
@@ -76,7 +79,7 @@ function weightText(head, t, s) {
   if (s > t) return pair + "\nstill to come: it cannot be seen";
   if (!head.dense && t - s >= R.model.band) return pair + "\nhidden by the band";
   const weight = looks(head, t)[s];
-  if (Number.isNaN(weight)) return pair + `\nbelow ${R.heads.weights.at(head.n, head.h, t, R.heads.kept - 1).toPrecision(4)}: only larger ones are on this page`;
+  if (Number.isNaN(weight)) return pair + `\nat most ${R.heads.weights.at(head.n, head.h, t, R.heads.kept - 1).toPrecision(4)}: only larger ones are on this page`;
   return pair + `\n${weight.toPrecision(7)}`;
 }
 
@@ -88,7 +91,9 @@ function paint(canvas, head, most, start = 0, stop = Math.min(T, most), marked =
     if (s > t) return t === marked ? palette.raised : palette.paper;
     if (!head.dense && t - s >= band) return (x + y) % Math.max(4, Math.min(8, zoom)) < 2 ? palette.line : palette.raised;
     rows[t - start] ??= looks(head, t);
-    return blend(t === marked ? palette.line : palette.raised, palette.violet, Math.sqrt(rows[t - start][s] || 0));
+    const weight = rows[t - start][s], isMiddle = x % zoom === zoom >> 1 && y % zoom === zoom >> 1;
+    if (Number.isNaN(weight) && isMiddle) return blend(palette.line, palette.soft, zoom < 3 ? 0 : 0.4);
+    return blend(t === marked ? palette.line : palette.raised, palette.violet, Number.isNaN(weight) ? 0 : Math.sqrt(weight));
   };
   cells(canvas, size * zoom, size * zoom, colour);
 }

@@ -26,7 +26,7 @@ function guessTable() {
     return el("td", {}, el("button", {type: "button", class: (isSame ? "same " : "") + (t === state.at ? "at" : ""), onclick: () => lookAt(t),
       style: {background: towards("green", 0.62 * share)}, ...telling(() => `${row ? "after layer " + (row - 1) : "before any layer"}, token ${t}\n`
         + [...Array(k).keys()].map((i) => `${plain(lens.tokens.at(row, t, i))}  ${percent(lens.p.at(row, t, i))}`).join("\n")
-        + `\nentropy ${lens.entropy.at(row, t).toFixed(2)} nats; what followed is no. ${lens.rank.at(row, t) + 1}`)}, ...spelled(textOf(id))));
+        + `\nentropy ${lens.entropy.at(row, t).toFixed(2)} nats` + (t < T - 1 ? `; what followed is no. ${lens.rank.at(row, t) + 1}` : ""))}, ...spelled(textOf(id))));
   };
   const table = el("table");
   for (let row = rows - 1; row >= 0; row--)
@@ -50,7 +50,6 @@ function uncertainty() {
     made.append(el("svg:rect", {x: t * step, width: step, y: 0, height: height + 18, fill: "transparent", style: {cursor: "pointer"}, onclick: () => lookAt(t),
       ...telling(() => `${plain(R.tokens.data[t])}\nentropy ${entropy[t].toFixed(2)} nats` + (t < T - 1 ? `\n${plain(R.tokens.data[t + 1])} followed: ${loss[t].toFixed(2)} nats` : ""))}));
   }
-  const mean = loss.length ? loss.reduce((a, b) => a + b, 0) / loss.length : 0;
   return el("div", {}, made, el("small", {}, el("span", {class: "key a", style: {"margin-left": 0}}), "entropy of the prediction", el("span", {class: "key m"}),
-    `loss of what followed; mean ${mean.toFixed(2)} nats, at most ${top.toFixed(1)}. Paler: the prompt.`));
+    (loss.length ? `loss of what followed; mean ${(loss.reduce((a, b) => a + b) / loss.length).toFixed(2)} nats, at most ${Math.max(...loss).toFixed(2)}` : "loss of what followed") + ". Paler: the prompt."));
 }

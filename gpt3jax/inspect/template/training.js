@@ -1,9 +1,9 @@
-// 6. Training examples: a window slides over real text; the untrained model guesses, errs, is corrected.
+// 6. Training examples: a window slides over real text; the model guesses, errs, is corrected.
 
 function training() {
   const {training: all} = R, last = all.steps.length - 1;
   const here = section("training", "Training", "How it learned",
-    "Text is all it takes: the tokens so far are the features, the next one is the label. An untrained model guesses, the error is measured, every parameter moves a little. Many steps later:");
+    "Text is all it takes: the tokens so far are the features, the next one is the label. The model guesses, the error is measured, every parameter moves a little. Many steps later:");
   if (all.windows) here.append(examples(all, last));
   else here.append(el("p", {}, "The run's training data is not here" + (all.missing ? ": " + all.missing : ".")));
   here.append(el("h3", {}, "The same prompt, at each checkpoint"));
@@ -11,7 +11,7 @@ function training() {
   here.append(el("div", {class: "bar"}, el("label", {}, "checkpoint", slider), label), text, when, curve);
   const draw = () => {
     const c = Number(slider.value), of = all.text, [start, stop] = around(60);
-    label.textContent = all.steps[c] === 0 && all.steps.length > 1 ? "untrained" : `step ${count(all.steps[c])}`;
+    label.textContent = all.steps[c] === 0 && all.began ? all.began : `step ${count(all.steps[c])}`;
     text.replaceChildren(...[...Array(stop - start).keys()].map((i) => {
       const t = start + i, guess = of.tokens.at(c, t, 0), isRight = t < T - 1 && guess === R.tokens.data[t + 1];
       return el("span", {class: "pair"}, chip(R.tokens.data[t], (isOwn(t) ? "own " : "") + (t === state.at ? "at" : ""), "button", {onclick: () => lookAt(t)}),
@@ -43,8 +43,8 @@ function examples(all, last) {
     const label = all.windows.at(w, s + 1), of = all.examples, loss = (c) => -Math.log(of.target_p.at(c, w, s));
     shown.replaceChildren(...[...all.windows.row(w)].map((id, n) => chip(id, n <= s ? "feature" : n === s + 1 ? "label" : "later")));
     const part = (title, ...children) => el("div", {}, el("h4", {}, title), ...children);
-    const update = all.update && w === 0 ? all.update : null, moved = update && Object.values(update.moved);
-    box.replaceChildren(part(all.steps[0] === 0 && last ? "Untrained, it guesses" : `At step ${count(all.steps[0])} it guesses`, el("p", {}, ...guess(of, 0, w, s))),
+    const update = all.update && w === 0 ? all.update : null, moved = update && [...update.moved.data];
+    box.replaceChildren(part(all.steps[0] === 0 && all.began ? `At step 0 (${all.began}) it guesses` : `At step ${count(all.steps[0])} it guesses`, el("p", {}, ...guess(of, 0, w, s))),
       part("The error", el("p", {}, "the label ", chip(label), ` had ${percent(of.target_p.at(0, w, s))}: ${loss(0).toFixed(2)} nats`)),
       part("The update", el("p", {}, ...(update ? [`one step on this window alone, at learning rate ${update.learning_rate}: matrices move by ${percent(Math.min(...moved))} to ${percent(Math.max(...moved))}. Then: `, ...guess(update.after, 0, s),
         `; the label has ${percent(update.after.target_p.at(0, s))}`] : ["every parameter moves a little against the error; shown for window 1", ...(all.update ? [] : [" of smaller models trained here"]), "."]))),
