@@ -52,6 +52,14 @@ READ_BYTES = 1 << 28
 """Larger than any cache."""
 
 
+UNITS = {
+    "flops_per_s": "FLOP/s", "bytes_per_s": "bytes/s", "tokens_per_s": "tokens/s", "_s": "s",
+    "over_floor": "times the floor", "mfu": "of the peak", "share": "of a save", "bytes": "bytes",
+    "tokens": "tokens", "sequences": "windows",
+}  # fmt: skip
+"""Units of figures by the endings of their names; the first that fits. Others are counts."""
+
+
 @dataclass(frozen=True)
 class RandomTokens:
     """Stands in for a tokenizer: `bench decode` writes ids, not text."""
@@ -79,7 +87,9 @@ def bench(what: str, experiment: Experiment, repeats: int, *, as_json: bool) -> 
         return
     table = Table(show_header=False, box=None)
     for name, value in _flat(figures):
-        table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else str(value))
+        shown = f"{value:,.4g}" if isinstance(value, float) else str(value)
+        unit = next((unit for ending, unit in UNITS.items() if name.endswith(ending)), "")
+        table.add_row(name, shown, "" if isinstance(value, str) else unit)
     Console().print(table)
 
 

@@ -49,3 +49,28 @@ def test_the_loader_and_a_save_have_their_bytes_as_floor(experiment):
     saved = bench.bench_save(experiment, 2)
     assert saved["floor_s"] == pytest.approx(saved["bytes"] / RATE)
     assert saved["stall_s"] < saved["save_s"]
+
+
+def test_every_measured_figure_is_printed_with_its_unit(experiment, capsys):
+    small = changed(experiment, train={"microbatch": 2})
+    found = bench.bench_data(small, 1)
+    with mock.patch.object(bench, "bench_data", lambda *_: found):
+        bench.bench("data", small, 1, as_json=False)
+    shown = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert shown["tokens_per_s"][1:] == ["tokens/s"]
+    assert shown["floor_s"][1:] == ["s"]
+    assert shown["over_floor"][1:] == ["times", "the", "floor"]
+    assert shown["batch_sequences"] == ["2", "windows"]
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("step_s", "s"), ("model_flops_per_s", "FLOP/s"), ("read_bytes_per_s", "bytes/s"),
+        ("bytes", "bytes"), ("full: tokens_per_s", "tokens/s"), ("hash_share", "of a save"),
+        ("mfu", "of the peak"), ("int8: first_token_over_floor", "times the floor"),
+        ("new_tokens", "tokens"), ("devices", None),
+    ],
+)  # fmt: skip
+def test_the_unit_of_a_figure_follows_from_its_name(name, unit):
+    assert next((of for end, of in bench.UNITS.items() if name.endswith(end)), None) == unit
