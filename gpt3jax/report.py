@@ -23,6 +23,7 @@ from gpt3jax.config import ConfigError
 from gpt3jax.goodput import goodput
 from gpt3jax.report_page import Curve, draw_figures, page
 from gpt3jax.run import Run, check_plain, open_run, read_events
+from gpt3jax.stored import short_hash
 from gpt3jax.train.display import over_windows
 
 
@@ -88,7 +89,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, as_json: bool
 
     Args:
       runs: Folders of runs.
-      out: Folder to write; RUN/report of the first run if None.
+      out: Folder to write; if None, RUN/report, or of several runs one of its own in the first.
       as_json: Print the rows as a JSON list instead of a table.
 
     Returns:
@@ -107,7 +108,10 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, as_json: bool
     rows, curves = zip(*map(_row_and_curve, opened, names), strict=True)
     cells = [(row.name, row.cells()) for row in rows]
     samples = [(name, _samples(run)) for name, run in zip(names, opened, strict=True)]
-    folder = out or opened[0].path / "report"
+    # The report of one run alone stays, and so do comparisons with others.
+    own = "-".join(["report", *(run.path.resolve().name for run in opened[1:])])
+    own = own if len(own) < 100 else f"report-{len(opened)}-runs-{short_hash(own)}"
+    folder = out or opened[0].path / own
     if out is None:
         check_plain(folder)
     try:

@@ -265,3 +265,14 @@ def test_what_a_fine_tuned_run_forgot_and_where_it_ended_early_is_told(tmp_path,
     assert rows[1]["val_loss"] == RECORDS[10]["val_loss"] and rows[1]["tokens"] == 320
     page = (tmp_path / "out" / "index.html").read_text()
     assert "base's validation, nats/token" in page and "4.0000, then 5.0000" in page
+
+
+def test_a_comparison_leaves_the_report_of_its_first_run_alone(tmp_path, capsys):
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", RECORDS[:20])
+    own = write_report([a])
+    before = own.read_bytes()
+    both = write_report([a, b])
+    assert own == a / "report/index.html" and both == a / "report-b/index.html"
+    assert own.read_bytes() == before and str(both) in capsys.readouterr().out
+    many = write_report([a, b, *(make_run(tmp_path / f"{n}-{'x' * 40}") for n in range(3))])
+    assert many.parent.name.startswith("report-5-runs-") and len(many.parent.name) < 40
