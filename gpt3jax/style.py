@@ -44,3 +44,8 @@ pre{margin:0 0 1.5rem;padding:.8rem 1rem;border:1px solid var(--line);border-rad
 max-height:24rem;overflow:auto;white-space:pre-wrap;overflow-wrap:anywhere;
 font:.8rem/1.45 ui-monospace,monospace}
 """
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 shot`, `2,000 shots`."""
+    return f"{number:,} {noun}" + "s" * (number != 1)

@@ -18,6 +18,7 @@ from gpt3jax.data.manifest import verify as verify_data
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.run import Run, open_run
 from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.style import counted
 from gpt3jax.train.checkpoint import Checkpoints
 from gpt3jax.train.folder import identities
 from gpt3jax.train.replay import replay
@@ -98,7 +99,7 @@ def _check_data(run: Run, source: Source) -> str:
     known = {each["name"]: each["manifest"] for each in run.identity()["data"]["sources"]}
     if known.get(source.name) != manifest.hash:
         raise DamagedError(f"{source.path} is not the data that the run began with")
-    return f"{len(manifest.shards)} shards, {manifest.train.windows:,} windows"
+    return f"{counted(len(manifest.shards), 'shard')}, {counted(manifest.train.windows, 'window')}"
 
 
 def _check_tokenizer(run: Run) -> str:
@@ -142,7 +143,7 @@ def _replayed(run: Run, first: int, last: int) -> list[Verdict]:
     compared = f"{found.compared} logged values and states compared, from {_origin(begin)} on"
     bad = len({step for step, _ in found.differences})
     if bad:
-        compared += f": {bad} steps differ"
+        compared += f": {counted(bad, 'step')} differ"
     return [*verdicts, Verdict(f"steps {first + 1} to {last}", compared, not bad)]
 
 

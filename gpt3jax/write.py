@@ -21,6 +21,7 @@ from gpt3jax.run import Changes, Run
 from gpt3jax.saved import load_model
 from gpt3jax.sharding import hosts
 from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.style import counted
 from gpt3jax.train.checkpoint import Position
 from gpt3jax.train.display import held_out_losses
 from gpt3jax.train.session import Outcome, train
@@ -157,6 +158,6 @@ def _sample(run: Run, step: int) -> Path:
 
 
 def _panel(run: Run, step: int) -> Any:
-    title = "untrained" if step == 0 else f"after {step:,} steps"
+    title = "untrained" if step == 0 else f"after {counted(step, 'step')}"
     text = _sample(run, step).read_text(encoding="utf-8")
     return Panel(Text(text.replace("\0", " ")), title=title)

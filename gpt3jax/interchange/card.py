@@ -8,6 +8,7 @@ from typing import Any
 from gpt3jax.config import Experiment
 from gpt3jax.interchange.certificate import Certificate
 from gpt3jax.run import Run
+from gpt3jax.style import counted
 from gpt3jax.train.display import held_out_losses
 from gpt3jax.train.ledger import read
 from gpt3jax.train.seal import Seal
@@ -28,9 +29,10 @@ def card(run: Run, experiment: Experiment, seal: Seal, certificate: Certificate)
     kind = "dense" if certificate.family == "gpt2" else f"dense and banded ({model.band}) layers"
     facts = {
         "Parameters": f"{certificate.parameters:,}",
-        "Shape": f"{model.n_layers} layers, {model.d_model} wide, {model.n_heads} heads of "
-        f"{model.d_head}, context {model.context}, vocabulary {model.vocabulary:,}; {kind}",
-        "Trained on": f"{seal.sequences * model.context:,} tokens in {seal.step:,} steps",
+        "Shape": f"{counted(model.n_layers, 'layer')}, {model.d_model} wide, "
+        f"{counted(model.n_heads, 'head')} of {model.d_head}, context {model.context}, vocabulary "
+        f"{model.vocabulary:,}; {kind}",
+        "Trained on": f"{seal.sequences * model.context:,} tokens in {counted(seal.step, 'step')}",
         "Data": "; ".join(map(_source, data["sources"])) or _origin(run),
         "Tokenizer": f"`{data['tokenizer']}`",
         **_measured(run, seal.step),

@@ -18,6 +18,7 @@ from gpt3jax.plan.planner import Plan, plan
 from gpt3jax.plan.program import Compiled
 from gpt3jax.plan.slices import Slice, parse
 from gpt3jax.scaling import Laws, matrix_parameters
+from gpt3jax.style import counted
 
 BEST_FEW, LOSERS = 4, 8
 ARTICLE_FLOPS, ARTICLE_PRICE = 28e12, 1.48
@@ -98,7 +99,7 @@ def show(
     best, console = found.best, wide_console()
     experiment, chip = best.experiment, best.slice.chip
     console.print(
-        f"{experiment.name} on {best.slice.name}: {best.slice.chips:,} chips of "
+        f"{experiment.name} on {best.slice.name}: {counted(best.slice.chips, 'chip')} of "
         f"{chip.peak / 1e12:,.0f} TFLOP/s, {chip.hbm / GiB:.1f} GiB at {chip.hbm_rate / 1e12:.2f} "
         f"TB/s, links of {chip.link / 1e9:.0f} GB/s; {count(experiment.model):,} parameters, "
         f"batch {experiment.train.batch_tokens:,} tokens"

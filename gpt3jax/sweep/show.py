@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from gpt3jax.config import cut
+from gpt3jax.style import counted
 from gpt3jax.sweep.store import Trial, best
 
 PF_DAY = 8.64e19
@@ -104,7 +105,8 @@ def summary(trials: Sequence[Trial]) -> str:
     ended = ", ".join(f"{count} {state}" for state, count in counts if count)
     hours = sum(trial.seconds for trial in trials) / 3600
     days = sum(trial.flops for trial in trials) / PF_DAY
-    return f"{len(trials)} trials: {ended}. {hours:.2f} worker-hours, {days:.2g} petaflop/s-days"
+    spent = f"{hours:.2f} worker-hours, {days:.2g} petaflop/s-days"
+    return f"{counted(len(trials), 'trial')}: {ended}. {spent}"
 
 
 def as_csv(trials: Sequence[Trial]) -> str:

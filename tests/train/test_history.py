@@ -121,7 +121,7 @@ def test_a_replay_compares_only_what_is_there(short, tmp_path, capsys):
     capsys.readouterr()
     assert verify(tmp_path, "0:8") == 1
     *_, summary = capsys.readouterr().out.strip().splitlines()
-    assert summary.startswith("BAD") and "1 steps differ" in summary
+    assert summary.startswith("BAD") and "1 step differ" in summary
     assert verify(tmp_path, "4:8") == 0, "of the steps that were asked for"
 
 
