@@ -112,6 +112,7 @@ def answers_in(results: Path, count: int) -> list[list[Answer]]:
             for example, record in zip(task().examples[:count], setting["examples"], strict=False)
         ]
         for setting in found["settings"]
+        if setting["task"] == task().name
     ]
 
 

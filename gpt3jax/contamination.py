@@ -18,6 +18,7 @@ from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.evals.files import BUILT_IN, load_tasks
 from gpt3jax.evals.overlap import Overlap, overlap, scores
 from gpt3jax.evals.page import percent
+from gpt3jax.evals.results import digest
 from gpt3jax.evals.words import read_words, words_of
 from gpt3jax.run import Run
 
@@ -49,7 +50,7 @@ def find_overlap(
     tasks = load_tasks(names, words=word_list, count=examples, seed=seed)
     found = overlap(tasks, _texts(folders), set(BUILT_IN))
     asked = _settings(results) if results else []
-    records = [_record(each, asked) for each in found]
+    records = [_record(each, asked, digest(task)) for each, task in zip(found, tasks, strict=True)]
     if as_json:
         print(json.dumps(records))
         return
@@ -72,15 +73,20 @@ def _settings(results: Path) -> list[dict[str, Any]]:
         ) from error
 
 
-def _record(found: Overlap, settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    own = [each for each in settings if each["task"] == found.task]
-    for setting in own:
-        if len(setting["examples"]) != found.examples:
-            raise ConfigError(
-                f"task {found.task!r} has {found.examples} examples here, and "
-                f"{len(setting['examples'])} in the results: they are not the same. Give the "
-                "--examples and --seed of the evaluation"
-            )
+def _record(found: Overlap, settings: Sequence[dict[str, Any]], questions: str) -> dict[str, Any]:
+    of_task = [each for each in settings if each["task"] == found.task]
+    # Results may hold a task more than once; those of old do not identify its questions.
+    own = [
+        each for each in of_task
+        if len(each["examples"]) == found.examples
+        and each.get("asked", {}).get("questions", questions) == questions
+    ]  # fmt: skip
+    if of_task and not own:
+        raise ConfigError(
+            f"task {found.task!r} has {found.examples} examples here, and "
+            f"{len(of_task[0]['examples'])} in the results: they are not the same. Give the "
+            "--examples, --seed and --words of the evaluation"
+        )
     return {
         "task": found.task, "n": found.n, "examples": found.examples, "dirty": len(found.dirty),
         "too_short": found.too_short,

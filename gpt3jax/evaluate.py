@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,14 +17,24 @@ from rich.table import Table
 from gpt3jax.config import ConfigError, Data, Mesh, Source, Weights
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import load_manifest
-from gpt3jax.evals.evaluate import Protocol, evaluate
+from gpt3jax.evals.evaluate import Protocol, Setting, ask_setting, check, settings_of
 from gpt3jax.evals.files import load_tasks
 from gpt3jax.evals.page import page, percent
 from gpt3jax.evals.perplexity import count_words, perplexity, token_lengths
 from gpt3jax.evals.plot import plot
+from gpt3jax.evals.results import (
+    collect,
+    digest,
+    file_of,
+    open_folder,
+    read_setting,
+    write_setting,
+)
 from gpt3jax.evals.scoring import Scorer
 from gpt3jax.evals.summary import summarise
+from gpt3jax.evals.task import Task
 from gpt3jax.evals.words import read_words, words_in
+from gpt3jax.model.gpt3 import compute_dtype
 from gpt3jax.model.lora import merged
 from gpt3jax.model.packed import rounded
 from gpt3jax.model.table import count
@@ -31,6 +42,8 @@ from gpt3jax.progress import progress
 from gpt3jax.run import write_whole
 from gpt3jax.saved import Saved, load_model
 from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.style import counted
+from gpt3jax.train.checkpoint import Checkpoints
 
 
 def evaluate_runs(
@@ -48,25 +61,38 @@ def evaluate_runs(
 ) -> None:
     """Ask the models of runs, print one table, write results.json and index.html of each.
 
+    What a folder has already is not computed again.
+
     Raises:
       ConfigError: runs, tasks or protocol cannot be used.
     """
     devices = make_mesh(mesh)
+    if out and len({path.resolve().name for path in paths}) < len(paths):
+        raise ConfigError(
+            f"--out {out} gets a folder named after each run: two have the same name. Drop --out"
+        )
     rows, folders = [], []
     for path in paths:
         with jax.set_mesh(devices):
             saved = load_model(path, step, devices)
+            model = {
+                "run": str(path), "step": saved.step, "experiment": saved.experiment.name,
+                "parameters": count(saved.model), "tokenizer": saved.tokenizer.hash,
+                "state": Checkpoints(saved.run.checkpoints).seal(saved.step).state,
+            }  # fmt: skip
+            of_out = out / path.resolve().name if out and len(paths) > 1 else out
+            folder = of_out or path / "evaluations" / str(saved.step)
+            open_folder(folder, model)
             tasks = load_tasks(
                 names, words=partial(_words, words, saved), count=examples, seed=protocol.seed
             )
             scorer = Scorer(saved.params, saved.model, saved.tokenizer, devices)
-            with progress() as report:
-                settings = list(evaluate(scorer, tasks, protocol, report))
-        of_run = summarise(settings)
-        folder = out or path / "evaluations" / str(saved.step)
-        folders.append(folder / path.name if out and len(paths) > 1 else folder)
-        _write(folders[-1], saved, protocol, of_run, settings, draw_plot)
-        rows += [{"run": str(path), **row} for row in of_run]
+            try:
+                settings = _ask(scorer, tasks, protocol, folder)
+            finally:  # Also of what was done before Ctrl-C or a failure.
+                _write(folder, model, draw_plot)
+        folders.append(folder)
+        rows += [{"run": str(path), **row} for row in summarise(settings)]
     if as_json:
         print(json.dumps(rows))
         return
@@ -82,26 +108,65 @@ def _words(file: Path | None, saved: Saved) -> list[str]:
     return words_in(saved.experiment.data, saved.model.context, saved.tokenizer)
 
 
-def _write(
-    folder: Path,
-    saved: Saved,
-    protocol: Protocol,
-    rows: list[dict[str, Any]],
-    settings: list[dict[str, Any]],
-    draw_plot: bool,
-) -> None:
-    record = {
-        "run": str(saved.run.path), "step": saved.step, "experiment": saved.experiment.name,
-        "parameters": count(saved.model), "tokenizer": saved.tokenizer.hash,
-        "protocol": dataclasses.asdict(protocol), "scores": rows, "settings": settings,
-    }  # fmt: skip
+def _ask(
+    scorer: Scorer, tasks: Sequence[Task], protocol: Protocol, folder: Path
+) -> list[dict[str, Any]]:
+    """The settings asked for: read from the folder, or computed and stored there one by one."""
+    how = dataclasses.asdict(protocol) | {"dtype": str(compute_dtype(scorer.model))}
+    del how["shots"], how["draws"]
+    of_task = {
+        id(task): {**how, "examples": len(task.examples), "questions": digest(task)}
+        for task in tasks
+    }
+    asked = {
+        file_of(folder, each.task.name, each.shots, each.draw, of_task[id(each.task)]): each
+        for each in settings_of(scorer, tasks, protocol)
+    }
+    found = {file: read_setting(file) for file in asked}
+    missing = [file for file in asked if found[file] is None]
+    if len(missing) < len(asked):
+        print(
+            f"already in {folder}, and not computed again: {len(asked) - len(missing)} of "
+            f"{counted(len(asked), 'setting')}",
+            file=sys.stderr,
+        )
+    costs = [_cost(asked[file], scorer) for file in missing]
+    what = counted(len(missing), "setting")
+    with progress() as report:
+        for number, (file, cost) in enumerate(zip(missing, costs, strict=True)):
+            name, before, total = str(asked[file]), sum(costs[:number]), sum(costs)
+
+            def show(share: float) -> None:
+                report(what, (before + share * cost) / total, name)  # noqa: B023 (called here)
+
+            setting = ask_setting(scorer, asked[file], protocol, show)
+            found[file] = setting | {"asked": of_task[id(asked[file].task)]}
+            write_setting(file, found[file])
+    for file, setting in found.items():
+        if check(setting, asked[file].task):  # The code of a check may be newer than its results.
+            write_setting(file, setting)
+    return list(found.values())
+
+
+def _cost(setting: Setting, scorer: Scorer) -> int:
+    """About how many tokens of prompts a setting has, for the time left."""
+    size = len(scorer.tokenizer.encode(setting.task.examples[0].shown)) * (setting.shots + 1)
+    return len(setting.task.examples) * min(size, scorer.model.context)
+
+
+def _write(folder: Path, model: dict[str, Any], draw_plot: bool) -> None:
+    """results.json and index.html of all that a folder has."""
+    settings = collect(folder)
+    if not settings:
+        return
+    rows = summarise(settings)
     figure = folder / "scores.png"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         if draw_plot:
             plot(rows, figure)
-        title = f"{saved.experiment.name}, step {saved.step:,}"
+        title = f"{model['experiment']}, step {model['step']:,}"
         drawn = figure.read_bytes() if draw_plot else None
+        record = {**model, "scores": rows, "settings": settings}
         write_whole(folder / "results.json", json.dumps(record, ensure_ascii=False) + "\n")
         write_whole(folder / "index.html", page(title, rows, settings, drawn))
     except OSError as error:
@@ -121,14 +186,17 @@ def _print(rows: Sequence[dict[str, Any]], has_runs: bool) -> None:
         )
     for row in rows:
         how = row["metric"] + (f", by {row['normalise']}" if "normalise" in row else "")
+        if "draw_deviation" in row:
+            how += f"; {row['draws']} draws, standard deviation {percent(row['draw_deviation'])}"
         for count_of in ("shortened", "cut"):
             how += f"; {row[count_of]:,} {count_of}" if row[count_of] else ""
         table.add_row(
             *(row[name] for name in texts), str(row["shots"]),
-            percent(row["score"], row["standard_error"]), percent(row["chance"]),
+            percent(row["score"], row["interval"]), percent(row["chance"]),
             *(percent(row["checks"].get(name)) for name in checks), f"{row['truth_nats']:.2f}",
             percent(row.get("paper_175b")), how,
         )  # fmt: skip
+    table.caption, table.caption_justify = "score: with its 95 % interval (Wilson)", "left"
     console = Console(highlight=False, markup=False)
     # Into a file nothing is squeezed.
     Console(highlight=False, markup=False, width=None if console.is_terminal else 160).print(table)

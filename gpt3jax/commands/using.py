@@ -118,6 +118,7 @@ def evaluate(
       mesh: How the devices are used.
       step: The checkpoint; the newest if not given.
       out: Folder to write, or of several runs one for each; RUN/evaluations/STEP if not given.
+        What it has already is kept, and not computed again.
       plot: Also draw the scores against the shots: scores.png.
       json: Print the scores as JSON.
     """
@@ -231,8 +232,8 @@ def report(
 
     Args:
       runs: One run or more.
-      out: Folder to write; RUN/report of the first run if not given, or of laws scaling-law
-        beside it.
+      out: Folder to write. If not given: RUN/report; of several runs, RUN/report-OTHERS in the
+        first; of laws, scaling-law beside it.
       scaling_law: Fit laws of scale to the runs instead, and predict the largest.
       json: Print the table as JSON.
     """

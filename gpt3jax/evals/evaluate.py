@@ -14,8 +14,10 @@ from gpt3jax.config import ConfigError
 from gpt3jax.evals.prompts import Asked, ask
 from gpt3jax.evals.scoring import Scored, Scorer
 from gpt3jax.evals.task import Task, exact_match, f1
+from gpt3jax.style import counted
 
-Report = Callable[[str, float], None]
+Report = Callable[[float], None]
+"""Gets the share done, from 0 to 1."""
 METRICS = {"exact match": exact_match, "F1": f1}
 
 
@@ -47,60 +49,83 @@ class Protocol:
             )
 
 
-def evaluate(
-    scorer: Scorer, tasks: Sequence[Task], protocol: Protocol, report: Report = lambda *_: None
-) -> Iterator[dict[str, Any]]:
-    """Ask every task at every number of shots, once per draw.
+@dataclass(frozen=True)
+class Setting:
+    """A task at one number of demonstrations, and one drawing of them."""
 
-    Yields:
-      A JSON object per task, shots and draw: what was asked, `score` (mean over the
-      examples, 0 to 1), and `examples`, one record each (`record_of`).
+    task: Task
+    shots: int
+    draw: int
+    longest: int
+    """Tokens of the longest answer accepted."""
+
+    def __str__(self) -> str:
+        return f"{self.task.name}, {counted(self.shots, 'shot')}"
+
+
+def settings_of(scorer: Scorer, tasks: Sequence[Task], protocol: Protocol) -> list[Setting]:
+    """Every task at every number of shots, once per draw.
 
     Raises:
       ConfigError: an answer leaves no room for a prompt.
     """
+    found, context = [], scorer.model.context
     for task in tasks:
-        for shots in dict.fromkeys(protocol.shots):
-            k = task.few if shots == "few" else shots
+        longest = _longest(task, scorer)
+        if longest + 1 >= context:
+            raise ConfigError(
+                f"task {task.name!r} has answers of {longest} tokens, but the model sees "
+                f"{context}: nothing is left for a question. Take a model with more context"
+            )
+        for k in dict.fromkeys(task.few if each == "few" else each for each in protocol.shots):
             # Without demonstrations there is nothing to draw.
-            for draw in range(protocol.draws if k else 1):
-                yield _setting(scorer, task, k, draw, protocol, report)
+            draws = range(protocol.draws if k else 1)
+            found += [Setting(task, k, draw, longest) for draw in draws]
+    return found
 
 
-def _setting(
-    scorer: Scorer, task: Task, k: int, draw: int, protocol: Protocol, report: Report
+def evaluate(scorer: Scorer, tasks: Sequence[Task], protocol: Protocol) -> Iterator[dict[str, Any]]:
+    """What `ask_setting` gives for each of `settings_of`."""
+    for setting in settings_of(scorer, tasks, protocol):
+        yield ask_setting(scorer, setting, protocol)
+
+
+def ask_setting(
+    scorer: Scorer, setting: Setting, protocol: Protocol, report: Report = lambda _: None
 ) -> dict[str, Any]:
+    """Put all questions of a setting to the model.
+
+    Returns:
+      A JSON object: what was asked, `score` (mean over the examples, 0 to 1), and
+      `examples`, one record each (`record_of`).
+    """
+    task, k, draw = setting.task, setting.shots, setting.draw
     is_written = task.metric in METRICS and protocol.beams > 0
-    longest, context = _longest(task, scorer), scorer.model.context
-    new_tokens = longest + 1 if is_written else 0
-    if longest + 1 >= context:
-        raise ConfigError(
-            f"task {task.name!r} has answers of {longest} tokens, but the model sees "
-            f"{context}: nothing is left for a question. Take a model with more context"
-        )
+    new_tokens = setting.longest + 1 if is_written else 0
     asked = ask(
-        task, k, scorer.tokenizer, context, draw=draw, seed=protocol.seed,
+        task, k, scorer.tokenizer, scorer.model.context, draw=draw, seed=protocol.seed,
         shared=protocol.shared, new_tokens=new_tokens,
     )  # fmt: skip
-    name = f"{task.name}, {k} shots"
-    pairs = [pair for each in asked for pair in each.pairs]
-    scored = iter(scorer.score(pairs, lambda share: report(name, share)))
-    by_example = [[next(scored) for _ in each.pairs] for each in asked]
-    unconditional = _unconditional(scorer, task, asked)
     answers: list[str | None] = [None] * len(asked)
     if is_written:
-        found = scorer.answer(
+        written = scorer.answer(
             [each.prompts[0] for each in asked], new_tokens=new_tokens, stop=(task.stop,),
             width=protocol.beams, alpha=protocol.alpha,
-            report=lambda share: report(f"{name}, answers", share),
+            candidates=[each.completions for each in asked], report=report,
         )  # fmt: skip
-        texts = (scorer.tokenizer.decode(each.tokens) for each in found)
+        by_example = [each.candidates for each in written]
+        texts = (scorer.tokenizer.decode(each.tokens) for each in written)
         answers = [text.split(task.stop)[0] for text in texts]
+    else:
+        pairs = [pair for each in asked for pair in each.pairs]
+        scored = iter(scorer.score(pairs, report))
+        by_example = [[next(scored) for _ in each.pairs] for each in asked]
+    unconditional = _unconditional(scorer, task, asked)
     examples = [
         record_of(task, each, scores, unconditional, answer, scorer)
         for each, scores, answer in zip(asked, by_example, answers, strict=True)
     ]
-    return {
+    found = {
         "task": task.name, "metric": task.metric if is_written or task.metric == "choice"
         else "greedy match", "shots": k, "draw": draw,
         "score": sum(each["score"] for each in examples) / len(examples),
@@ -109,6 +134,8 @@ def _setting(
         **({"paper": [list(row) for row in task.paper]} if task.paper else {}),
         "few": task.few,
     }  # fmt: skip
+    check(found, task)
+    return found
 
 
 def record_of(
@@ -156,12 +183,18 @@ def record_of(
         score = float(any(each["is_likeliest"] for each in candidates))
         return record | {"score": score, "margin": margin}
     score = METRICS[task.metric](answer, example.completions)
-    record |= {"answer": answer, "score": score, "margin": margin}
-    if task.check:
-        expected = example.candidates[example.truth][1]
-        checks = task.check(answer.strip(), expected.strip())
-        record["checks"] = {name: bool(ok) for name, ok in checks.items()}
-    return record
+    return record | {"answer": answer, "score": score, "margin": margin}
+
+
+def check(setting: dict[str, Any], task: Task) -> bool:
+    """Apply the task's check to all answers; whether that changed what is recorded of them."""
+    before = [record.get("checks") for record in setting["examples"]]
+    for example, record in zip(task.examples, setting["examples"], strict=True):
+        if task.check and "answer" in record:
+            expected = example.candidates[example.truth][1]
+            checks = task.check(record["answer"].strip(), expected.strip())
+            record["checks"] = {name: bool(ok) for name, ok in checks.items()}
+    return before != [record.get("checks") for record in setting["examples"]]
 
 
 def chance(task: Task) -> float | None:

@@ -10,7 +10,9 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from gpt3jax.style import CSS
+from gpt3jax.evals.summary import described
+from gpt3jax.stored import short_hash
+from gpt3jax.style import CSS, counted
 
 SHOWN = 100
 """Examples of each setting on the page; results.json has all."""
@@ -43,11 +45,12 @@ def page(
     )  # fmt: skip
 
 
-def percent(value: float | None, error: float | None = None) -> str:
-    """`12.3`, or `12.3 ± 0.4`; an en dash for what is not known."""
+def percent(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """`12.3`, or `12.3 (10.9 to 13.8)`; an en dash for what is not known."""
     if value is None:
         return "\u2013"
-    return f"{100 * value:.1f}" + ("" if error is None else f" \u00b1 {100 * error:.1f}")
+    between = " to ".join(f"{100 * end:.1f}" for end in interval or ())
+    return f"{100 * value:.1f}" + (f" ({between})" if between else "")
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
@@ -56,11 +59,11 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     body = ""
     for row in rows:
         how = row["metric"] + (f", by {row['normalise']}" if "normalise" in row else "")
-        asked = f"{row['examples']:,}" + (f" x {row['draws']}" if row["draws"] > 1 else "")
+        asked = described(row)
         if row["shortened"] or row["cut"]:
             asked += f"; {row['shortened']} shortened, {row['cut']} cut"
         values = (
-            row["shots"], how, percent(row["score"], row["standard_error"]), percent(row["chance"]),
+            row["shots"], how, percent(row["score"], row["interval"]), percent(row["chance"]),
             f"{row['truth_nats']:.2f}", percent(row.get("paper_175b")), asked,
         )  # fmt: skip
         anchor = f"<a href='#{_anchor(row)}'>{html.escape(row['task'])}</a>"
@@ -70,18 +73,19 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _anchor(setting: dict[str, Any]) -> str:
-    return html.escape(f"{setting['task']}-{setting['shots']}", quote=True)
+    asked = short_hash(setting.get("asked"))
+    return html.escape(f"{setting['task']}-{setting['shots']}-{asked}", quote=True)
 
 
 def _section(setting: dict[str, Any]) -> str:
     """One task at one number of shots: its examples, those that went worst first."""
     examples = sorted(setting["examples"], key=lambda each: (each["score"], each["margin"]))
     left_out = len(examples) - SHOWN
-    rest = f"<p>{left_out:,} better ones are in results.json only.</p>" if left_out > 0 else ""
+    rest = f"<p>results.json has {left_out:,} more, which went better.</p>" if left_out > 0 else ""
     draw = f", draw {setting['draw']}" if setting["draw"] else ""
-    name = f"{html.escape(setting['task'])}, {setting['shots']} shots{draw}"
+    name = f"{html.escape(setting['task'])}, {counted(setting['shots'], 'shot')}"
     return (
-        f"<h2 id='{_anchor(setting)}'>{name}: {percent(setting['score'])}&thinsp;%</h2>"
+        f"<h2 id='{_anchor(setting)}'>{name}{draw}: {percent(setting['score'])}&thinsp;%</h2>"
         + "".join(map(_example, examples[:SHOWN]))
         + rest
     )
@@ -134,7 +138,7 @@ TEMPLATE = """<!doctype html>
 <title>{title}: gpt3jax evaluation</title><style>{style}</style>
 <h1>{title}</h1>
 <div class=wide>{table}</div>
-<p>Score with its standard error over examples. Nothing was updated: what is learned, is learned
+<p>Score with Wilson's 95 % interval over examples. Nothing was updated: what is learned, is learned
 from the prompt. Table H.1 of the paper for GPT-3 175B, where it has the task.</p>
 {figure}
 {sections}"""

@@ -24,7 +24,8 @@ from gpt3jax.config import Model
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.evals import packing
 from gpt3jax.evals.packing import Pair, Tokens
-from gpt3jax.model.decode import for_decoding, take_rows
+from gpt3jax.model.decode import CPU_OPTIONS, for_decoding, take_rows
+from gpt3jax.model.gpt3 import Cache
 from gpt3jax.model.likelihood import TokenScores, suffix_scores, token_scores
 from gpt3jax.model.lora import learned
 from gpt3jax.model.params import Params
@@ -37,6 +38,8 @@ BATCH_TOKENS = 8192
 """Of prompts read together, padding included."""
 SHARED_LEAST = 32
 """A shorter common beginning is not worth a program of its own."""
+FEWEST = 8
+"""Answers and candidates of up to so many tokens share a program."""
 
 Report = Callable[[float], None]
 """Gets the share done, from 0 to 1."""
@@ -60,6 +63,8 @@ class Answer:
     """The one that ended it included, if one did."""
     log_probability: float
     """Sum over them, nats."""
+    candidates: tuple[Scored, ...] = ()
+    """What was to be scored after the same prompt."""
 
 
 class Scorer:
@@ -76,10 +81,7 @@ class Scorer:
         self._lay_out = jax.jit(for_decoding, static_argnames="model")
         self._packed = self._jit(token_scores, "model")
         self._scores = self._jit(_scores, "model", "copies")
-        self._scores_after = self._jit(_scores_after, "model", "copies")
-        looking = ("model", "new_tokens", "width", "alpha")
-        self._answers = self._jit(_answers, *looking)
-        self._answers_after = self._jit(_answers_after, *looking)
+        self._answers = self._jit(_answers, "model", "copies", "new_tokens", "width", "alpha")
         self.load(params)
 
     def load(self, params: Params) -> None:
@@ -91,9 +93,9 @@ class Scorer:
         groups: dict[Tokens, list[int]] = {}
         for number, (prompt, _) in enumerate(pairs):
             groups.setdefault(prompt, []).append(number)
-        shared = packing.common_beginning(list(groups))
+        shared = _shared(list(groups))
         found: dict[int, Scored] = {}
-        is_packed = len(groups) == len(pairs) and len(shared) < SHARED_LEAST
+        is_packed = len(groups) == len(pairs) and not shared
         batches = self._pack(pairs) if is_packed else self._groups(pairs, groups, shared)
         for scored in batches:
             found.update(scored)
@@ -108,6 +110,7 @@ class Scorer:
         stop: Sequence[str],
         width: int = 4,
         alpha: float = 0.6,
+        candidates: Sequence[Sequence[Tokens]] = (),
         report: Report = lambda _: None,
     ) -> list[Answer]:
         """The best answer to each prompt by beam search (section 2.4); width 1 is greedy.
@@ -118,23 +121,36 @@ class Scorer:
           stop: an answer ends with a token that holds one of these, or with a document.
           width: beams.
           alpha: of the length penalty.
+          candidates: completions to be scored, too, of each prompt: it is read only once.
           report: gets the share done.
         """
-        looking = {"new_tokens": new_tokens, "width": width, "alpha": alpha}
-        is_end = self._ends(stop)
-        shared, found = packing.common_beginning(prompts), {}
-        for numbers in packing.batches(prompts, self._most(), self._rows):
-            batch = packing.align([prompts[n] for n in numbers], shared, self._most(), self._rows)
-            program = self._answers_after if batch.shared is not None else self._answers
-            arguments = self._on_devices(batch.arrays())
-            best = self._fetch(
-                program(self.params, *arguments, is_end, model=self.model, **looking)
+        # One program writes answers of many lengths.
+        looking = {"new_tokens": packing.bucket(new_tokens, FEWEST), "width": width, "alpha": alpha}
+        is_end, limit = self._ends(stop), np.int32(new_tokens)
+        shared, found = _shared(prompts), {}
+        copies = max(map(len, candidates), default=0)
+        for numbers in packing.batches(prompts, self._most(copies), self._rows):
+            batch = packing.align(
+                [prompts[n] for n in numbers], shared, self._most(copies), self._rows
             )
+            suffix = _suffix([candidates[n] for n in numbers] if copies else [], batch.rows, copies)
+            best, scores = self._fetch(
+                self._answers(
+                    self.params, self._on_devices(batch.arrays()), self._on_devices(suffix), is_end,
+                    limit, model=self.model, copies=copies, **looking,
+                )
+            )  # fmt: skip
             for row, number in enumerate(numbers):
                 length = int(best.length[row, 0])
                 ended = length < new_tokens and is_end[best.tokens[row, 0, length]]
-                tokens = best.tokens[row, 0, : length + int(ended)]
-                found[number] = Answer(tuple(tokens.tolist()), float(best.log_probability[row, 0]))
+                found[number] = Answer(
+                    tuple(best.tokens[row, 0, : length + int(ended)].tolist()),
+                    float(best.log_probability[row, 0]),
+                    tuple(
+                        _scored(scores, row * copies + copy, 0, len(candidate))
+                        for copy, candidate in enumerate(candidates[number] if copies else ())
+                    ),
+                )
             report(len(found) / len(prompts))
         return [found[number] for number in range(len(prompts))]
 
@@ -144,19 +160,15 @@ class Scorer:
         """Each prompt once, then its candidates."""
         prompts = list(groups)
         copies = max(map(len, groups.values()))
-        width = packing.bucket(max(len(completion) for _, completion in pairs))
-        for numbers in packing.batches(prompts, max(1, self._most() // copies), self._rows):
+        for numbers in packing.batches(prompts, self._most(copies), self._rows):
             chosen = [prompts[n] for n in numbers]
-            batch = packing.align(chosen, shared, self._most(), self._rows)
-            suffix = np.zeros((batch.rows, copies, width), np.int32)
-            for row, prompt in enumerate(chosen):
-                for copy, number in enumerate(groups[prompt]):
-                    suffix[row, copy, : len(pairs[number][1])] = pairs[number][1]
-            program = self._scores_after if batch.shared is not None else self._scores
-            arguments = self._on_devices(
-                (*batch.arrays(), suffix.reshape(batch.rows * copies, width))
+            batch = packing.align(chosen, shared, self._most(copies), self._rows)
+            candidates = [[pairs[number][1] for number in groups[prompt]] for prompt in chosen]
+            arrays = self._on_devices(batch.arrays())
+            (suffix,) = self._on_devices(_suffix(candidates, batch.rows, copies))
+            scores = self._fetch(
+                self._scores(self.params, arrays, suffix, model=self.model, copies=copies)
             )
-            scores = self._fetch(program(self.params, *arguments, model=self.model, copies=copies))
             yield {
                 number: _scored(scores, row * copies + copy, 0, len(pairs[number][1]))
                 for row, prompt in enumerate(chosen)
@@ -186,12 +198,17 @@ class Scorer:
         ends[self.tokenizer.end_of_text] = True
         return np.array(ends)
 
-    def _most(self) -> int:
-        return BATCH_TOKENS * self._rows
+    def _most(self, copies: int = 1) -> int:
+        """Slots of a batch whose prompts have so many candidates."""
+        return max(1, BATCH_TOKENS * self._rows // max(1, copies))
 
     def _jit(self, function: Callable[..., Any], *static: str) -> Callable[..., Any]:
         """Compiled; what comes out is whole on every host."""
-        return jax.jit(function, static_argnames=static, out_shardings=self._everywhere)
+        options = CPU_OPTIONS if jax.default_backend() == "cpu" else None
+        return jax.jit(
+            function, static_argnames=static, out_shardings=self._everywhere,
+            compiler_options=options,
+        )  # fmt: skip
 
     def _on_devices(self, arrays: Sequence[np.ndarray]) -> list[jax.Array]:
         """Rows spread over the mesh; what all rows share everywhere."""
@@ -216,53 +233,61 @@ def _scored(scores: TokenScores, row: int, first: int, last: int) -> Scored:
     )
 
 
-def _scores(params, tokens_BT, start_B, suffix_RC, *, model, copies) -> TokenScores:
-    slots = tokens_BT.shape[1] + suffix_RC.shape[1]
-    logits_BV, cache = read(params, tokens_BT, start_B, model, slots)
-    return _score_copies(params, logits_BV, cache, start_B, suffix_RC, model, copies)
+def _shared(prompts: Sequence[Tokens]) -> Tokens:
+    """What prompts begin with, where it is long enough to be read apart."""
+    shared = packing.common_beginning(prompts)
+    return shared if len(shared) >= SHARED_LEAST else ()
 
 
-def _scores_after(
-    params, shared_1P, shared_length, tokens_BQ, length, start_B, suffix_RC, *, model, copies
-) -> TokenScores:
-    slots = _slots(model, shared_1P, tokens_BQ) + suffix_RC.shape[1]
+def _suffix(
+    candidates: Sequence[Sequence[Tokens]], rows: int, copies: int
+) -> tuple[np.ndarray, ...]:
+    """Completions [rows * copies, C] of the prompts of a batch; nothing if there are none."""
+    if not copies:
+        return ()
+    width = packing.bucket(max(len(each) for of_prompt in candidates for each in of_prompt), FEWEST)
+    suffix = np.zeros((rows * copies, width), np.int32)
+    for row, of_prompt in enumerate(candidates):
+        for copy, each in enumerate(of_prompt):
+            suffix[row * copies + copy, : len(each)] = each
+    return (suffix,)
+
+
+def _read(params, arrays, model, room) -> tuple[jax.Array, Cache, jax.Array]:
+    """Next logits, cache and lengths of a batch's prompts (`Aligned.arrays`)."""
+    if len(arrays) == 2:
+        tokens_BT, start_B = arrays
+        logits_BV, cache = read(params, tokens_BT, start_B, model, tokens_BT.shape[1] + room)
+        return logits_BV, cache, cache.length - start_B
+    shared_1P, shared_length, tokens_BQ, length, start_B = arrays
+    slots = shared_1P.shape[1] + tokens_BQ.shape[1] + room  # Of any length that such a batch has.
     logits_BV, cache = read_after(
         params, shared_1P, shared_length, tokens_BQ, length, start_B, model, slots
     )
-    return _score_copies(params, logits_BV, cache, start_B, suffix_RC, model, copies)
+    return logits_BV, cache, length - start_B
 
 
-def _score_copies(params, logits_BV, cache, start_B, suffix_RC, model, copies) -> TokenScores:
-    rows_R = jnp.repeat(jnp.arange(len(start_B)), copies)
-    place_R = (cache.length - start_B)[rows_R]
+def _scores(params, arrays, suffix_RC, *, model, copies) -> TokenScores:
+    logits_BV, cache, place_B = _read(params, arrays, model, suffix_RC.shape[1])
+    return _score_copies(params, logits_BV, cache, place_B, suffix_RC, model, copies)
+
+
+def _score_copies(params, logits_BV, cache, place_B, suffix_RC, model, copies) -> TokenScores:
     if copies > 1:
-        logits_BV, cache = logits_BV[rows_R], take_rows(cache, rows_R)
-    return suffix_scores(params, logits_BV, cache, place_R, suffix_RC, model)
+        rows_R = jnp.repeat(jnp.arange(len(place_B)), copies)
+        logits_BV, cache, place_B = logits_BV[rows_R], take_rows(cache, rows_R), place_B[rows_R]
+    return suffix_scores(params, logits_BV, cache, place_B, suffix_RC, model)
 
 
-def _answers(params, tokens_BT, start_B, is_end_V, *, model, new_tokens, width, alpha) -> Found:
-    slots = tokens_BT.shape[1] + new_tokens
-    logits_BV, cache = read(params, tokens_BT, start_B, model, slots)
-    return search(
-        params, logits_BV, cache, cache.length - start_B, is_end_V, model,
-        new_tokens=new_tokens, width=width, alpha=alpha,
+def _answers(
+    params, arrays, suffix, is_end_V, limit, *, model, copies, new_tokens, width, alpha
+) -> tuple[Found, TokenScores | None]:
+    logits_BV, cache, place_B = _read(params, arrays, model, suffix[0].shape[1] if suffix else 0)
+    scores = None
+    for suffix_RC in suffix:
+        scores = _score_copies(params, logits_BV, cache, place_B, suffix_RC, model, copies)
+    found = search(
+        params, logits_BV, cache, place_B, is_end_V, model,
+        new_tokens=new_tokens, width=width, alpha=alpha, limit=limit,
     )  # fmt: skip
-
-
-def _answers_after(
-    params, shared_1P, shared_length, tokens_BQ, length, start_B, is_end_V,
-    *, model, new_tokens, width, alpha,
-) -> Found:  # fmt: skip
-    slots = _slots(model, shared_1P, tokens_BQ) + new_tokens
-    logits_BV, cache = read_after(
-        params, shared_1P, shared_length, tokens_BQ, length, start_B, model, slots
-    )
-    return search(
-        params, logits_BV, cache, length - start_B, is_end_V, model,
-        new_tokens=new_tokens, width=width, alpha=alpha,
-    )  # fmt: skip
-
-
-def _slots(model: Model, shared_1P: jax.Array, tokens_BQ: jax.Array) -> int:
-    """Room for prompts that begin alike, of any length that such a batch has."""
-    return shared_1P.shape[1] + tokens_BQ.shape[1]
+    return found, scores

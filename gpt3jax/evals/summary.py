@@ -1,24 +1,49 @@
-"""Results of an evaluation in a few numbers: scores with their error bars. No jax."""
+"""Results of an evaluation in a few numbers: scores with their intervals. No jax."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 from typing import Any
+
+from gpt3jax.stored import short_hash
+from gpt3jax.style import counted
 
 
 def summarise(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per task and number of shots, over all draws.
+    """One row per task, number of shots and what else was asked for, over all draws.
 
-    `standard_error` is over examples: of the mean of one draw, were others asked.
-    `draw_deviation` is the standard deviation of a draw's score over draws of
-    demonstrations; absent with one draw.
+    `interval` is over examples: see `wilson`. `draw_deviation` is the standard
+    deviation of a draw's score over draws of demonstrations; absent with one draw.
     """
-    rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    rows: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for setting in settings:
-        rows.setdefault((setting["task"], setting["shots"]), []).append(setting)
+        key = (setting["task"], setting["shots"], short_hash(setting.get("asked")))
+        rows.setdefault(key, []).append(setting)
     return [_row(of_draw) for of_draw in rows.values()]
+
+
+def wilson(score: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion, were other examples asked.
+
+    Of scores between 0 and 1 (F1, means over draws) it is at least as wide as needed: no
+    others with that mean vary as much as those that are 0 or 1.
+    """
+    z2 = NormalDist().inv_cdf(0.975) ** 2 / count
+    centre, half = score + z2 / 2, math.sqrt(z2 * (score * (1 - score) + z2 / 4))
+    return max(0.0, (centre - half) / (1 + z2)), min(1.0, (centre + half) / (1 + z2))
+
+
+def described(row: dict[str, Any]) -> str:
+    """How many examples were asked, and how, in words; results of old may not say how."""
+    text = counted(row["examples"], "example")
+    if row["draws"] > 1:
+        text += f", {row['draws']} draws (standard deviation {100 * row['draw_deviation']:.1f})"
+    if row["asked"]:
+        text += f", seed {row['asked']['seed']}, {counted(row['asked']['beams'], 'beam')}"
+        text += ", shared demonstrations" if row["asked"]["shared"] else ""
+    return text
 
 
 def _row(of_draw: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -34,10 +59,11 @@ def _row(of_draw: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "shots": first["shots"],
         "metric": first["metric"],
         "score": fmean(scores),
-        "standard_error": stdev(scores) / math.sqrt(count) if count > 1 else None,
+        "interval": wilson(fmean(scores), count),
         "chance": first["chance"],
         "examples": count,
         "draws": len(of_draw),
+        "asked": first.get("asked"),
         "demonstrations": fmean(each["demonstrations"] for each in examples),
         "shortened": sum(each["dropped"] > 0 for each in examples),
         "cut": sum(each["cut"] > 0 for each in examples),

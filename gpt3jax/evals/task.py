@@ -101,6 +101,11 @@ class Task:
     def __post_init__(self) -> None:
         if not self.examples:
             raise ConfigError(f"task {self.name!r} has no examples: nothing to ask. Add some")
+        if self.metric != "choice" and any(len(each.contexts) > 1 for each in self.examples):
+            raise ConfigError(
+                f"task {self.name!r} has several contexts for a completion, and the metric "
+                f"{self.metric!r}: only a choice compares contexts. Make it a choice"
+            )
         if not self.stop:
             raise ConfigError(f"task {self.name!r} has an empty stop: answers never end. Name one")
 

@@ -125,21 +125,26 @@ def cached(
     k_BTHK: jax.Array,
     v_BTHK: jax.Array,
     band: int | None,
-    past: tuple[jax.Array, jax.Array, jax.Array],
+    past: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None],
     place_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of new tokens to cached ones and to themselves.
 
-    `past` is the cached keys and values [B, H, S, K] and how many there are.
+    `past` is the cached keys and values [B, H, S, K], how many there are, and
+    `Cache.distance`, which then decides what is seen.
     The cache is only read: the caller writes all layers' new keys and values
     at the end of the step, which XLA can then do in place.
     """
-    cache_k_BHSK, cache_v_BHSK, length = past
+    cache_k_BHSK, cache_v_BHSK, length, distance_BTS = past
     T, S = q_BTHK.shape[1], cache_k_BHSK.shape[2]
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BTHK, k_BTHK, v_BTHK))
     queries, slots = length + jnp.arange(T), jnp.arange(S)
-    old = visible(queries, slots, band, place_BT) & (slots < length)
-    new = visible(queries, queries, band, place_BT)
+    if distance_BTS is None:
+        old = visible(queries, slots, band, place_BT) & (slots < length)
+        new = visible(queries, queries, band, place_BT)
+    else:
+        seen = _within(distance_BTS, band)[:, None]
+        old, new = seen[..., :S], seen[..., S:]
     scores = jnp.concatenate(
         [_scores(q, cache_k_BHSK, old), _scores(q, k, new)], axis=-1
     )  # fmt: skip
@@ -166,8 +171,12 @@ def visible(
     With places, [B, 1, queries, keys]: within each query's own text.
     """
     distance = queries[:, None] - keys[None, :]
-    mask = (distance >= 0) if band is None else (distance >= 0) & (distance < band)
+    mask = _within(distance, band)
     return mask if place_BT is None else mask & (distance <= place_BT[:, None, :, None])
+
+
+def _within(distance: jax.Array, band: int | None) -> jax.Array:
+    return (distance >= 0) if band is None else (distance >= 0) & (distance < band)
 
 
 def _attend(q_BHTK, k_BHSK, v_BHSK, mask):

@@ -56,6 +56,9 @@ class Cache:
     values: tuple[jax.Array, ...]
     length: jax.Array
     """Slots filled, the same for each row."""
+    distance: jax.Array | None = None
+    """int32 [B, T, S + T], where the next T tokens of a row do not follow each other: how far each
+    is behind each slot and each of the T in its own text; negative: it does not see it."""
 
 
 @struct.dataclass
@@ -140,7 +143,7 @@ def trunk(
     for index, layer in enumerate(per_layer):
         if edit is not None:
             run = _layer(model, place_BT, names, is_trained, partial(_at, edit, index))
-        past = cache and (cache.keys[index], cache.values[index], cache.length)
+        past = cache and (cache.keys[index], cache.values[index], cache.length, cache.distance)
         x_BTD, recorded = run(layer, x_BTD, past, model.is_dense(index))
         found.append(recorded)
     activations = {name: [recorded[name] for recorded in found] for name in names}

@@ -2,9 +2,11 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from scipy.stats import binomtest
 
 from gpt3jax.config import ConfigError
 from gpt3jax.data.tokenizer import Tokenizer, train_tokenizer
@@ -31,10 +33,17 @@ class Reader:
             )
         return found
 
-    def answer(self, prompts, *, new_tokens, stop, width, alpha, report=None):
+    def answer(self, prompts, *, new_tokens, stop, width, alpha, candidates, report=None):
         texts = (self.tokenizer.decode(prompt) for prompt in prompts)
         words = (max(text.split(), key=len) for text in texts)
-        return [Answer(tuple(self.tokenizer.encode(f" {word}\n")), -1.0) for word in words]
+        scored = (
+            self.score([(prompt, each) for each in completions])
+            for prompt, completions in zip(prompts, candidates, strict=True)
+        )
+        return [
+            Answer(tuple(self.tokenizer.encode(f" {word}\n")), -1.0, tuple(scores))
+            for word, scores in zip(words, scored, strict=True)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +144,7 @@ def test_draws_are_for_demonstrations_only_and_give_an_error_bar(reader):
     )
 
 
-def test_the_standard_error_is_that_of_a_mean():
+def test_an_example_that_is_drawn_twice_is_still_one_example():
     def setting(scores):
         examples = [
             {"score": s, "demonstrations": 0, "dropped": 0, "cut": 0, "truth": 0, "candidates": [
@@ -145,12 +154,12 @@ def test_the_standard_error_is_that_of_a_mean():
         return {"task": "t", "shots": 0, "metric": "exact match", "chance": None,
                 "score": sum(scores) / len(scores), "examples": examples}  # fmt: skip
 
-    (row,) = summarise([setting([1.0] * 30 + [0.0] * 70)])
-    assert row["score"] == pytest.approx(0.3)
-    assert row["standard_error"] == pytest.approx(math.sqrt(0.3 * 0.7 / 99))
-    # Drawn twice, an example is still one example.
-    (row,) = summarise([setting([1.0, 0.0]), setting([1.0, 0.0])])
-    assert row["standard_error"] == pytest.approx(0.5)
+    scores = [1.0] * 30 + [0.0] * 70
+    expected = binomtest(30, 100).proportion_ci(0.95, method="wilson")
+    for draws in (1, 2):
+        (row,) = summarise([setting(scores)] * draws)
+        assert row["score"] == pytest.approx(0.3)
+        assert row["interval"] == pytest.approx((expected.low, expected.high))
 
 
 def test_the_page_is_safe_and_shows_the_worst_first(reader):
@@ -184,3 +193,16 @@ def test_answers_that_leave_no_room_are_refused(reader):
     task = Task("long", (Example(("a",), ("b" * 400,)),), "exact match", few=0)
     with pytest.raises(ConfigError, match="more context"):
         list(evaluate(reader, [task], Protocol(shots=(0,))))
+
+
+def test_few_that_is_one_of_the_numbers_is_asked_once(reader):
+    few = replace(CHOICE, few=1)
+    settings = list(evaluate(reader, [few], Protocol(shots=(0, 1, "few"))))
+    assert [each["shots"] for each in settings] == [0, 1]
+
+
+def test_several_contexts_are_for_a_choice_only():
+    examples = (Example(("a", "b"), ("c",)),)
+    assert Task("t", examples, "choice", few=0)
+    with pytest.raises(ConfigError, match="only a choice compares contexts"):
+        Task("t", examples, "exact match", few=0)

@@ -90,19 +90,23 @@ def test_every_way_gives_the_scores_of_a_text_alone(scorer, alone, pairs):
 
 
 @pytest.mark.parametrize(
-    ("case", "program"),
-    [("packed", "_packed"), ("candidates", "_scores"), ("shared", "_scores_after")],
-)
-def test_each_case_goes_its_own_way(scorer, monkeypatch, case, program):
+    ("case", "way"),
+    [("packed", ("_packed", False)), ("candidates", ("_scores", False)),
+     ("shared", ("_scores", True))],
+)  # fmt: skip
+def test_each_case_goes_its_own_way(scorer, monkeypatch, case, way):
     """Or the test above would compare one way four times."""
     used = []
-    for name in ("_packed", "_scores", "_scores_after"):
+    for name in ("_packed", "_scores"):
         real = getattr(scorer, name)
-        monkeypatch.setattr(
-            scorer, name, lambda *a, _n=name, _r=real, **k: (used.append(_n), _r(*a, **k))[1]
-        )
+
+        def spy(params, arrays, *a, _name=name, _real=real, **k):
+            used.append((_name, isinstance(arrays, list) and len(arrays) > 2))
+            return _real(params, arrays, *a, **k)
+
+        monkeypatch.setattr(scorer, name, spy)
     scorer.score(CASES[case])
-    assert set(used) == {program}
+    assert set(used) == {way}
 
 
 @pytest.mark.parametrize("axes", [(2, 2, 2), (1, 8, 1)], ids=str)
@@ -138,6 +142,31 @@ def test_answers_after_a_shared_beginning_are_those_of_prompts_alone(scorer):
         (alone,) = scorer.answer([prompt], new_tokens=5, stop=("\n",), width=3)
         assert alone.tokens == answer.tokens
         assert alone.log_probability == pytest.approx(answer.log_probability, abs=1e-4)
+
+
+@pytest.mark.parametrize("beginning", [(), BEGINNING], ids=["apart", "shared"])
+def test_scores_beside_answers_are_those_of_texts_alone(scorer, alone, beginning):
+    prompts = texts([7, 20, 3], 13, beginning)
+    candidates = [texts([2, 5], 14), texts([1], 15), texts([4, 1], 16)]
+    options = {"new_tokens": 5, "stop": ("\n",), "width": 2}
+    found = scorer.answer(prompts, candidates=candidates, **options)
+    without = scorer.answer(prompts, **options)
+    for prompt, completions, answer, other in zip(prompts, candidates, found, without, strict=True):
+        assert answer.tokens == other.tokens
+        assert len(answer.candidates) == len(completions)
+        for completion, scored in zip(completions, answer.candidates, strict=True):
+            log_p, is_likeliest = expected(alone, prompt, completion)
+            np.testing.assert_allclose(scored.log_probabilities, log_p, atol=1e-5)
+            assert scored.is_likeliest == tuple(is_likeliest)
+
+
+def test_answers_of_many_lengths_share_a_program(scorer):
+    (prompt,) = texts([9], 17)
+    before = scorer._answers._cache_size()
+    for most in range(1, 9):
+        (answer,) = scorer.answer([prompt], new_tokens=most, stop=("no such text",), width=5)
+        assert len(answer.tokens) <= most
+    assert scorer._answers._cache_size() - before == 1
 
 
 def test_few_programs_serve_many_lengths(scorer):
