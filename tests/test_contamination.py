@@ -10,6 +10,8 @@ from gpt3jax.data import loader
 from gpt3jax.data.manifest import TOKENIZER
 from gpt3jax.data.prepare import prepare
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.evals.files import load_tasks
+from gpt3jax.evals.results import digest
 
 
 @pytest.fixture
@@ -63,6 +65,27 @@ def test_planted_questions_are_found_and_scored_apart(prepared, planted, tmp_pat
     assert score["change"] == pytest.approx(0.5 / (2.5 / 3) - 1)
     assert main(words) == 0
     assert "2 (66.7%)" in capsys.readouterr().out
+
+
+def test_of_merged_results_only_those_of_the_same_questions_count(
+    prepared, planted, tmp_path, capsys
+):
+    results = tmp_path / "results.json"
+    same = digest(load_tasks([str(planted)])[0])
+    settings = [
+        {"task": "planted", "shots": shots, "draw": 0, "asked": {"questions": questions},
+         "examples": [{"score": 1.0}] * count}
+        for shots, questions, count in (
+            (0, same, 3), (1, "other", 3), (2, "other", 2), (4, same, 3),
+        )
+    ]  # fmt: skip
+    results.write_text(json.dumps({"settings": settings}))
+    words = ["data", "overlap", str(prepared), "--task", str(planted), "--results", str(results)]
+    assert main([*words, "--json"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert [each["shots"] for each in record["scores"]] == [0, 4]
+    results.write_text(json.dumps({"settings": settings[1:3]}))
+    assert main(words) == 2 and "not the same" in capsys.readouterr().err
 
 
 def test_results_of_another_evaluation_are_refused(prepared, planted, tmp_path, capsys):

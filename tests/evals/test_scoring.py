@@ -144,6 +144,38 @@ def test_answers_after_a_shared_beginning_are_those_of_prompts_alone(scorer):
         assert alone.log_probability == pytest.approx(answer.log_probability, abs=1e-4)
 
 
+def best_of_beams(log_p, prompt, ends, *, most, width, alpha):
+    """Beam search as a list of texts, each of which is read anew from its beginning."""
+    beams, found, ended = [(0.0, ())], [], 0
+    for length in range(1, most + 1):
+        longer = [
+            (total + float(each), (*text, token))
+            for total, text in beams
+            for token, each in enumerate(log_p((*prompt, *text))[-1])
+        ]
+        beams = []
+        for rank, (total, text) in enumerate(sorted(longer, reverse=True)[: 2 * width]):
+            if not ends[text[-1]]:
+                beams = [*beams, (total, text)][:width]
+            elif rank < width and ended < width:
+                ended += 1
+                found.append((total / ((5 + length) / 6) ** alpha, text))
+        if ended == width:
+            return max(found)[1]
+    return max(found + [(total / ((5 + most) / 6) ** alpha, text) for total, text in beams])[1]
+
+
+@pytest.mark.parametrize("beginning", [(), BEGINNING], ids=["apart", "shared"])
+@pytest.mark.parametrize("stop", [("e", "a"), ("no such text",)], ids=["ends", "never ends"])
+def test_answers_are_those_of_a_search_without_a_cache(scorer, alone, beginning, stop):
+    """Each beam sees the tokens that it continues, and none of another's, in every layer."""
+    prompts, ends = texts([6, 25, 11], 18, beginning), scorer._ends(stop)
+    found = scorer.answer(prompts, new_tokens=6, stop=stop, width=4)
+    for prompt, answer in zip(prompts, found, strict=True):
+        expected = best_of_beams(alone, prompt, ends, most=6, width=4, alpha=0.6)
+        assert answer.tokens == expected
+
+
 @pytest.mark.parametrize("beginning", [(), BEGINNING], ids=["apart", "shared"])
 def test_scores_beside_answers_are_those_of_texts_alone(scorer, alone, beginning):
     prompts = texts([7, 20, 3], 13, beginning)
