@@ -55,6 +55,10 @@ def write(
     """Print continuations of a prompt; a single one appears as it is written."""
     if new_tokens < 1 or samples < 1 or beams < 0:
         raise ConfigError("--new-tokens and --samples are at least 1, --beams 0. Raise them")
+    if 0 < beams < samples:
+        raise ConfigError(
+            f"--samples is {samples}: {beams} beams find at most as many. Raise --beams"
+        )
     sampling = Sampling(temperature, top_k, top_p)
     generator = load_generator(path, step, weights)
     drawing = {"new_tokens": new_tokens, "sampling": sampling, "seed": seed, "stop": stop}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -38,10 +40,12 @@ def generate(
       gpt3jax generate runs/tiny --prompt 'def main('
       gpt3jax generate runs/tiny --prompt 'class ' --samples 4 --top-p 0.9 --seed 7
       gpt3jax generate runs/tiny --prompt 'import ' --beams 4 --new-tokens 20
+      head -c 200 code.py | gpt3jax generate runs/tiny
 
     Args:
       run: The run to write with.
-      prompt: Text to continue; empty starts a new document.
+      prompt: Text to continue; empty starts a new document. -, or no prompt where standard input
+        is not a terminal: standard input, as it is.
       prompt_file: A file with the text to continue.
       new_tokens: At most this many; fewer at the end of a document or a stop string.
       samples: How many continuations.
@@ -60,24 +64,32 @@ def generate(
     check_range(1, MOST_SAMPLES, samples=samples)
     if prompt is not None and prompt_file is not None:
         raise ConfigError("--prompt and --prompt-file are both given: which is it? Drop one")
-    if prompt_file:
-        try:
-            with prompt_file.open(encoding="utf-8") as file:
-                prompt = file.read(LONGEST_PROMPT + 1)  # A device has no end.
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--prompt-file cannot be read: {error}. Check it") from error
-        if len(prompt) > LONGEST_PROMPT:
-            raise ConfigError(
-                f"--prompt-file {prompt_file} is too long: over {LONGEST_PROMPT:,} letters no "
-                "model reads. Give its end"
-            )
+    text = _prompt(prompt, prompt_file)
     from gpt3jax.write import write
 
     write(
-        run, prompt or "", new_tokens=new_tokens, samples=samples, temperature=temperature,
+        run, text, new_tokens=new_tokens, samples=samples, temperature=temperature,
         top_k=top_k, top_p=top_p, stop=stop, seed=seed, beams=beams, weights=weights, step=step,
         as_json=json,
     )  # fmt: skip
+
+
+def _prompt(prompt: str | None, file: Path | None = None) -> str:
+    """The prompt as given, of a file, or piped to the command; where there is none, empty."""
+    is_piped = prompt is None and sys.stdin is not None and not os.isatty(0)
+    if not file and not is_piped and prompt != "-":
+        return prompt or ""
+    what = f"--prompt-file {file}" if file else "the prompt on standard input"
+    try:
+        with open(file or 0, encoding="utf-8", closefd=bool(file)) as stream:
+            text = stream.read(LONGEST_PROMPT + 1)  # A device has no end.
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{what} cannot be read: {error}. Give a file of UTF-8 text") from error
+    if len(text) > LONGEST_PROMPT:
+        raise ConfigError(
+            f"{what} is too long: over {LONGEST_PROMPT:,} letters no model reads. Give its end"
+        )
+    return text
 
 
 def evaluate(
@@ -136,7 +148,7 @@ def evaluate(
 
 def inspect(
     run: Positional[Path],
-    prompt: str = "",
+    prompt: str | None = None,
     new_tokens: int = 12,
     temperature: float = 0.8,
     top_k: int = 0,
@@ -157,8 +169,8 @@ def inspect(
 
     Args:
       run: The run; or an experiment file, for the anatomy of a model without weights.
-      prompt: Text to continue, as `generate` does with the same settings; empty starts a new
-        document.
+      prompt: Text to continue, as `generate` takes and continues it with the same settings; empty
+        starts a new document.
       new_tokens: At most this many; fewer at the end of a document.
       temperature: Below 1 is bolder in what is likely; 0 always takes the likeliest token.
       top_k: Draw from the k likeliest tokens; 0 from all.
@@ -182,7 +194,7 @@ def inspect(
     else:
         from gpt3jax.model.decode import Sampling
 
-        writing = Writing(prompt, new_tokens, Sampling(temperature, top_k, top_p), seed)
+        writing = Writing(_prompt(prompt), new_tokens, Sampling(temperature, top_k, top_p), seed)
         record = look(run, writing, layers=layers, task=task, mesh=mesh, step=step)
         write_page(record, out or run / "inspect.html")
 
