@@ -8,7 +8,7 @@ newer half is read again from position 0 and writing goes on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -45,19 +45,16 @@ class Generator:
     ):
         self.tokenizer = tokenizer
         self.weights = weights
-        # Rows past the tokenizer's vocabulary stand for no text: they are never written, like
-        # those that pad the table.
-        # Once laid out, kernels hold what LoRA has changed.
-        vocabulary = min(model.vocabulary, tokenizer.vocabulary)
-        self.model = replace(learned(model), vocabulary=vocabulary)
+        self.model = learned(model)  # Once laid out, kernels hold what LoRA has changed.
+        self.vocabulary = min(model.vocabulary, tokenizer.vocabulary)
+        """Ids below it may be written (`decode.with_text`)."""
         self._lay_out = jax.jit(decode.for_decoding, static_argnames=("model", "weights"))
         self.load(params)
         options = decode.CPU_OPTIONS if jax.default_backend() == "cpu" else None
         step = partial(jax.jit, donate_argnames="cache", compiler_options=options)
         self._prefill = jax.jit(decode.prefill, static_argnames=("model", "slots"))
-        self._next = step(decode.next_token, static_argnames=("model", "sampling"))
-        self._decode = step(decode.decode, static_argnames="model")
-        self._draw = jax.jit(decode.draw, static_argnames="sampling")
+        self._next = step(decode.next_token, static_argnames=("model", "sampling", "vocabulary"))
+        self._draw = jax.jit(decode.draw, static_argnames=("sampling", "vocabulary"))
         self._take_rows = jax.jit(decode.take_rows)
         self._search = jax.jit(
             search.search, static_argnames=("model", "new_tokens", "width", "alpha")
@@ -84,21 +81,22 @@ class Generator:
         history = [np.full(rows, token, np.int32) for token in self._or_start(prompt)]
         slots = padded_size(len(history) + new_tokens, self.model)
         logits, cache, filled = self._read(history, self.model.context, rows, slots)
-        token = self._draw(logits, seed, len(history), sampling)
+        token = self._draw(logits, seed, len(history), sampling, self.vocabulary)
         for remaining in reversed(range(new_tokens)):
             following = None
             if remaining and filled < slots:
                 # Dispatched before the host waits for `token`: the device does not idle.
                 following, cache = self._next(
-                    self.params, cache, token, seed, len(history) + 1, self.model, sampling
-                )
+                    self.params, cache, token, seed, len(history) + 1, self.model, sampling,
+                    self.vocabulary,
+                )  # fmt: skip
                 filled += 1
             history.append(np.asarray(token))
             yield history[-1]
             if remaining and following is None:
                 half = (self.model.context + 1) // 2
                 logits, cache, filled = self._read(history, half, rows, slots)
-                following = self._draw(logits, seed, len(history), sampling)
+                following = self._draw(logits, seed, len(history), sampling, self.vocabulary)
             token = following
 
     def text(self, prompt: str, *, stop: Sequence[str] = (), **options) -> Iterator[str]:
@@ -133,7 +131,7 @@ class Generator:
         A beam is finished at the end-of-text token, which its tokens leave out,
         or after `new_tokens`. The prompt and these must fit the context.
         """
-        if not 0 < new_tokens < self.model.context or not 0 < 2 * width <= self.model.vocabulary:
+        if not 0 < new_tokens < self.model.context or not 0 < 2 * width <= self.vocabulary:
             raise ConfigError(
                 f"beam search over {new_tokens} tokens with {width} beams: it needs from 1 to "
                 f"{self.model.context - 1} tokens, and at most half the vocabulary. Change them"
@@ -142,7 +140,7 @@ class Generator:
         history = [np.array([t], np.int32) for t in prompt]
         slots = padded_size(len(prompt) + new_tokens, self.model)
         logits, cache, filled = self._read(history, len(prompt), 1, slots)
-        is_end = np.arange(self.model.vocabulary) == self.tokenizer.end_of_text
+        is_end = np.arange(self.vocabulary) == self.tokenizer.end_of_text
         found = self._search(
             self.params, logits, cache, np.array([filled]), is_end, self.model,
             new_tokens=new_tokens, width=width, alpha=alpha,
@@ -158,11 +156,11 @@ class Generator:
 
     def _or_start(self, prompt: Sequence[int]) -> list[int]:
         """The prompt, or the token that starts a document. An array would clamp ids in silence."""
-        wrong = [token for token in prompt if not 0 <= token < self.model.vocabulary]
+        wrong = [token for token in prompt if not 0 <= token < self.vocabulary]
         if wrong:
             raise ConfigError(
                 f"token id {wrong[0]} is not in the model: its vocabulary is "
-                f"{self.model.vocabulary}. Use the model's tokenizer"
+                f"{self.vocabulary}. Use the model's tokenizer"
             )
         return list(prompt) or [self.tokenizer.end_of_text]
 

@@ -337,7 +337,8 @@ def test_a_beam_step_takes_the_best_of_all_continuations_of_all_beams():
     logits = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
     totals = np.array([[-1.0], [-3.0], [-2.0]]) + np.asarray(jax.nn.log_softmax(logits))
     order = sorted(np.ndindex(3, 12), key=lambda where: -totals[where])[:8]
-    best, beams, tokens = search._best(logits[None], jnp.array([[-1.0, -3.0, -2.0]]))
+    log = jax.nn.log_softmax(logits)
+    best, beams, tokens = search._best(log[None], jnp.array([[-1.0, -3.0, -2.0]]))
     assert list(zip(beams[0].tolist(), tokens[0].tolist(), strict=True)) == order[:6]
     np.testing.assert_allclose(best[0], [totals[where] for where in order[:6]], rtol=1e-5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -313,11 +314,13 @@ def serve(
 
     bound = server.listen(host, port)
     server.warn_of_strangers(host, token)
+    say = partial(print, file=sys.stderr, flush=True)
+    say(f"reading {run}")
     generator = load_generator(run, step)
     name = run.resolve().name
     served = Served(name, generator.model, generator.tokenizer, max_tokens, queue)
     owner = Owner(generator, rows, queue)
-    owner.start()
+    owner.start(say)
     bound.listen(server.BACKLOG)
     print(f"{name} is served on {server.address_of(bound)} (Ctrl-C ends it)", flush=True)
     server.make_server(served, owner, bound, token).run(sockets=[bound])

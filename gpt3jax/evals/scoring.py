@@ -12,7 +12,7 @@ vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -72,10 +72,7 @@ class Scorer:
 
     def __init__(self, params: Params, model: Model, tokenizer: Tokenizer, mesh: Mesh):
         self.tokenizer, self.mesh = tokenizer, mesh
-        # Rows past the tokenizer's vocabulary stand for no text: they are never written. Once
-        # laid out, kernels hold what LoRA has changed.
-        vocabulary = min(model.vocabulary, tokenizer.vocabulary)
-        self.model = replace(learned(model), vocabulary=vocabulary)
+        self.model = learned(model)  # Once laid out, kernels hold what LoRA has changed.
         self._rows = mesh.shape["data"] * mesh.shape["fsdp"]
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._lay_out = jax.jit(for_decoding, static_argnames="model")
@@ -190,10 +187,10 @@ class Scorer:
             yield found
 
     def _ends(self, stop: Sequence[str]) -> np.ndarray:
-        """Boolean [V]: which tokens end an answer."""
+        """Of each token that may be written (`decode.with_text`), whether it ends an answer."""
         ends = [
             any(each.encode() in self.tokenizer.token_bytes(token) for each in stop)
-            for token in range(self.model.vocabulary)
+            for token in range(min(self.model.vocabulary, self.tokenizer.vocabulary))
         ]
         ends[self.tokenizer.end_of_text] = True
         return np.array(ends)

@@ -165,11 +165,27 @@ def sample_each(
     )
 
 
+def with_text(values_BV: jax.Array, vocabulary: int | None) -> jax.Array:
+    """Logits or log-probabilities of the tokens that may be written; None: of all rows.
+
+    A model may have more embedding rows than its tokenizer has tokens. Everywhere in this package
+    a probability is over all rows of the model's vocabulary, as transformers computes it: in
+    perplexity, evaluation, the harness, beam search and the scores of served tokens. Rows that
+    have no token are only excluded when a token is chosen to be written, and only here.
+    """
+    return values_BV[..., :vocabulary]
+
+
 def draw(
-    logits_BV: jax.Array, seed: jax.Array, position: jax.Array, sampling: Sampling
+    logits_BV: jax.Array,
+    seed: jax.Array,
+    position: jax.Array,
+    sampling: Sampling,
+    vocabulary: int | None = None,
 ) -> jax.Array:
     """Sample; the key is made of seed, row and position, never of how many rows there are."""
-    return sample(logits_BV, keys(seed, position, jnp.arange(len(logits_BV))), sampling)
+    keys_B = keys(seed, position, jnp.arange(len(logits_BV)))
+    return sample(with_text(logits_BV, vocabulary), keys_B, sampling)
 
 
 def next_token(
@@ -180,10 +196,11 @@ def next_token(
     position: jax.Array,
     model: Model,
     sampling: Sampling,
+    vocabulary: int | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Read a token per row and draw the one after it, at `position`: one compiled step."""
     logits_BV, cache = decode(params, cache, token_B, model)
-    return draw(logits_BV, seed, position, sampling), cache
+    return draw(logits_BV, seed, position, sampling, vocabulary), cache
 
 
 def take_rows(cache: Cache, rows: jax.Array) -> Cache:

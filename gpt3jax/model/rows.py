@@ -34,7 +34,7 @@ class Drawing:
     seed: jax.Array
     """uint32."""
     sample: jax.Array
-    """int32: which of its prompt's samples a row is."""
+    """int32: which of its request's choices a row is."""
     position: jax.Array
     """int32: tokens of its whole text so far."""
     temperature: jax.Array
@@ -91,11 +91,12 @@ def _without_rows(cache: Cache) -> Cache:
     return Cache(*jax.tree.map(lambda x_1HSK: x_1HSK[0], (cache.keys, cache.values)), cache.length)
 
 
-def draw_each(logits_BV: jax.Array, how: Drawing) -> Drawn:
+def draw_each(logits_BV: jax.Array, how: Drawing, vocabulary: int | None = None) -> Drawn:
     """Draw as `decode.draw` does, each row in its own way."""
     token_B = decode.sample_each(
-        logits_BV, decode.keys(how.seed, how.position, how.sample), how.temperature, how.top_p
-    )
+        decode.with_text(logits_BV, vocabulary),
+        decode.keys(how.seed, how.position, how.sample), how.temperature, how.top_p,
+    )  # fmt: skip
 
     def nothing(logits_BV, token_B):
         return jax.tree.map(jnp.zeros_like, jax.eval_shape(_scored, logits_BV, token_B))
@@ -118,10 +119,11 @@ def step(
     token_B: jax.Array,
     how: Drawing,
     model: Model,
+    vocabulary: int | None = None,
 ) -> tuple[Drawn, Cache]:
     """Read a token per row and draw the one after it: one compiled step."""
     logits_BV, cache = decode_each(params, cache, token_B, model)
-    return draw_each(logits_BV, how), cache
+    return draw_each(logits_BV, how, vocabulary), cache
 
 
 def place_row(cache: Cache, one: Cache, row: jax.Array) -> Cache:

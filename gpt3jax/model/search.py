@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from gpt3jax.config import Model
+from gpt3jax.model.decode import with_text
 from gpt3jax.model.gpt3 import Cache, forward
 from gpt3jax.model.params import Params
 
@@ -78,7 +79,7 @@ def search(
       logits_BV: after each prompt.
       cache: the prompts.
       place_B: their lengths.
-      is_end_V: boolean, the tokens that end an answer.
+      is_end_V: boolean, of each token that may be written: whether it ends an answer.
       model: its shape.
       new_tokens: N.
       width: W.
@@ -138,7 +139,8 @@ def _choose(
     B, W, N = now.tokens.shape
     take = partial(jnp.take_along_axis, axis=1)
     # Twice the beams are taken, so that as many go on though others end.
-    totals, origins, tokens = _best(logits_BWV, now.totals)
+    log_BWV = with_text(jax.nn.log_softmax(logits_BWV, -1), len(is_end_V))
+    totals, origins, tokens = _best(log_BWV, now.totals)
     written = take(now.tokens, origins[..., None]).at[:, :, now.step].set(tokens)
     is_end, is_open = is_end_V[tokens], (now.ended < W)[:, None]
     ends = is_end & (jnp.arange(2 * W) < W) & is_open & (totals > -jnp.inf)
@@ -167,10 +169,10 @@ def _choose(
     )
 
 
-def _best(logits_BWV: jax.Array, totals_BW: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _best(log_BWV: jax.Array, totals_BW: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The 2 x W best continuations by one token: [B, 2W] totals, beams continued, tokens."""
-    B, W, V = logits_BWV.shape
-    totals_BWV = totals_BW[..., None] + jax.nn.log_softmax(logits_BWV, -1)
+    B, W, V = log_BWV.shape
+    totals_BWV = totals_BW[..., None] + log_BWV
     best, flat = jax.lax.top_k(totals_BWV.reshape(B, W * V), 2 * W)
     return best, flat // V, flat % V
 

@@ -12,8 +12,6 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from gpt3jax.data.byte_level import END_OF_TEXT
-from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.serve.api import ApiError, Completion, Served
 from gpt3jax.serve.batching import BusyError, Owner
 from gpt3jax.serve.texts import Job, Piece, Scored
@@ -124,7 +122,7 @@ class Answer:
     ) -> dict[str, Any]:
         scores = None
         if self._asked.logprobs is not None:
-            scores = logprobs(tokens, self._served.tokenizer)
+            scores = logprobs(tokens, self._served.names)
         return {"text": text, "index": index, "logprobs": scores, "finish_reason": finish}
 
     def _usage(self) -> dict[str, int]:
@@ -133,30 +131,17 @@ class Answer:
         return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": total}
 
 
-def logprobs(tokens: tuple[Scored, ...], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Scores of tokens as OpenAI's completions have them; nats."""
+def logprobs(tokens: tuple[Scored, ...], names: tuple[str, ...]) -> dict[str, Any]:
+    """Scores of tokens as OpenAI's completions have them, nats; each token has its own name."""
     return {
-        "tokens": [token_name(each.token, tokenizer) for each in tokens],
+        "tokens": [names[each.token] for each in tokens],
         "token_logprobs": [each.log_probability for each in tokens],
         "top_logprobs": [
-            {token_name(token, tokenizer): log for token, log in each.best} if each.best else None
+            {names[token]: log for token, log in each.best} if each.best else None
             for each in tokens
         ],
         "text_offset": [each.offset for each in tokens],
     }
-
-
-def token_name(token: int, tokenizer: Tokenizer) -> str:
-    """A token's text; of a part of a character, its bytes as OpenAI writes them."""
-    if token == tokenizer.end_of_text:
-        return END_OF_TEXT
-    if token >= tokenizer.vocabulary:
-        return f"<{token}>"
-    spelled = tokenizer.token_bytes(token)
-    try:
-        return spelled.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
 
 
 async def _gone(receive: Receive) -> None:

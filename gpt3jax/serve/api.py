@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 import secrets
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import Any
 
 from gpt3jax import stored
 from gpt3jax.config import ConfigError, Model
+from gpt3jax.data.byte_level import END_OF_TEXT
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.model.rows import BEST
 
@@ -131,6 +134,36 @@ class Served:
         ids = range(self.tokenizer.vocabulary)
         return self.model.context * max(len(self.tokenizer.token_bytes(token)) for token in ids)
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What each row of the vocabulary is called where tokens are scored: no two alike.
+
+        `top_logprobs` of OpenAI's completions is keyed by texts, of which two tokens may have the
+        same: a byte's own token, and the piece that is learned for it. The later id, the piece,
+        is named by its text; the other by its bytes, as OpenAI names what is no UTF-8:
+        `bytes:\\x61`. A row without a token is `<id>`.
+        """
+        known = range(min(self.tokenizer.vocabulary, self.model.vocabulary))
+        found: dict[str, int] = {}
+        for token in (*reversed(known), *range(len(known), self.model.vocabulary)):
+            names = [f"<{token}>"]
+            if token in known:
+                names = _spellings(self.tokenizer.token_bytes(token))
+            if token == self.tokenizer.end_of_text:
+                names = [END_OF_TEXT]
+            more = (f"{names[-1]}#{n}" for n in itertools.count(2))
+            name = next(name for name in itertools.chain(names, more) if name not in found)
+            found[name] = token
+        return tuple(sorted(found, key=found.__getitem__))
+
+
+def _spellings(spelled: bytes) -> list[str]:
+    """Bytes as text, if they are, and as OpenAI writes those that are not."""
+    escaped = "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+    with contextlib.suppress(UnicodeDecodeError):
+        return [spelled.decode(), escaped]
+    return [escaped]
+
 
 def completion(body: bytes, served: Served) -> Completion:
     """The request that a body holds: JSON.
@@ -228,11 +261,10 @@ def _ids(prompt: Any, served: Served) -> tuple[int, ...]:
             raise _wrong("prompt", f"cannot be read: {error}") from error
     elif isinstance(prompt, list) and all(type(token) is int for token in prompt):
         ids = prompt
-        wrong = next((t for t in ids if not 0 <= t < model.vocabulary), None)
+        known = min(model.vocabulary, served.tokenizer.vocabulary)
+        wrong = next((t for t in ids if not 0 <= t < known), None)
         if wrong is not None:
-            raise _wrong(
-                "prompt", f"has token id {str(wrong)[:20]}: they are below {model.vocabulary}"
-            )
+            raise _wrong("prompt", f"has token id {str(wrong)[:20]}: they are below {known}")
     else:
         raise _wrong("prompt", "holds what is neither text nor a list of token ids")
     if len(ids) > model.context:

@@ -2,12 +2,12 @@
 
     request -> rows -> queue -> slot -> read the prompt -> step, step, ... -> pieces -> request
 
-Rows of unlike requests are written together, one token each per step. A step is
-compiled for 1, 2, 4, ... rows, all before the first request: a row that comes
-takes a free slot or doubles them, and when half of them stand free they are
-halved. While no text is longer than a quarter of the context, no more of the
-cache is there to be read. Every row has its own key, length and way of drawing (model/rows.py), so
-that its text is what `gpt3jax generate` writes with its seed.
+Rows of unlike requests are written together, one token each per step. A step is compiled for 1,
+2, 4, ... rows (programs.py): a row that comes takes a free slot or doubles them, and when half of
+them stand free they are halved; while others are written it waits for what is not compiled yet.
+While no text is longer than a quarter of the context, no more of the cache is there to be read.
+Every row has its own key, length and way of drawing (model/rows.py), so that its text is what
+`gpt3jax generate` writes with its seed.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from gpt3jax.config import RunError
-from gpt3jax.data.tokenizer import StreamDecoder
 from gpt3jax.generate import Generator, TextStream, padded_size
-from gpt3jax.model import decode, rows
+from gpt3jax.model import rows
 from gpt3jax.model.gpt3 import Cache
-from gpt3jax.serve.texts import Finish, Job, Piece, Row, Scored
+from gpt3jax.serve.programs import Programs
+from gpt3jax.serve.texts import Finish, Job, Offsets, Piece, Row, Scored
 
 
 class BusyError(RunError):
@@ -49,49 +48,20 @@ class Owner:
         self.counts: Counter[str] = Counter()
         """Steps, rows in them, tokens, seconds: since the start, for /metrics."""
         self._tokenizer, self._params = generator.tokenizer, generator.params
-        self._model = model = generator.model
-        options = decode.CPU_OPTIONS if jax.default_backend() == "cpu" else None
-        self._prefill = jax.jit(decode.prefill, static_argnames=("model", "slots"))
-        self._draw = jax.jit(rows.draw_each)
-        self._step = jax.jit(
-            partial(rows.step, model=model), donate_argnames="cache", compiler_options=options
-        )
-        self._place = jax.jit(rows.place_row, donate_argnums=0)
-        self._resize = jax.jit(rows.resized, static_argnames="slots")
-        self._score = jax.jit(partial(rows.score, model=model))
-        self._rooms = sorted({padded_size(model.context // 4, model), model.context})
+        self._model, self.programs = generator.model, Programs(generator, most_rows)
         self._clear()
         self._waiting: deque[Row] = deque()
         self._changed = threading.Condition()
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="owner", daemon=True)
 
-    def start(self) -> None:
-        """Compile every program but that of `echo` with scores, then take requests."""
-        size, lengths = 1, []
-        while padded_size(size, self._model) not in lengths:
-            lengths.append(padded_size(size, self._model))
-            size = lengths[-1] + 1
-        read = [self._prefilled([0] * length) for length in lengths]
-        self._draw(read[0][0], self._drawing([None]))
-        each_room = {one.keys[0].shape[2]: one for _, one in read}
-        for room in self._rooms:
-            self._clear()
-            self._fit(1, room)
-            while True:
-                for slots, one in each_room.items():
-                    if slots <= room:
-                        self._cache = self._place(self._cache, one, 0)
-                    else:
-                        order = np.arange(len(self._slots), dtype=np.int32)
-                        self._resize(self._cache, order, slots=slots)
-                self._compute_step(self._compute_step().token)
-                if len(self._slots) >= self.most_rows:
-                    break
-                self._fit(2 * len(self._slots), room)
-            while len(self._slots) > 1:
-                self._fit(len(self._slots) // 2, room)
-        self._clear()
+    def start(self, say: Callable[[str], None] = lambda line: None) -> None:
+        """Take requests, as soon as what one of them needs is compiled.
+
+        Args:
+          say: is told what is compiled, in lines.
+        """
+        self.programs.start(say)
         self._thread.start()
 
     def close(self) -> None:
@@ -99,6 +69,7 @@ class Owner:
         with self._changed:
             self._is_closing = True
             self._changed.notify()
+        self.programs.close()
         self._thread.join()
 
     @property
@@ -125,7 +96,7 @@ class Owner:
         """
         new = [
             Row(job, index, list(prompt) or [self._tokenizer.end_of_text],
-                TextStream(self._tokenizer, job.asked.stop), StreamDecoder(self._tokenizer))
+                TextStream(self._tokenizer, job.asked.stop), Offsets(self._tokenizer))
             for index, prompt in enumerate(
                 prompt for prompt in job.asked.prompts for _ in range(job.asked.samples)
             )
@@ -201,7 +172,11 @@ class Owner:
             self._clear()
         self._admit()
         while len(self._slots) > 1 and 2 * self.active <= len(self._slots):
-            self._fit(len(self._slots) // 2, self._room)
+            count, room = len(self._slots), self._room
+            fewer = [("resize", count, room, count // 2, room), ("step", count // 2, room)]
+            if not self.programs.want(fewer):
+                break
+            self._fit(count // 2, room)
         for row in list(self._slots):
             if row and row.filled == self._model.context and not row.is_over:
                 # The older half of the window is forgotten, as by `Generator.tokens`.
@@ -225,6 +200,8 @@ class Owner:
             with self._changed:
                 if not self._waiting:  # Cancelled since.
                     return
+                if not self._may_begin(self._waiting[0]):
+                    return
                 row = self._waiting.popleft()
             if None not in self._slots:
                 self._fit(2 * len(self._slots), self._room)
@@ -243,6 +220,17 @@ class Owner:
                 before = list(row.history)
                 known = (row.job, before, *self._read(row, self._model.context))
 
+    def _may_begin(self, row: Row) -> bool:
+        """Whether a row that waits holds up no other by what must be compiled for it first."""
+        if self.active == 0:
+            return True
+        slots, length = len(self._slots), len(row.history)
+        count = slots if None in self._slots else 2 * slots
+        needed = self.programs.to_begin(length, slots, count, self._room)
+        if row.job.asked.echo and row.job.asked.logprobs is not None:
+            needed.append(("score", padded_size(length, self._model)))
+        return self.programs.want(needed)
+
     def _read(self, row: Row, most: int) -> tuple[jax.Array, Cache]:
         """Fill a row's slot with the last tokens of its text, and draw the next."""
         logits, one = self._prefilled(row.history[-most:])
@@ -252,17 +240,18 @@ class Owner:
     def _prefilled(self, window: Sequence[int]) -> tuple[jax.Array, Cache]:
         """Logits after a text, and its cache, with the least room that it was padded to."""
         size = padded_size(len(window), self._model)
-        room = next(room for room in self._rooms if room >= size)
         padded = np.zeros((1, size), np.int32)
         padded[0, : len(window)] = window
-        return self._prefill(self._params, padded, len(window), self._model, room)
+        return self.programs.get("prefill", size)(self._params, padded, np.int32(len(window)))
 
     def _begin(self, row: Row, logits: jax.Array, one: Cache) -> None:
         """A row's slot takes over what was read, and the row draws a token."""
         row.filled = int(one.length)
-        self._make_room(one.keys[0].shape[2])
-        self._cache = self._place(self._cache, one, self._slots.index(row))
-        drawn = self._draw(logits, self._drawing([row]))
+        size = one.keys[0].shape[2]
+        self._make_room(size)
+        place = self.programs.get("place", len(self._slots), self._room, size)
+        self._cache = place(self._cache, one, np.int32(self._slots.index(row)))
+        drawn = self.programs.get("draw")(logits, self._drawing([row]))
         self._take(row, jax.tree.map(np.asarray, drawn), 0)
 
     def _compute_step(self, token_B: jax.Array | None = None) -> rows.Drawn:
@@ -278,7 +267,8 @@ class Owner:
         length = [row.filled + ahead if row else 0 for row in self._slots]
         cache = self._cache.replace(length=np.array(length, np.int32))
         how = self._drawing(self._slots, ahead)
-        drawn, self._cache = self._step(self._params, cache, token_B, how)
+        step = self.programs.get("step", len(self._slots), self._room)
+        drawn, self._cache = step(self._params, cache, token_B, how)
         return drawn
 
     def _drawing(self, among: Sequence[Row | None], ahead: int = 0) -> rows.Drawing:
@@ -288,7 +278,8 @@ class Owner:
         # Free slots draw plainly: they must not make all rows be sorted, as another top-p would.
         return rows.Drawing(
             seed=each(lambda row: row.job.asked.seed, np.uint32),
-            sample=each(lambda row: row.sample, np.int32),
+            # Also of the same prompt, and with the same seed, no two rows draw alike.
+            sample=each(lambda row: row.index, np.int32),
             position=each(lambda row: len(row.history) + ahead, np.int32),
             temperature=each(lambda row: row.job.asked.temperature, np.float32, 1),
             top_p=each(lambda row: row.job.asked.top_p, np.float32, 1),
@@ -298,7 +289,7 @@ class Owner:
     def _clear(self) -> None:
         """One free slot, with the least room."""
         self._slots: list[Row | None] = [None]
-        self._room = self._rooms[0]
+        self._room = self.programs.rooms[0]
         self._ahead: rows.Drawn | None = None
         """A step that runs, and is not read yet."""
         self._cache = rows.empty(self._model, 1, self._room)
@@ -306,13 +297,14 @@ class Owner:
     def _make_room(self, filled: int) -> None:
         """So many slots of the cache for each row, at least."""
         if filled > self._room:
-            self._fit(len(self._slots), next(room for room in self._rooms if room >= filled))
+            self._fit(len(self._slots), self.programs.room_of(filled))
 
     def _fit(self, count: int, room: int) -> None:
         """Slots for as many rows, those that are taken first; of the cache, so much room."""
         taken = sorted(range(len(self._slots)), key=lambda slot: self._slots[slot] is None)
         order = np.resize(np.array(taken, np.int32), count)
-        self._cache = self._resize(self._cache, order, slots=room)
+        resize = self.programs.get("resize", len(taken), self._room, count, room)
+        self._cache = resize(self._cache, order)
         new = count - len(taken)
         self._slots = [self._slots[slot] for slot in taken[:count]] + [None] * new
         self._room = room
@@ -331,14 +323,17 @@ class Owner:
         if is_last and not row.stream.ended:
             text += row.stream.flush()
         row.text += text
+        if row.stream.ended and token != self._tokenizer.end_of_text:
+            # The text ends before a stop string, and so do its tokens.
+            end = row.sent + len(row.text)
+            row.tokens = [each for each in row.tokens if each.offset < end]
         if is_last:
             self._finish(row, "stop" if row.stream.ended else "length")
-        elif asked.stream and (row.text or row.tokens):
+        elif asked.stream and row.text:
             self._deliver(row, None)
 
     def _scored(self, row: Row, token: int, drawn: rows.Drawn | None, at: int) -> Scored:
-        offset = row.characters
-        row.characters += len(row.places.push(token))
+        offset = row.offsets.push(token)
         if drawn is None:
             return Scored(token, offset)
         best = zip(drawn.best[at].tolist(), drawn.best_log_probability[at].tolist(), strict=True)
@@ -355,16 +350,22 @@ class Owner:
         size = padded_size(len(prompt), self._model)
         padded = np.zeros((1, size), np.int32)
         padded[0, : len(prompt)] = prompt
-        found = jax.tree.map(np.asarray, self._score(self._params, padded))
+        found = self.programs.get("score", size)(self._params, padded)
+        found = jax.tree.map(np.asarray, found)
         row.tokens = [
             self._scored(row, token, found if at else None, at - 1)
             for at, token in enumerate(prompt)
         ]
+        row.offsets.flush()
 
     def _finish(self, row: Row, finish: Finish) -> None:
         row.is_over = True
         self._deliver(row, finish)
 
     def _deliver(self, row: Row, finish: Finish | None) -> None:
-        row.job.deliver(Piece(row.index, row.text, tuple(row.tokens), row.unsent, finish))
-        row.text, row.tokens, row.unsent = "", [], 0
+        row.sent += len(row.text)
+        # A token goes with the text that it begins in: the rest may be a stop string's.
+        count = sum(finish is not None or each.offset < row.sent for each in row.tokens)
+        tokens, row.tokens = tuple(row.tokens[:count]), row.tokens[count:]
+        row.job.deliver(Piece(row.index, row.text, tokens, row.unsent, finish))
+        row.text, row.unsent = "", 0

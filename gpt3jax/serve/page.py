@@ -102,7 +102,8 @@ function detail(span, name, log, best) {
   at('detail').querySelector('h2').textContent = shown(name) + ': ' + percent(log);
   const body = at('detail').querySelector('tbody');
   body.replaceChildren();
-  for (const [token, its] of Object.entries(best)) {
+  // An object has keys that are whole numbers first.
+  for (const [token, its] of Object.entries(best).sort((a, b) => b[1] - a[1])) {
     const row = make('tr', body);
     make('th', row, '', shown(token)).scope = 'row';
     make('td', row, '', percent(its));

@@ -133,8 +133,12 @@ class Server:
         return JSONResponse(model if asked else {"object": "list", "data": [model]})
 
     async def _health(self, _: Request) -> Response:
-        alive = self._owner.is_alive
-        return JSONResponse({"status": "ok" if alive else "ended"}, 200 if alive else 503)
+        alive, programs = self._owner.is_alive, self._owner.programs
+        found = {
+            "status": "ok" if alive else "ended", "compiled": programs.compiled,
+            "programs": programs.total,
+        }  # fmt: skip
+        return JSONResponse(found, 200 if alive else 503)
 
     async def _metrics(self, _: Request) -> Response:
         """Prometheus' text format, version 0.0.4."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gpt3jax.data.tokenizer import StreamDecoder
+from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.generate import TextStream
 from gpt3jax.serve.api import Completion
 
@@ -49,6 +50,28 @@ class Job:
     is_cancelled: bool = False
 
 
+class Offsets:
+    """Where each token of a text begins: a part of a character, where that character does."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._characters = tokenizer, 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> int:
+        """Characters of the text before the one that the token's first byte belongs to."""
+        spelled = self._tokenizer.token_bytes(token)
+        text = self._decoder.decode(spelled[:1])
+        ends_character = bool(spelled) and not self._decoder.getstate()[0]
+        offset = self._characters + len(text) - ends_character
+        self._characters += len(text) + len(self._decoder.decode(spelled[1:]))
+        return offset
+
+    def flush(self) -> None:
+        """What follows is another text, after the end of this one."""
+        self._characters += len(self._decoder.decode(b"", final=True))
+        self._decoder.reset()
+
+
 @dataclass(eq=False)
 class Row:
     """A text being written."""
@@ -58,15 +81,15 @@ class Row:
     history: list[int]
     """Token ids of its whole text."""
     stream: TextStream
-    places: StreamDecoder
-    """Counts the characters before each token."""
-    characters: int = 0
+    offsets: Offsets
     filled: int = 0
     """Slots of the cache."""
     written: int = 0
     text: str = ""
     """Not yet delivered, as are these."""
     tokens: list[Scored] = field(default_factory=list)
+    sent: int = 0
+    """Characters delivered."""
     unsent: int = 0
     is_over: bool = False
 

@@ -4,6 +4,7 @@ import dataclasses
 import queue
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,7 +16,8 @@ from gpt3jax.model.decode import Sampling
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.serve.api import Completion
 from gpt3jax.serve.batching import BusyError, Owner
-from gpt3jax.serve.texts import Job
+from gpt3jax.serve.programs import Programs
+from gpt3jax.serve.texts import Job, Offsets
 
 PATIENCE = 60
 
@@ -84,14 +86,54 @@ def test_every_row_is_what_it_would_be_alone(generator, owner):
             assert end == ("length" if len(expected) == request.most else "stop")
 
 
-def test_every_program_is_compiled_before_the_first_request(generator):
-    """Rows that come and go, texts that grow and are read again: nothing new is compiled."""
-    model = dataclasses.replace(generator.model, context=40)  # Of no other test.
+@pytest.fixture
+def fresh(generator):
+    """() -> an owner whose programs no other test has compiled; of four rows at a time."""
+    model = dataclasses.replace(generator.model, context=40)
     params = model_params.init(jax.random.key(0), model)
-    owner = Owner(Generator(params, model, generator.tokenizer), 4, 24)
-    owner.start()
-    programs = (owner._prefill, owner._draw, owner._step, owner._place, owner._resize)
-    before = [program._cache_size() for program in programs]
+    owners = []
+
+    def fresh():
+        owners.append(Owner(Generator(params, model, generator.tokenizer), 4, 24))
+        return owners[-1]
+
+    yield fresh
+    for owner in owners:
+        owner.close()
+
+
+def test_a_first_answer_needs_four_programs_and_others_are_compiled_on_demand(fresh, monkeypatch):
+    compile_stage, lines = Programs._compile_stage, []
+
+    def first_only(self, what, *rest):
+        if what == "a first answer":
+            compile_stage(self, what, *rest)
+
+    monkeypatch.setattr(Programs, "_compile_stage", first_only)
+    owner = fresh()
+    owner.start(lines.append)
+    finished(submit(owner, asked([9] * 5, most=6))[1])
+    assert owner.programs.compiled == 4
+    assert (
+        lines[0] == f"compiling for a first answer: 0 of {owner.programs.total} programs are ready"
+    )
+    finished(submit(owner, asked([9] * 20, most=15, samples=2))[1], 2)
+    assert owner.programs.compiled > 4
+
+
+def test_what_is_compiled_behind_is_all_that_texts_need(fresh):
+    """Rows that come and go, texts that grow and are read again: nothing new is compiled."""
+    owner, lines, counted = fresh(), [], []
+    owner.start(lines.append)
+    wait_until(lambda: owner.programs.compiled == owner.programs.total)
+    wait_until(lambda: lines[-1].startswith(f"compiled {owner.programs.total} of"))
+
+    def count(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            counted.append(event)
+
+    finished(submit(owner, asked())[1])  # What jax itself compiles to make arrays.
+    jax.monitoring.register_event_duration_secs_listener(count)
     for together in ((1,), (1, 9, 9), (20, 1), (40, 3, 17, 33, 2)):
         jobs = [
             submit(owner, asked([9] * length, most=most, seed=seed, samples=1 + seed % 2))[1]
@@ -99,8 +141,31 @@ def test_every_program_is_compiled_before_the_first_request(generator):
         ]
         for seed, found in enumerate(jobs):
             finished(found, 1 + seed % 2)
-    owner.close()
-    assert [program._cache_size() for program in programs] == before
+    assert counted == []
+    jax.jit(lambda x: x + len(lines))(1.0)
+    assert counted, "it counts"
+    jax.monitoring.unregister_event_duration_listener(count)
+
+
+def test_who_comes_while_programs_are_compiled_holds_up_nobody(fresh, monkeypatch):
+    """Steps of two rows are never ready: a second text waits, and is written after the first."""
+    owner, go = fresh(), threading.Event()
+    compiled = owner.programs._compiled
+
+    def stuck(name, *sizes):
+        if name == "step" and sizes[0] > 1:
+            assert threading.current_thread().name == "compiler"
+            go.wait(PATIENCE)
+        return compiled(name, *sizes)
+
+    monkeypatch.setattr(owner.programs, "_compiled", stuck)
+    owner.start()
+    requests = [asked([9] * 3, most=30, seed=seed) for seed in (1, 2)]
+    jobs = [submit(owner, request)[1] for request in requests]
+    texts = [finished(found)[0][0] for found in jobs]
+    assert not owner.programs.are_ready([("step", 2, owner.programs.rooms[0])])
+    go.set()
+    assert [finished(submit(owner, each)[1])[0][0] for each in requests] == texts
 
 
 def test_log_probabilities_are_those_of_a_whole_forward_pass(generator, owner):
@@ -123,21 +188,47 @@ def test_log_probabilities_are_those_of_a_whole_forward_pass(generator, owner):
         finished(found)
 
 
-def test_offsets_count_the_characters_before_each_token(generator, owner):
-    ((text, tokens, _),) = finished(submit(owner, asked([60, 61], most=30, seed=1))[1])
-    for scored in tokens:
-        spelled = generator.tokenizer.token_bytes(scored.token).decode(errors="replace")
-        if "\ufffd" not in spelled:
-            # A broken character before it counts when it is known to be broken: with it.
-            assert text[scored.offset :].lstrip("\ufffd").startswith(spelled)
+def test_offsets_are_where_the_character_of_a_tokens_first_byte_begins():
+    """Also in a character that is split, broken by what follows, or none."""
+    spelled = [b"a", b"\xc3", b"\xa9b", b"\xe2", b"s", b"\xe0", b"\x80", b"", b"\xf0\x9f", b"xy"]
+    assert b"".join(spelled).decode(errors="replace") == "a\u00e9b\ufffds\ufffd\ufffd\ufffdxy"
+    offsets = Offsets(SimpleNamespace(token_bytes=spelled.__getitem__))
+    assert [offsets.push(n) for n in range(len(spelled))] == [0, 1, 1, 3, 4, 5, 6, 7, 7, 8]
 
 
-def test_pieces_of_a_stream_join_to_the_text_and_end_before_a_stop_string(generator, owner):
-    ((whole, _, _),) = finished(submit(owner, asked(most=40, seed=5))[1])
-    stop = whole[6:9]
-    request = asked(most=40, seed=5, stop=(stop,), stream=True, logprobs=None)
-    ((text, _, end),) = finished(submit(owner, request)[1])
-    assert (text, end) == (whole[: whole.index(stop)], "stop")
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_end_where_a_stop_string_ends_the_text(generator, owner, stream):
+    """Stop strings that begin and end anywhere in tokens; nothing of a piece comes too early."""
+    request = asked([60, 61], most=40, seed=4, stream=stream)
+    ((whole, tokens, _),) = finished(submit(owner, request)[1])
+    spelled = [generator.tokenizer.token_bytes(each.token) for each in tokens]
+    assert b"".join(spelled).decode(errors="replace") == whole
+    for first in range(3, 20, 4):
+        for length in (1, 2, 5):
+            stop = whole[first : first + length]
+            end = whole.index(stop)
+            found = submit(owner, dataclasses.replace(request, stop=(stop,)))[1]
+            text, sent = "", []
+            while True:
+                piece = found.get(timeout=PATIENCE)
+                text, sent = text + piece.text, [*sent, *piece.tokens]
+                assert all(each.offset < len(text) for each in sent)
+                if piece.finish:
+                    break
+            assert (text, piece.finish) == (whole[:end], "stop")
+            expected = [each for each in tokens if each.offset < end]
+            assert ids_of(sent) == ids_of(expected)
+            assert b"".join(spelled[: len(sent)]).decode(errors="replace")[:end] == text
+
+
+def test_an_echoed_prompt_ends_before_what_is_written(generator, owner):
+    """A character that the prompt only begins is broken, whatever is written after it."""
+    begun = next(t for t in range(300) if generator.tokenizer.token_bytes(t) == b"\xc3")
+    request = asked([60, begun], most=8, seed=1, echo=True)
+    ((text, tokens, _),) = finished(submit(owner, request)[1])
+    given = generator.tokenizer.decode([60, begun])
+    assert text.startswith(given) and given.endswith("\ufffd")
+    assert tokens[1].offset == len(given) - 1 and tokens[2].offset == len(given)
 
 
 def test_nothing_is_written_for_zero_tokens(owner):
@@ -194,14 +285,16 @@ def test_a_cancelled_text_is_written_no_further(generator, owner):
 
 def test_a_failure_is_told_to_who_waits_and_others_are_served(held, monkeypatch, capsys):
     owner, go = held
-    step = owner._step
-    monkeypatch.setattr(owner, "_step", lambda *a: (_ for _ in ()).throw(RuntimeError("lost")))
+    step = owner._compute_step
+    monkeypatch.setattr(
+        owner, "_compute_step", lambda *a: (_ for _ in ()).throw(RuntimeError("lost"))
+    )
     _, found = submit(owner, asked())
     go.set()
     with pytest.raises(RuntimeError, match="lost"):
         finished(found)
     assert "a batch failed" in capsys.readouterr().err
-    owner._step = step
+    owner._compute_step = step
     finished(submit(owner, asked())[1])
 
 

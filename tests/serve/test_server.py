@@ -12,13 +12,16 @@ from urllib.parse import urlsplit
 
 import jax
 import load
+import numpy as np
 import openai
 import pytest
 
 from gpt3jax.config import ConfigError
 from gpt3jax.model.decode import Sampling
+from gpt3jax.model.gpt3 import forward
 from gpt3jax.serve import answers, server
 from gpt3jax.serve.batching import Owner
+from gpt3jax.serve.texts import Scored
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +83,50 @@ def test_prompts_usage_and_scores(client, generator):
         assert all(log <= 0 for log in scores.token_logprobs[1:])
         assert len(scores.tokens) == len(scores.text_offset) == len(scores.top_logprobs)
         assert all(0 < len(best) <= 2 for best in scores.top_logprobs[1:])
+
+
+def test_every_choice_of_a_request_draws_for_itself(client, generator):
+    def ask(**fields):
+        found = client.completions.create(
+            model="test", prompt=["the cat"] * 3, n=2, max_tokens=20, temperature=1, **fields
+        )
+        return [choice.text for choice in found.choices]
+
+    texts, again, seeded = ask(), ask(), ask(seed=7)
+    assert len({*texts, *again, *seeded}) == 18
+    assert ask(seed=7) == seeded
+    assert seeded == generator.samples(
+        "the cat", 6, new_tokens=20, sampling=Sampling(temperature=1), seed=7
+    ), "in order, what generate --samples writes"
+
+
+def test_each_of_the_likeliest_tokens_has_its_own_entry(client, generator, served):
+    """Those of one text, those that are no text and rows without a token; in numpy's order."""
+    found = client.completions.create(
+        model="test", prompt=[60, 61, 62], max_tokens=20, logprobs=5, seed=3, echo=True
+    )
+    scores, ids = found.choices[0].logprobs, list(range(310))
+    tokens = [served.names.index(name) for name in scores.tokens]
+    logits = np.asarray(forward(generator.params, np.array([tokens]), generator.model).logits)
+    logits = logits[0, :, :310].astype(np.float64)
+    log = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    for at, best in enumerate(scores.top_logprobs[1:]):
+        expected = sorted(ids, key=lambda token: -log[at, token])[:5]
+        assert [served.names.index(name) for name in best] == expected
+        assert list(best.values()) == pytest.approx(log[at, expected], abs=1e-4)
+        assert scores.token_logprobs[at + 1] == pytest.approx(log[at, tokens[at + 1]], abs=1e-4)
+
+
+def test_no_two_tokens_have_one_name(served):
+    names, spelled = served.names, served.tokenizer.token_bytes
+    assert len(set(names)) == len(names) == 310
+    assert names[served.tokenizer.end_of_text] == "<|endoftext|>" and names[305] == "<305>"
+    byte, piece = (t for t in range(300) if spelled(t) == b"t")
+    assert (names[byte], names[piece]) == ("bytes:\\x74", "t")
+    assert names[next(t for t in range(300) if spelled(t) == b"\xc3")] == "bytes:\\xc3"
+    scored = Scored(piece, 0, -0.5, ((piece, -0.5), (byte, -1.5)))
+    (best,) = answers.logprobs((scored,), names)["top_logprobs"]
+    assert best == {"t": -0.5, "bytes:\\x74": -1.5}
 
 
 def test_a_stream_ends_with_its_usage_and_a_stop_string_ends_it(client, generator):
@@ -211,7 +258,8 @@ def test_metrics_are_prometheus_text(url, client):
     assert float(values['gpt3jax_requests_total{path="/v1/completions",code="200"}']) >= 1
     assert float(values['gpt3jax_requests_total{path="other",code="404"}']) >= 1
     assert float(values["gpt3jax_completion_tokens_total"]) >= 2
-    assert fetch(f"{url}/health")[2] == b'{"status":"ok"}'
+    health = json.loads(fetch(f"{url}/health")[2])
+    assert health["status"] == "ok" and 4 <= health["compiled"] <= health["programs"]
 
 
 def test_the_page_needs_nothing_else_and_sets_text_as_text(url):

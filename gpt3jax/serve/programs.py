@@ -1,0 +1,217 @@
+"""The server's compiled programs: those of a first answer at once, the rest while it answers.
+
+Each is compiled ahead of time for given sizes, once, by the thread that first asks for it; who
+asks meanwhile waits for that thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from gpt3jax.generate import Generator, padded_size
+from gpt3jax.model import decode, rows
+from gpt3jax.model.gpt3 import Cache
+
+Key = tuple[str | int, ...]
+"""A program's name, and the sizes that it is compiled for:
+
+    prefill size          score size          draw
+    step rows room        place rows room room-of-one-row
+    resize rows room new-rows new-room
+"""
+
+
+class Programs:
+    """Compiled programs of one model.
+
+    Args:
+      generator: the model.
+      most_rows: of a step; a power of two.
+    """
+
+    def __init__(self, generator: Generator, most_rows: int) -> None:
+        self._params, self._model = generator.params, generator.model
+        model = self._model
+        self.rooms = sorted({padded_size(model.context // 4, model), model.context})
+        """Slots of a cache per row, the least first."""
+        self._most_rows = most_rows
+        options = decode.CPU_OPTIONS if jax.default_backend() == "cpu" else None
+        text = {"vocabulary": generator.vocabulary}
+        self._jitted: dict[str, Callable[..., Any]] = {
+            "prefill": jax.jit(partial(decode.prefill, model=model), static_argnames="slots"),
+            "draw": jax.jit(partial(rows.draw_each, **text)),
+            "step": jax.jit(partial(rows.step, model=model, **text), donate_argnames="cache",
+                            compiler_options=options),
+            "place": jax.jit(rows.place_row, donate_argnums=0),
+            "resize": jax.jit(rows.resized, static_argnames="slots"),
+            "score": jax.jit(partial(rows.score, model=model)),
+        }  # fmt: skip
+        self._found: dict[Key, Future[Callable[..., Any]]] = {}
+        self._lock, self._is_closing = threading.Lock(), False
+        self._wanted: deque[Key] = deque()
+        self._planned = list(dict.fromkeys(key for _, keys in self._stages() for key in keys))
+        self._thread: threading.Thread | None = None
+
+    @property
+    def total(self) -> int:
+        """Programs that texts need, those that score an echoed prompt left out."""
+        return len(self._planned)
+
+    @property
+    def compiled(self) -> int:
+        """How many of them are ready."""
+        return sum(self.are_ready([key]) for key in self._planned)
+
+    def start(self, say: Callable[[str], None]) -> None:
+        """Compile what a first answer needs; the rest follows in a thread."""
+        began, (first, *others) = time.perf_counter(), self._stages()
+        self._compile_stage(*first, say)
+
+        def rest() -> None:
+            for stage in others:
+                self._compile_stage(*stage, say)
+            if not self._is_closing:
+                seconds = time.perf_counter() - began
+                say(f"compiled {self.compiled} of {self.total} programs in {seconds:.0f} s")
+
+        self._thread = threading.Thread(target=rest, name="compiler", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread, after the program that it compiles now."""
+        self._is_closing = True
+        if self._thread:
+            self._thread.join()
+
+    def get(self, *key: str | int) -> Callable[..., Any]:
+        """A program; it is compiled if nobody has asked for it."""
+        with self._lock:
+            is_first = key not in self._found
+            found = self._found.setdefault(key, Future())
+        if is_first:
+            try:
+                found.set_result(self._compiled(*key))
+            except BaseException as error:
+                del self._found[key]  # Asked for again, it is tried again.
+                found.set_exception(error)
+        return found.result()
+
+    def are_ready(self, keys: Iterable[Key]) -> bool:
+        """Whether nobody has to wait for these programs."""
+        return all(key in self._found and self._found[key].done() for key in keys)
+
+    def want(self, keys: Iterable[Key]) -> bool:
+        """`are_ready`; those that are not are compiled next, by the thread."""
+        missing = [key for key in keys if not self.are_ready([key])]
+        self._wanted.extend(key for key in missing if key not in self._wanted)
+        return not missing
+
+    def room_of(self, filled: int) -> int:
+        """The least room for so many tokens."""
+        return next(room for room in self.rooms if room >= filled)
+
+    def to_begin(self, length: int, slots: int, count: int, room: int) -> list[Key]:
+        """What it takes to add a text to others.
+
+        Args:
+          length: its tokens.
+          slots: rows of the cache so far.
+          count: and with the text.
+          room: of the cache so far.
+        """
+        size = padded_size(length, self._model)
+        one = self.room_of(size)
+        wider, keys = max(room, one), [("prefill", size), ("draw",)]
+        if count != slots:
+            keys.append(("resize", slots, room, count, room))
+        if wider != room:
+            keys.append(("resize", count, room, count, wider))
+        return [*keys, ("place", count, wider, one), ("step", count, wider)]
+
+    def _stages(self) -> list[tuple[str, list[Key]]]:
+        """All programs in the order of need, and what each group is for."""
+        sizes = {padded_size(length, self._model) for length in range(1, self._model.context + 1)}
+        least, *longer = sorted(sizes)
+        counts = [1 << n for n in range(self._most_rows.bit_length())]
+        return [
+            ("a first answer", self.to_begin(least, 1, 1, self.rooms[0])),
+            ("longer prompts", [("prefill", size) for size in longer]),
+            *((f"{count} at once" if count > 1 else "longer texts", self._of_rows(count))
+              for count in counts),
+        ]  # fmt: skip
+
+    def _of_rows(self, count: int) -> list[Key]:
+        """What a cache of so many rows needs, and to come to it from half as many."""
+        keys: list[Key] = []
+        for room in self.rooms:
+            if count > 1:
+                keys += [("resize", count // 2, room, count, room),
+                         ("resize", count, room, count // 2, room)]  # fmt: skip
+            keys += [("place", count, room, one) for one in self.rooms if one <= room]
+            keys.append(("step", count, room))
+        return keys + [
+            ("resize", count, room, count, wider)
+            for room, wider in itertools.combinations(self.rooms, 2)
+        ]
+
+    def _compile_stage(self, what: str, keys: Sequence[Key], say: Callable[[str], None]) -> None:
+        if not self._is_closing:
+            say(f"compiling for {what}: {self.compiled} of {self.total} programs are ready")
+        for key in keys:
+            while self._wanted and not self._is_closing:
+                self._try(self._wanted.popleft())
+            if self._is_closing:
+                return
+            self._try(key)
+
+    def _try(self, key: Key) -> None:
+        try:
+            self.get(*key)
+        except Exception as error:  # Whose text needs it will be told so.
+            print(f"warning: a program was not compiled: {error}", file=sys.stderr)
+
+    def _compiled(self, name: str, *sizes: int) -> Callable[..., Any]:
+        int32 = partial(jax.ShapeDtypeStruct, dtype=np.int32)
+        arguments: tuple[Any, ...]
+        static = {}
+        if name == "prefill":
+            arguments = (self._params, int32((1, *sizes)), int32(()))
+            static = {"slots": self.room_of(*sizes)}
+        elif name == "draw":
+            logits = jax.ShapeDtypeStruct((1, self._model.vocabulary), np.float32)
+            arguments = (logits, _drawing(1))
+        elif name == "step":
+            count, _ = sizes
+            arguments = (self._params, self._cache(*sizes), int32((count,)), _drawing(count))
+        elif name == "place":
+            count, room, one = sizes
+            alone = self._cache(1, one).replace(length=int32(()))
+            arguments = (self._cache(count, room), alone, int32(()))
+        elif name == "resize":
+            count, room, new, slots = sizes
+            arguments, static = (self._cache(count, room), int32((new,))), {"slots": slots}
+        else:
+            arguments = (self._params, int32((1, *sizes)))
+        return self._jitted[name].lower(*arguments, **static).compile()
+
+    def _cache(self, count: int, room: int) -> Cache:
+        return jax.eval_shape(partial(rows.empty, self._model, count, room))
+
+
+def _drawing(count: int) -> rows.Drawing:
+    each = partial(jax.ShapeDtypeStruct, (count,))
+    return rows.Drawing(
+        each(np.uint32), each(np.int32), each(np.int32), each(np.float32), each(np.float32),
+        each(np.bool_),
+    )  # fmt: skip
