@@ -10,20 +10,29 @@ the paper does. Generation is greedy.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
-from lm_eval.__main__ import cli_evaluate
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from gpt3jax.config import ConfigError, Mesh
+from gpt3jax.config import ConfigError, Mesh, RunError
 from gpt3jax.evals.scoring import Scorer
 from gpt3jax.saved import load_model
 from gpt3jax.sharding.mesh import make_mesh
+
+try:
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ModuleNotFoundError as missing:
+    why = f"the harness needs the package {missing.name}. pip install 'gpt3jax[eval]'"
+    if __name__ != "__main__":
+        raise ConfigError(why) from missing
+    print(f"error: {why}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 MAX_NEW_TOKENS = 256
 """Where a task does not say; the harness's own default."""
@@ -64,14 +73,22 @@ class Gpt3Jax(TemplateLM):
         self, requests: list[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         pairs = []
-        for _, prompt, completion in requests:
+        for texts, prompt, completion in requests:
+            if not completion:
+                raise ConfigError(
+                    f"the continuation in {str(texts)[:80]} has no token of its own: there is "
+                    "nothing to score. Give it text that the context does not end with"
+                )
             if len(completion) > self._context:
                 raise ConfigError(
                     f"a continuation has {len(completion)} tokens, the model sees {self._context}: "
                     "it cannot be scored at once. Take a model with more context"
                 )
             room = self._context + 1 - len(completion)
-            pairs.append((tuple(prompt[-room:]), tuple(completion)))
+            # The harness moves spaces that end a context to the continuation: of nothing but
+            # spaces no context is left, and that is scored as an empty one.
+            context = prompt[-room:] or [self.prefix_token_id]
+            pairs.append((tuple(context), tuple(completion)))
         found = self._scorer.score(pairs) if pairs else []
         return [(sum(each.log_probabilities), all(each.is_likeliest)) for each in found]
 
@@ -119,4 +136,8 @@ class Gpt3Jax(TemplateLM):
 
 
 if __name__ == "__main__":
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except (ConfigError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
