@@ -239,14 +239,14 @@ def _manifests(data: Data, context: int) -> list[Manifest]:
         if manifest.context != context:
             raise ConfigError(
                 f"data {source.name!r} has windows of context {manifest.context}, the model "
-                f"{context}: they must agree. --model.context {manifest.context}, or name the "
-                f"folder of: {prepare_again(manifest, context, manifest.folder)}"
+                f"{context}: they must agree. {prepare_again(manifest, context, manifest.folder)}, "
+                f"and name that folder, or --model.context {manifest.context}"
             )
         if manifest.tokenizer != first.tokenizer:
             raise ConfigError(
                 f"data {source.name!r} has tokenizer {manifest.tokenizer}, but "
                 f"{data.sources[0].name!r} has {first.tokenizer}: ids would not mean the same. "
-                f"Name the folder of: {prepare_again(manifest, context, first.folder)}"
+                f"{prepare_again(manifest, context, first.folder)}, and name that folder"
             )
     return manifests
 

@@ -181,8 +181,8 @@ def prepare_again(manifest: Manifest, context: int, tokenizer: Path) -> str:
     field = "" if manifest.field == "text" else f" --field {shlex.quote(manifest.field)}"
     fields = f" --pairs {shlex.join(manifest.pairs)}" if manifest.pairs else field
     return (
-        f"gpt3jax data prepare --corpus {manifest.corpus}{fields} --out {manifest.folder}-new "
-        f"--context {context} --tokenizer {tokenizer}"
+        f"gpt3jax data prepare --context {context} --corpus {manifest.corpus}{fields} "
+        f"--tokenizer {tokenizer} --out {manifest.folder}-new"
     )
 
 
