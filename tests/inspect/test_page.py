@@ -141,7 +141,10 @@ def test_a_browser_draws_every_section_and_all_of_it_moves(run, asked, tmp_path,
     out = tmp_path / "page.html"
     words = ["--prompt", asked.prompt, "--new-tokens", "5", "--seed", "1", "--out", str(out)]
     assert main(["--debug", "inspect", str(run.path), *words]) == 0
-    assert str(out) in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert str(out) in said.out
+    for stage in ("loading", "writing 5 tokens", "lens", "attention", "checkpoints", "task"):
+        assert f"\n{stage}" in "\n" + said.out + said.err, stage
     text = out.read_text()
     assert len(text) < 2_000_000
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import|url\(|src=", text)
