@@ -51,8 +51,17 @@ STEPS = 8
 
 SCRIPT = '''\
 """Continue token ids greedily, by these programs: python run.py HOW-MANY [ID ...]"""
-import json, pathlib, sys, jax.export, numpy as np
+import json, pathlib, sys
 
+if not sys.argv[1:] or not all(word.isdecimal() for word in sys.argv[1:]):
+    print(__doc__)
+    sys.exit(0 if sys.argv[1:2] in (["--help"], ["-h"]) else 2)
+try:
+    import jax.export, flatbuffers, numpy as np
+except ModuleNotFoundError as error:
+    why = f"error: run.py needs the package {error.name}. pip install jax flatbuffers"
+    print(why, file=sys.stderr)
+    sys.exit(2)
 here, weights = pathlib.Path(__file__).parent, {}
 model = json.loads((here / "model.json").read_text())
 for file in here.glob("*.safetensors"):
@@ -72,7 +81,8 @@ while len(new) < int(sys.argv[1]) and end not in new:
         logits, cache = prefill(weights, np.int32([padded]), np.int32([len(window)]))
     else:
         logits, cache = decode(weights, cache, np.int32(text[-1:]))
-    new, text = new + [int(logits[0].argmax())], text + [int(logits[0].argmax())]
+    likeliest = int(logits[0, : len(model["tokens"])].argmax())  # Other rows have no text.
+    new, text = new + [likeliest], text + [likeliest]
 print(json.dumps(new))
 sys.stderr.write(b"".join(bytes.fromhex(model["tokens"][t]) for t in new).decode(errors="replace"))
 '''
@@ -110,16 +120,14 @@ def export(
         shapes = shapes_of(model)
         check_space(folder, shapes, DTYPES[dtype])
         write_folder(folder, shapes, DTYPES[dtype], _tensors(params, model, progress))
-        # Rows past the tokenizer's vocabulary stand for no text: they are never written.
-        vocabulary = min(model.vocabulary, tokenizer.vocabulary)
-        limited = dataclasses.replace(model, vocabulary=vocabulary, dtype=dtype)
-        for name, program in programs(limited, shapes).items():
+        model = dataclasses.replace(model, dtype=dtype)
+        for name, program in programs(model, shapes).items():
             progress("programs", PROGRAMS.index(name) / len(PROGRAMS))
             (folder / f"{name}.jax_export").write_bytes(program.serialize())
         found = seal.read(run.checkpoints / str(step))
         facts = {
             "step": step, "state": found.state, "code": found.code, "dtype": dtype,
-            "context": model.context, "vocabulary": vocabulary,
+            "context": model.context, "vocabulary": model.vocabulary,
             "end_of_text": tokenizer.end_of_text, "platforms": PLATFORMS,
             "tokens": [tokenizer.token_bytes(token).hex() for token in range(tokenizer.vocabulary)],
         }  # fmt: skip
@@ -128,7 +136,7 @@ def export(
         tokenizer.save(folder / "tokenizer.model")
         progress("comparing", 0.0)
         certificate = certify(
-            folder, params, limited, tokenizer, family="stablehlo", dtype=dtype,
+            folder, params, model, tokenizer, family="stablehlo", dtype=dtype,
             parameters=count(model), step=step, state=found.state,
         )  # fmt: skip
         certificate.write(folder)

@@ -81,10 +81,10 @@ def test_rows_of_any_number_and_length_get_the_logits_of_a_forward_pass(
     length = np.array([len(text) - 1 for text in texts], np.int32)
     first, cache = prefill.call(weights, padded, length)
     second, _ = decode.call(weights, cache, np.array([text[-1] for text in texts], np.int32))
-    assert first.shape == second.shape == (count, 300), "ids without text are left out"
+    assert first.shape == second.shape == (count, 310), "as transformers, of all rows"
     tolerance = 1e-4 if dtype == "float32" else 0.3
     for row, text in enumerate(texts):
-        logits = forward(params, np.array([text], np.int32), wide.model).logits[0, :, :300]
+        logits = forward(params, np.array([text], np.int32), wide.model).logits[0, :, :310]
         np.testing.assert_allclose(first[row], logits[-2], atol=tolerance)
         np.testing.assert_allclose(second[row], logits[-1], atol=tolerance)
 
