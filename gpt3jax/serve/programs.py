@@ -7,10 +7,10 @@ asks meanwhile waits for that thread.
 from __future__ import annotations
 
 import itertools
+import queue
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -59,7 +59,8 @@ class Programs:
         }  # fmt: skip
         self._found: dict[Key, Future[Callable[..., Any]]] = {}
         self._lock, self._is_closing = threading.Lock(), False
-        self._wanted: deque[Key] = deque()
+        self._wanted: queue.SimpleQueue[Key | None] = queue.SimpleQueue()
+        self._queued: set[Key] = set()
         self._planned = list(dict.fromkeys(key for _, keys in self._stages() for key in keys))
         self._thread: threading.Thread | None = None
 
@@ -84,6 +85,8 @@ class Programs:
             if not self._is_closing:
                 seconds = time.perf_counter() - began
                 say(f"compiled {self.compiled} of {self.total} programs in {seconds:.0f} s")
+            while not self._is_closing:
+                self._try(self._wanted.get())
 
         self._thread = threading.Thread(target=rest, name="compiler", daemon=True)
         self._thread.start()
@@ -91,6 +94,7 @@ class Programs:
     def close(self) -> None:
         """End the thread, after the program that it compiles now."""
         self._is_closing = True
+        self._wanted.put(None)
         if self._thread:
             self._thread.join()
 
@@ -114,7 +118,10 @@ class Programs:
     def want(self, keys: Iterable[Key]) -> bool:
         """`are_ready`; those that are not are compiled next, by the thread."""
         missing = [key for key in keys if not self.are_ready([key])]
-        self._wanted.extend(key for key in missing if key not in self._wanted)
+        for key in missing:
+            if key not in self._queued:
+                self._queued.add(key)
+                self._wanted.put(key)
         return not missing
 
     def room_of(self, filled: int) -> int:
@@ -169,17 +176,21 @@ class Programs:
         if not self._is_closing:
             say(f"compiling for {what}: {self.compiled} of {self.total} programs are ready")
         for key in keys:
-            while self._wanted and not self._is_closing:
-                self._try(self._wanted.popleft())
+            while not self._wanted.empty():
+                self._try(self._wanted.get())
             if self._is_closing:
                 return
             self._try(key)
 
-    def _try(self, key: Key) -> None:
+    def _try(self, key: Key | None) -> None:
+        if key is None or self._is_closing:
+            return
         try:
             self.get(*key)
         except Exception as error:  # Whose text needs it will be told so.
             print(f"warning: a program was not compiled: {error}", file=sys.stderr)
+        finally:
+            self._queued.discard(key)
 
     def _compiled(self, name: str, *sizes: int) -> Callable[..., Any]:
         int32 = partial(jax.ShapeDtypeStruct, dtype=np.int32)

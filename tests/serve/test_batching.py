@@ -168,6 +168,18 @@ def test_who_comes_while_programs_are_compiled_holds_up_nobody(fresh, monkeypatc
     assert [finished(submit(owner, each)[1])[0][0] for each in requests] == texts
 
 
+def test_who_needs_a_program_late_waits_for_it_and_not_for_others(fresh):
+    """Scores of an echoed prompt, which are compiled when somebody asks for them."""
+    owner = fresh()
+    owner.start()
+    wait_until(lambda: owner.programs.compiled == owner.programs.total)
+    job, found = submit(owner, asked(most=10**6, stream=True, temperature=0.0))
+    found.get(timeout=PATIENCE)
+    finished(submit(owner, asked([9] * 3, most=2, echo=True))[1])
+    assert owner.active == 1 and owner.programs.are_ready([("score", 16)])
+    owner.cancel(job)
+
+
 def test_log_probabilities_are_those_of_a_whole_forward_pass(generator, owner):
     """Of what is written and of an echoed prompt, beside others."""
     others = [submit(owner, asked([9] * n, most=25, seed=n)) for n in (2, 11)]
