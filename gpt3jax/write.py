@@ -107,7 +107,7 @@ def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:
         return
     if outcome.steps_taken == 0:
         more = _limit(outcome.position, experiment)
-        console.print(f"{path} is done: {step:,} steps. To go on, raise {more}")
+        console.print(f"{path} is done: {step:,} steps. To go on, raise {more}", soft_wrap=True)
     if _sample(run, 0).exists() and _sample(run, step).exists():
         side_by_side = Table.grid(expand=True)
         side_by_side.add_column(ratio=1)
