@@ -45,8 +45,9 @@ def questions(saved, count=40):
 def main():
     parser = argparse.ArgumentParser(description="Silence each head in turn.")
     parser.add_argument("run", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("ablate_heads.png"))
+    parser.add_argument("--out", type=Path, help="RUN/ablate_heads.png if not given")
     words = parser.parse_args()
+    out = words.out or words.run / "ablate_heads.png"
     saved = load_model(words.run, None, make_mesh(Mesh(data=1), jax.devices()[:1]))
     model, (tokens, spans) = saved.model, questions(saved)
 
@@ -81,8 +82,8 @@ def main():
         axes.set_yticks(range(model.n_layers))
         axes.grid(False)
         figure.colorbar(image, label="nats lost without it")
-        figure.savefig(words.out)
-    print(words.out)
+        figure.savefig(out)
+    print(out)
 
 
 if __name__ == "__main__":

@@ -121,15 +121,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Show what models made of descriptions.")
     parser.add_argument("results", type=Path, nargs="+", help="results.json, of gpt3jax evaluate")
     parser.add_argument("--count", type=int, default=12, help="of the task's 200 examples")
-    parser.add_argument("--out", type=Path, default=Path("describe_to_react.html"))
+    parser.add_argument("--out", type=Path, help="beside the first results if not given")
     words = parser.parse_args()
     settings = [each for file in words.results for each in answers_in(file, words.count)]
     asked = [
         Asked(example.contexts[0].splitlines()[1], example.completions[0], answers)
         for example, answers in zip(task().examples, zip(*settings, strict=True), strict=False)
     ]
-    words.out.write_text(page("A description goes in, React code comes out", asked))
-    print(f"page: {words.out}")
+    out = words.out or words.results[0].with_name("describe_to_react.html")
+    out.write_text(page("A description goes in, React code comes out", asked))
+    print(f"page: {out}")
 
 
 if __name__ == "__main__":

@@ -36,8 +36,9 @@ ANSWERS = (" to", " mo")
 def main():
     parser = argparse.ArgumentParser(description="Patch one prompt's stream into another's.")
     parser.add_argument("run", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("patch_stream.png"))
+    parser.add_argument("--out", type=Path, help="RUN/patch_stream.png if not given")
     words = parser.parse_args()
+    out = words.out or words.run / "patch_stream.png"
     saved = load_model(words.run, None, make_mesh(Mesh(data=1), jax.devices()[:1]))
     encode, model = saved.tokenizer.encode, saved.model
     texts = [encode(PROMPT.format(answer.strip())) for answer in ANSWERS]
@@ -75,8 +76,8 @@ def main():
         axes.set(ylabel="after layer", yticks=range(model.n_layers))
         axes.grid(False)
         figure.colorbar(image, label="answer restored")
-        figure.savefig(words.out)
-    print(words.out)
+        figure.savefig(out)
+    print(out)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,9 @@ STRENGTHS = np.linspace(-2, 2, 9)
 def main():
     parser = argparse.ArgumentParser(description="Steer along a difference of streams.")
     parser.add_argument("run", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("steer.png"))
+    parser.add_argument("--out", type=Path, help="RUN/steer.png if not given")
     words = parser.parse_args()
+    out = words.out or words.run / "steer.png"
     saved = load_model(words.run, None, make_mesh(Mesh(data=1), jax.devices()[:1]))
     layer = saved.model.n_layers // 2
 
@@ -67,8 +68,8 @@ def main():
             axes.plot(STRENGTHS, row, label=repr(name), color=colour)
         axes.set(xlabel="strength", ylabel="probability after 'if not name:'")
         axes.legend()
-        figure.savefig(words.out)
-    print(words.out)
+        figure.savefig(out)
+    print(out)
 
 
 if __name__ == "__main__":

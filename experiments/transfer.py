@@ -150,10 +150,11 @@ def draw(found, out):
 
 def main():
     parser = argparse.ArgumentParser(description="Best learning rates by width, with muP and not.")
-    parser.add_argument("--losses", type=Path, default=Path("transfer.jsonl"))
+    parser.add_argument("--losses", type=Path, default=Path("runs/transfer.jsonl"))
     parser.add_argument("--data", default="data/transfer")
-    parser.add_argument("--out", type=Path, default=Path("transfer.png"))
+    parser.add_argument("--out", type=Path, default=Path("runs/transfer.png"))
     words = parser.parse_args()
+    words.losses.parent.mkdir(parents=True, exist_ok=True)
     prepare("python-library", words.data, context=CONTEXT, vocabulary=VOCABULARY)
     draw(fill(words.losses, words.data), words.out)
     print(words.out)

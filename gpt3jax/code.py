@@ -36,6 +36,8 @@ def load_module(path: str | Path, what: str = "experiment") -> ModuleType:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    if (shipped := str(Path(__file__).parents[1] / "experiments")) not in sys.path:
+        sys.path.append(shipped)  # Last: a file elsewhere may build on them, and shadow them.
     # Under a name of its own, so that it shadows no module; dataclasses look it up there.
     name = f"{what}_{path.stem}"
     loader = SourceFileLoader(name, str(path))

@@ -84,7 +84,7 @@ def examine(experiment: Experiment | None, run: Run) -> list[Check]:
         checks.append(attempt(machine.products))
     checks += [attempt(check, run) for check in (clock, write_access, lock)]
     if experiment is not None:
-        checks += [attempt(disk, experiment, run), attempt(data, experiment)]
+        checks += [attempt(disk, experiment, run), attempt(data, experiment, run)]
         if has_devices:
             checks.append(attempt(memory, experiment))
     return checks
@@ -217,11 +217,12 @@ def memory(experiment: Experiment) -> Check:
     return Check("memory", "ok", said)
 
 
-def data(experiment: Experiment) -> Check:
+def data(experiment: Experiment, run: Run) -> Check:
     """Whether the data is prepared, whole, and for this model."""
     from gpt3jax.data.manifest import load_manifest
     from gpt3jax.train.folder import data_identity
 
+    experiment = run.located(experiment)
     model, windows = experiment.model, 0
     for source in experiment.data.sources:
         cure = (

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gpt3jax import stored
-from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.config import ConfigError, Experiment, Source
 from gpt3jax.stored import Count
 
 LONGEST_LOG = 1 << 30
@@ -104,8 +105,39 @@ class Run:
         return os.path.exists(self.experiment_file)
 
     def experiment(self) -> Experiment:
-        """The experiment as it was resolved when the run started."""
-        return _read_json(self.experiment_file, Experiment)
+        """The experiment as it was resolved when the run started; data paths as in `located`."""
+        return self.located(_read_json(self.experiment_file, Experiment))
+
+    def located(self, experiment: Experiment) -> Experiment:
+        """The experiment with absolute data paths, so that it does not depend on where we are."""
+        sources = experiment.data.sources
+        known = {}
+        if self.identity_file.is_file() and not all(map(_is_found, (s.path for s in sources))):
+            known = {each["name"]: each["manifest"] for each in self.identity()["data"]["sources"]}
+
+        def moved(source: Source) -> Source:
+            path = self.locate(source.path, lambda at: _data_hash(at) == known.get(source.name))
+            return replace(source, path=path)
+
+        return replace(
+            experiment, data=replace(experiment.data, sources=tuple(map(moved, sources)))
+        )
+
+    def locate(self, path: str, is_it: Callable[[Path], bool]) -> str:
+        """The absolute path of a folder that the run depends on.
+
+        A relative path is tried from the current folder, then from each folder above the
+        run. Where a run was moved or copied together with what it depends on, the last
+        parts of the path are tried there as well, if `is_it` recognises the folder.
+        """
+        if _is_found(path):
+            return path
+        here, parts = Path(os.path.abspath(path)), Path(path).parts
+        above = self.path.resolve().parents
+        as_named = [here, *(folder / path for folder in above)]
+        shorter = [folder.joinpath(*parts[-k:]) for k in (3, 2, 1) for folder in above]
+        found = filter(is_it, (*as_named, *shorter))
+        return str(next(found, next(filter(os.path.isdir, as_named), here)))
 
     def identity(self) -> dict[str, Any]:
         """What decides the numbers of this run: experiment and data."""
@@ -153,6 +185,19 @@ def is_logged(record: dict[str, Any]) -> bool:
 
 
 _OF_SOURCES = ("name", "manifest")
+
+
+def _is_found(path: str) -> bool:
+    """Whether a path names a folder, wherever we are."""
+    return os.path.isabs(path) and os.path.isdir(path)
+
+
+def _data_hash(folder: Path) -> str:
+    """The hash in the manifest of a prepared data folder; empty if there is none."""
+    try:
+        return str(stored.read(folder / "manifest.json")["hash"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
 
 
 def _read_json(file: Path, kind: Any) -> Any:

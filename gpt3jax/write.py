@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -145,16 +148,30 @@ def _limit(at: Position, experiment: Experiment) -> str:
 
 def _next_commands(path: Path, experiment: Experiment, step: int) -> list[str]:
     """What to type after training: write, look, and the next size up."""
+    ours, run, prompt = _own_command(), shlex.quote(str(path)), experiment.evaluate.prompt
     commands = [
-        f"gpt3jax generate {path} --prompt 'def main('",
-        f"gpt3jax report {path}",
-        f"gpt3jax data show {path} --batch {max(0, step - 1)}",
+        f"{ours} generate {run} --prompt {shlex.quote(prompt)}"
+        if prompt and prompt.isprintable() and prompt[0] != "-"
+        else f"{ours} generate {run}",
+        f"{ours} report {run}",
+        f"{ours} data show {run} --batch {max(0, step - 1)}",
     ]
     file, model = Path("experiments") / f"{experiment.name}.py", experiment.model
-    if file.exists():
+    if file.exists() and not experiment.init_from:
         wider = f"--model.d-model {2 * model.d_model} --model.n-heads {2 * model.n_heads}"
-        commands.append(f"gpt3jax train {file} --run {path}-wide {wider}")
+        commands.append(f"{ours} train {file} --run {shlex.quote(f'{path}-wide')} {wider}")
     return commands
+
+
+def _own_command() -> str:
+    """What starts this program in the shell that started it, whatever its PATH."""
+    script = Path(sys.executable).with_name("gpt3jax")
+    if not script.exists():
+        return f"{shlex.quote(sys.executable)} -m gpt3jax"
+    if (found := shutil.which("gpt3jax")) and os.path.samefile(found, script):
+        return "gpt3jax"
+    is_here = script.is_relative_to(Path.cwd())
+    return shlex.quote(str(script.relative_to(Path.cwd()) if is_here else script))
 
 
 def _sample(run: Run, step: int) -> Path:

@@ -128,6 +128,7 @@ def train(
     from gpt3jax.train.folder import check_base, check_writable, data_identity
 
     path = run or Path("runs") / experiment.name
+    experiment = Run(path).located(experiment)
     if not is_likely(hosts):
         # What data and disk forbid is said before jax is imported.
         check_writable(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from gpt3jax.model.params import Params
 from gpt3jax.run import Run, open_run
 from gpt3jax.sharding import hosts
 from gpt3jax.stored import Count
+from gpt3jax.train import seal
 from gpt3jax.train.checkpoint import Checkpoints
 from gpt3jax.train.folder import check_base
 from gpt3jax.train.seal import DamagedError
@@ -30,7 +32,7 @@ class Parent:
     """Whose parameters a run began with, as its identity has it."""
 
     path: str
-    """The run's folder, as it was named."""
+    """The run's folder: absolute, but as it was named in runs from before that."""
     step: Count
     state: str
     """Identifies every bit of the checkpoint: see Seal."""
@@ -55,7 +57,7 @@ def find(experiment: Experiment) -> Parent:
     damage = None
     for each in [step] if step is not None else reversed(steps):
         try:
-            return Parent(path, each, checkpoints.seal(each).state)
+            return Parent(os.path.abspath(path), each, checkpoints.seal(each).state)
         except DamagedError as error:
             damage = damage or DamagedError(f"--init-from {path}: checkpoint {each}: {error}")
     raise damage
@@ -71,11 +73,20 @@ def parent_of(run: Run) -> Parent | None:
     if found is None:
         return None
     try:
-        return stored.build(Parent, found)
+        parent = stored.build(Parent, found)
     except ValueError as error:
         raise ConfigError(
             f"{run.identity_file} cannot be read: its parent: {error}. Restore it"
         ) from error
+    path = run.locate(parent.path, lambda at: _is_at(Run(at), parent))
+    return dataclasses.replace(parent, path=path)
+
+
+def _is_at(run: Run, parent: Parent) -> bool:
+    try:
+        return seal.read(run.checkpoints / str(parent.step)).state == parent.state
+    except DamagedError:
+        return False
 
 
 def first_state(run: Run, experiment: Experiment, mesh: Mesh) -> TrainState:
