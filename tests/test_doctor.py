@@ -319,23 +319,25 @@ def test_data_that_is_not_there_not_whole_or_not_for_this_model_is_refused(
     at_copy = dataclasses.replace(
         experiment, data=dataclasses.replace(experiment.data, sources=(source,))
     )
-    status, finding, cure = found(doctor.data, at_copy)
+    status, finding, cure = found(doctor.data, at_copy, Run(tmp_path))
     assert status == "failure" and finding == "words is not there"
     assert cure.startswith("gpt3jax data prepare --corpus FILES --out ")
     assert cure.endswith("/copy --context 48 --vocabulary 300")
     shutil.copytree(prepared, copy)
-    assert found(doctor.data, at_copy)[0] == "ok"
+    assert found(doctor.data, at_copy, Run(tmp_path))[0] == "ok"
 
     small = dataclasses.replace(at_copy.model, vocabulary=256)
-    status, finding, _ = found(doctor.data, dataclasses.replace(at_copy, model=small))
+    status, finding, _ = found(
+        doctor.data, dataclasses.replace(at_copy, model=small), Run(tmp_path)
+    )
     assert status == "failure" and "--model.vocabulary is 256" in finding
     long = dataclasses.replace(at_copy.model, context=96)
-    status, _, cure = found(doctor.data, dataclasses.replace(at_copy, model=long))
+    status, _, cure = found(doctor.data, dataclasses.replace(at_copy, model=long), Run(tmp_path))
     assert status == "failure" and "--context 96" in cure
 
     shard = copy / load_manifest(str(copy)).train.shards[0].name
     shard.write_bytes(shard.read_bytes()[:-1])
-    status, finding, cure = found(doctor.data, at_copy)
+    status, finding, cure = found(doctor.data, at_copy, Run(tmp_path))
     assert status == "failure" and finding.endswith("or cut short")
     assert cure.startswith("Restore it, or gpt3jax data prepare")
 

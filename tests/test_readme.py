@@ -36,7 +36,7 @@ SHRUNK = {
         "6_000_000": "20 * 8 * 192", "48_000": "400", "None, None, 3)": "None, None, 50)",
         "n_layers=5": "n_layers=2",
     },
-    "finetune_words": {"40_000": "200"},
+    "finetune_words": {"40_000": "80"},
 }  # fmt: skip
 """What makes the experiments that are trained take seconds: text of their files, and other text."""
 TASK = """
