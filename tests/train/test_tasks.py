@@ -1,14 +1,20 @@
 """Tasks asked while training: the same numbers as asked afterwards, on any mesh."""
 
 import json
+from pathlib import Path
 
 import jax
 import pytest
 from building import changed
 
 from gpt3jax.cli import main
+from gpt3jax.config import Mesh
+from gpt3jax.data.manifest import TOKENIZER
 from gpt3jax.run import Run
+from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.train.evaluation import Evaluation
 from gpt3jax.train.session import train
+from gpt3jax.train.state import new_state
 
 
 @pytest.fixture
@@ -51,7 +57,8 @@ def test_perplexity_is_the_validation_loss_and_its_means_agree(asked, tmp_path, 
     words = ["perplexity", str(tmp_path / "run"), "--windows", "16", "--json"]
     assert main([*words, "--mesh.data", "8", "--mesh.fsdp", "1"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["val_loss"] == pytest.approx(last["val_loss"], rel=1e-5)
+    for name in ("val_loss", "val_bits_per_byte"):
+        assert found[name] == last[name], "the same bits on the same mesh"
     by_position = found["loss_by_position"]
     assert len(by_position) == asked.model.context
     assert sum(by_position) / len(by_position) == pytest.approx(found["val_loss"], rel=1e-6)
@@ -68,3 +75,22 @@ def test_perplexity_is_the_validation_loss_and_its_means_agree(asked, tmp_path, 
     assert packed["loss_by_position"] != pytest.approx(by_position, rel=1e-5)
     run = str(tmp_path / "run")
     assert main(["generate", run, "--new-tokens", "3", "--weights", "int8"]) == 0
+
+
+def test_between_evaluations_the_devices_hold_no_second_copy(asked, one_device):
+    """Neither of what judges the tasks nor of what writes the sample."""
+
+    def held():
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    asked = changed(asked, evaluate={"sample_tokens": 2})
+    mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        params = new_state(asked).params
+        file = Path(asked.data.sources[0].path) / TOKENIZER
+        evaluation = Evaluation(asked, mesh, file)
+        before, size = held(), sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        for _ in range(2):
+            assert evaluation.measure(params, lambda: False)["val_windows"] == 16
+            evaluation.sample(params)
+            assert held() - before < size / 10
