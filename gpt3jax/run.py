@@ -112,7 +112,8 @@ class Run:
         """The experiment with absolute data paths, so that it does not depend on where we are."""
         sources = experiment.data.sources
         known = {}
-        if self.identity_file.is_file() and not all(map(_is_found, (s.path for s in sources))):
+        are_found = all(_is_found(source.path) for source in sources)
+        if not are_found and os.path.isfile(self.identity_file):
             known = {each["name"]: each["manifest"] for each in self.identity()["data"]["sources"]}
 
         def moved(source: Source) -> Source:

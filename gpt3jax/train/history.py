@@ -41,13 +41,13 @@ def sessions(run: Run) -> list[Session]:
         if event["event"] not in ("start", "resume") or not isinstance(event.get("step"), int):
             continue
         found = [session for session in found if session.step < event["step"]]
-        found.append(_session(event))
+        found.append(_session(run, event))
     return found
 
 
-def _session(event: dict[str, Any]) -> Session:
+def _session(run: Run, event: dict[str, Any]) -> Session:
     try:
-        experiment = stored.build(Experiment, event.get("experiment"))
+        experiment = run.located(stored.build(Experiment, event.get("experiment")))
         mesh = stored.build(dict[str, int], event.get("mesh"))
     except (ValueError, ConfigError):  # Of an earlier version, or damaged.
         experiment = mesh = None

@@ -134,7 +134,7 @@ def test_the_experiment_makes_a_page_of_an_evaluation(tmp_path, monkeypatch):
         primer = "".join(each.shown for each in task.demonstrations[:shots])
         prompts = [primer + each.contexts[0] for each in task.examples[:3]]
         examples = [{"prompts": [prompt], "answer": answer} for prompt in prompts]
-        settings.append({"shots": shots, "examples": examples})
+        settings.append({"task": task.name, "shots": shots, "examples": examples})
     results.write_text(json.dumps({"experiment": "base", "settings": settings}))
     monkeypatch.setattr(sys, "argv", ["x", str(results), "--count", "3", "--out", str(out)])
     script.main()
