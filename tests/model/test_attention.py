@@ -48,7 +48,7 @@ def test_attention_over_a_cache_equals_attention_over_the_window(band, new):
     values = jnp.pad(v[:, :past], ((0, 0), (0, slots - past), (0, 0), (0, 0)), constant_values=9.0)
     found = attention.cached(
         q[:, past:], k[:, past:], v[:, past:],
-        band, (filled.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3), jnp.int32(past)),
+        band, (filled.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3), jnp.int32(past), None),
     )  # fmt: skip
     np.testing.assert_allclose(found, reference(q, k, v, band)[:, past:], atol=2e-6)
 
