@@ -327,9 +327,8 @@ def test_data_that_is_not_there_not_whole_or_not_for_this_model_is_refused(
     assert found(doctor.data, at_copy, Run(tmp_path))[0] == "ok"
 
     small = dataclasses.replace(at_copy.model, vocabulary=256)
-    status, finding, _ = found(
-        doctor.data, dataclasses.replace(at_copy, model=small), Run(tmp_path)
-    )
+    smaller = dataclasses.replace(at_copy, model=small)
+    status, finding, _ = found(doctor.data, smaller, Run(tmp_path))
     assert status == "failure" and "--model.vocabulary is 256" in finding
     long = dataclasses.replace(at_copy.model, context=96)
     status, _, cure = found(doctor.data, dataclasses.replace(at_copy, model=long), Run(tmp_path))
