@@ -149,6 +149,7 @@ def shell(place: Path, text: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", RUN, ids=lambda block: block.place)
 def test_it_runs_as_printed(block, place):
     if not block.is_python:
@@ -163,6 +164,7 @@ def test_it_runs_as_printed(block, place):
         shell(place, "python block.py")
 
 
+@pytest.mark.long
 def test_nothing_is_left_that_git_would_see(place):
     """After all blocks, in the folder where they ran."""
     ours = {"experiments", "books", "web", "web.jsonl", "mine.jsonl", "mine.py", "bin", "block.py"}
