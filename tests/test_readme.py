@@ -200,6 +200,7 @@ def test_blocks_are_told_apart():
     assert found[0].text == "gpt3jax doctor\n\ngpt3jax plan x.py"
 
 
+@pytest.mark.long
 def test_the_sizes_and_estimates_that_are_quoted_are_right(place):
     """Sizes by the formula of a GPT with biases, tied embeddings and two norms in a layer."""
     text, sizes = (ROOT / "README.md").read_text(), 0
