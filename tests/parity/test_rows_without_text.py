@@ -13,8 +13,9 @@ import pytest
 from building import changed, random_run
 
 from gpt3jax.config import ConfigError, Data, Mesh, Source
+from gpt3jax.data.loader import HeldOut
 from gpt3jax.data.prepare import prepare
-from gpt3jax.evals.perplexity import perplexity
+from gpt3jax.evals.perplexity import perplexity, token_lengths
 from gpt3jax.interchange.export import export
 from gpt3jax.model.decode import Sampling
 from gpt3jax.saved import load_model
@@ -100,7 +101,9 @@ def test_scores_served_beams_and_perplexity_are_those_of_transformers(pair):
     mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
     saved = load_model(run.path, None, mesh)
     window = np.array([text[:13]])
-    nats = perplexity(saved.params, saved.model, mesh, window, saved.tokenizer).nats
+    windows = HeldOut(window, np.zeros(len(window), bool), len(window))
+    lengths = token_lengths(saved.tokenizer, saved.model.padded_vocabulary)
+    nats = perplexity(saved.params, saved.model, mesh, windows, lengths).nats
     log = their_log(theirs, text[:13])
     expected = -sum(log[at - 1, text[at]] for at in range(1, 13))
     assert nats == pytest.approx(expected, abs=1e-3)
