@@ -101,16 +101,6 @@ class Manifest:
         return self.validation.windows
 
     @property
-    def train_bytes_per_token(self) -> float:
-        """Bytes of training text per token."""
-        return self.train.bytes_per_token
-
-    @property
-    def validation_bytes_per_token(self) -> float:
-        """Bytes of held-out text per token: bits per byte = loss / ln 2 / this."""
-        return self.validation.bytes_per_token
-
-    @property
     def shards(self) -> tuple[Shard, ...]:
         """Every shard, training first."""
         return self.train.shards + self.validation.shards

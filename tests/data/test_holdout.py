@@ -123,7 +123,7 @@ def test_a_sample_is_the_same_whatever_lies_beside_the_text(tmp_path, small_samp
     for name in (*forms, "plain.parquet", "wide.parquet"):
         out = tmp_path / f"{name}.out"
         made = prepare(str(tmp_path / name), str(out), vocabulary=320, **SMALL)
-        hashes[name] = (made.tokenizer, made.train_bytes_per_token)
+        hashes[name] = (made.tokenizer, made.train.bytes_per_token)
     # Keys are of bytes in JSON and of rows in Parquet, so that what is drawn differs a little.
     assert hashes["plain.parquet"] == hashes["wide.parquet"]
     measured = [figure for _, figure in hashes.values()]

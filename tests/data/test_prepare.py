@@ -247,6 +247,6 @@ def test_manifest_errors_say_what_it_is(copy, tmp_path):
 
 
 def test_bytes_per_token_is_text_over_tokens(data):
-    assert data.train_bytes_per_token == data.train.bytes / data.train.tokens > 1
-    assert data.validation_bytes_per_token == data.validation.bytes / data.validation.tokens
+    assert data.train.bytes_per_token == data.train.bytes / data.train.tokens > 1
+    assert data.validation.bytes_per_token == data.validation.bytes / data.validation.tokens
     assert data.validation_windows == data.validation.tokens // 32
