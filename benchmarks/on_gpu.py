@@ -110,7 +110,7 @@ def bench(what: str, name: str, changes: dict[str, Any]) -> dict[str, Any]:
 def pytorch(name: str, rows: int, context: int, options: argparse.Namespace) -> float:
     """Tokens per second of the peer, of the same shape."""
     sys.path.insert(0, str(HERE.parent))
-    from gpt3jax.experiments import load_experiment
+    from gpt3jax.user_code import load_experiment
 
     model = load_experiment(str(HERE.parent / "experiments" / f"{name}.py")).model
     shape = {"n_layers": model.n_layers, "n_heads": model.n_heads, "d_head": model.d_head,

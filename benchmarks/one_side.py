@@ -134,12 +134,13 @@ def write_gpt3jax(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, A
     """Greedily, with a cache; tokens of all rows, or of a prompt that one token follows."""
     import jax
 
-    from gpt3jax.generate import Generator
-    from gpt3jax.model import params, table
-    from gpt3jax.model.decode import Sampling
+    from gpt3jax.decoding.decode import Sampling
+    from gpt3jax.decoding.generator import Generator
+    from gpt3jax.model import param_specs
+    from gpt3jax.model.init import init_params
 
     model = jax_model(shape)
-    weights = params.init(jax.random.key(0), model)
+    weights = init_params(jax.random.key(0), model)
     generator = Generator(
         weights, model, SimpleNamespace(end_of_text=0, vocabulary=shape.vocabulary)
     )
@@ -150,7 +151,7 @@ def write_gpt3jax(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, A
         assert len(list(found)) == new
 
     seconds = median_seconds(write, 1, REPETITIONS)
-    return jax_result(table.count(model), counted(rows, prompt, new) / seconds)
+    return jax_result(param_specs.count(model), counted(rows, prompt, new) / seconds)
 
 
 def write_pytorch(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, Any]:
@@ -172,15 +173,15 @@ def write_pytorch(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, A
 
 def floor(what: str, shape: Shape) -> dict[str, Any]:
     """Tokens per second at the limit of products or of memory, whichever is the lower."""
-    from gpt3jax.bench import product_flops_per_s, read_bytes_per_s
-    from gpt3jax.model import table
+    from gpt3jax.model import param_specs
+    from gpt3jax.plan.bench import product_flops_per_s, read_bytes_per_s
 
     model = jax_model(shape)
-    parameters, products = table.count(model), product_flops_per_s()
+    parameters, products = param_specs.count(model), product_flops_per_s()
     if what == "train":
-        return jax_result(parameters, products / table.flops_per_token(model))
+        return jax_result(parameters, products / param_specs.flops_per_token(model))
     if what == "first":
-        return jax_result(parameters, products / table.flops_to_read(model))
+        return jax_result(parameters, products / param_specs.flops_to_read(model))
     rows, prompt, new = written(what, shape)
     weights = parameters - shape.context * shape.d_model
     cache = 2 * shape.n_layers * shape.d_model * (prompt + new / 2)
@@ -235,7 +236,7 @@ def torch_model(shape: Shape) -> Any:
 
 def keep_memory() -> None:
     """As `gpt3jax train` does, before jax is imported."""
-    from gpt3jax.memory import keep_freed_memory
+    from gpt3jax.runtime.memory import keep_freed_memory
 
     keep_freed_memory()
 

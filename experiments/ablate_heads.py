@@ -21,13 +21,13 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from gpt3jax.checkpoint.load import load_model
 from gpt3jax.config import Mesh
-from gpt3jax.evals.patterns import substitution
 from gpt3jax.evals.prompts import ask
+from gpt3jax.evals.tasks.patterns import substitution
 from gpt3jax.inspect.attention import induction
 from gpt3jax.inspect.edits import ablate_head
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.saved import load_model
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.style import STYLE
 

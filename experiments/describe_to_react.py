@@ -45,8 +45,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpt3jax.config import Data, Evaluate, Experiment, Model, Schedule, Source, Train
-from gpt3jax.data.corpus import open_corpus
-from gpt3jax.data.documents import Document, hash_key
+from gpt3jax.data.corpora.documents import Document, hash_key
+from gpt3jax.data.corpora.open import open_corpus
 from gpt3jax.evals import react
 from gpt3jax.evals.react_page import Answer, Asked, page
 from gpt3jax.evals.task import Task

@@ -17,7 +17,7 @@ import dataclasses
 
 from gpt3jax.config import Data, Evaluate, Experiment, Schedule, Source
 from gpt3jax.data.manifest import load_manifest
-from gpt3jax.run import open_run
+from gpt3jax.run_dir import open_run
 
 
 def finetune(

@@ -37,9 +37,9 @@ from collections.abc import Iterator
 from itertools import islice
 
 from gpt3jax.config import Data, Evaluate, Experiment, Model, Schedule, Source, Train
-from gpt3jax.data.corpus import open_corpus
-from gpt3jax.data.documents import Document
-from gpt3jax.evals import patterns
+from gpt3jax.data.corpora.documents import Document
+from gpt3jax.data.corpora.open import open_corpus
+from gpt3jax.evals.tasks import patterns
 
 TOKENS = 6_000_000
 PATTERNS = 48_000

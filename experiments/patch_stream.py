@@ -21,11 +21,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from gpt3jax.checkpoint.load import load_model
 from gpt3jax.config import Mesh
 from gpt3jax.inspect.capture import capture
 from gpt3jax.inspect.edits import patch
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.saved import load_model
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.style import STYLE
 

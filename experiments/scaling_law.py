@@ -21,7 +21,7 @@ the best at 8e5 (tiny.py); above 1e6 it falls as the paper's does, to 6e-4 at 12
 """
 
 from gpt3jax.config import Data, Evaluate, Experiment, Model, Schedule, Source, Train
-from gpt3jax.model.table import flops_per_token
+from gpt3jax.model.param_specs import flops_per_token
 
 BUDGETS = (5e10, 2e11, 8e11, 3.2e12)
 """Training FLOPs of a run."""

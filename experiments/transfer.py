@@ -35,13 +35,13 @@ from matplotlib.figure import Figure
 from gpt3jax.config import Data, Experiment, Mesh, Model, Schedule, Source, Train
 from gpt3jax.data.loader import held_out, windows
 from gpt3jax.data.manifest import TOKENIZER
-from gpt3jax.data.prepare import prepare
+from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.evals.perplexity import perplexity, token_lengths
-from gpt3jax.model.params import init
+from gpt3jax.model.init import init_params
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.style import COLOURS, STYLE
-from gpt3jax.train.schedule import learning_rate
+from gpt3jax.train.schedules import learning_rate
 from gpt3jax.train.state import with_fresh_moments
 from gpt3jax.train.step import compile_train_step
 
@@ -77,7 +77,7 @@ def losses(width, mup, points, data):
     first = some(RATES[0], SEEDS[0])
     mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        make = jax.jit(lambda key: with_fresh_moments(init(key, first.model), first))
+        make = jax.jit(lambda key: with_fresh_moments(init_params(key, first.model), first))
         # The rate is an argument of the step: one program for all.
         step = compile_train_step(first, mesh)
         measured = held_out(first.data, HELD_OUT, CONTEXT)

@@ -23,8 +23,8 @@ from tyro.conf import FlagConversionOff
 
 from gpt3jax import __version__
 from gpt3jax.commands import COMMANDS
-from gpt3jax.compiled import keep_compiled
 from gpt3jax.config import ConfigError, RunError, cut
+from gpt3jax.runtime.compilation_cache import keep_compiled
 
 LINE = 300
 """Characters that are shown of an error, at most."""
@@ -62,7 +62,7 @@ def parse(name: str, arguments: Sequence[str]) -> dict[str, Any]:
                 raise SystemExit(0)
             raise ConfigError(f"{prog} needs an experiment file. Usage: {prog} {words} [options]")
         if file is not None:
-            from gpt3jax.experiments import load_experiment
+            from gpt3jax.user_code import load_experiment
 
             rest.remove(file)
             fields["experiment"] = load_experiment(file)

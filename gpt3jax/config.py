@@ -16,11 +16,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from gpt3jax import stored
-from gpt3jax.checks import LARGEST, ConfigError, check, check_choice, check_numbers
-from gpt3jax.checks import RunError as RunError
-from gpt3jax.checks import cut as cut
-from gpt3jax.stored import short_hash as short_hash
+from gpt3jax import serde
+from gpt3jax.errors import LARGEST, ConfigError, check, check_choice, check_numbers
+from gpt3jax.errors import RunError as RunError
+from gpt3jax.errors import cut as cut
+from gpt3jax.serde import short_hash as short_hash
 
 VOCABULARY_MULTIPLE = 128
 """Embedding rows are padded to this multiple, so that any mesh divides them."""
@@ -40,7 +40,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float8"]
 layers' matrices multiply in float8 (model/float8.py)."""
 
 Weights = Literal["full", "bfloat16", "int8"]
-"""How matrices are kept to write with: as they are computed with, or packed (model/packed.py)."""
+"""How matrices are stored for generation: as computed, or in fewer bits (model/quantized.py)."""
 
 Matrix = Literal["qkv", "out", "up", "down"]
 """The matrices of a layer."""
@@ -373,7 +373,7 @@ class Experiment:
           ConfigError: the text is not an experiment of this version.
         """
         try:
-            return stored.build(Experiment, stored.parse(text))
+            return serde.build(Experiment, serde.parse(text))
         except ValueError as error:
             raise ConfigError(f"this is not an experiment: {error}. Mend it") from error
 

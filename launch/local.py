@@ -18,7 +18,7 @@ import sys
 import time
 
 GRACE_S = 30
-"""Longer than JAX needs to find a dead process (gpt3jax/sharding/cluster.py)."""
+"""Longer than JAX needs to find a dead process (gpt3jax/sharding/distributed.py)."""
 
 
 def command(arguments: argparse.Namespace, process: int, port: int) -> list[str]:

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.manifest import Seal
 from gpt3jax.config import Mesh, short_hash
-from gpt3jax.model import params as model_params
-from gpt3jax.run import Run
+from gpt3jax.model.init import init_params
+from gpt3jax.run_dir import Run
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.train.checkpoint import Checkpoints
-from gpt3jax.train.folder import create_or_check, data_identity
-from gpt3jax.train.optimizer import make_optimizer
-from gpt3jax.train.seal import Seal
+from gpt3jax.train.optimizers import make_optimizer
+from gpt3jax.train.run_setup import create_or_check, data_identity
 from gpt3jax.train.state import TrainState, abstract_state
 
 
@@ -25,7 +25,7 @@ def randomised(model, seed=0):
         key = jax.random.fold_in(jax.random.key(seed + 1), zlib.crc32("/".join(path).encode()))
         return leaf + 0.1 * jax.random.normal(key, leaf.shape)
 
-    drawn = model_params.init(jax.random.key(seed), model)
+    drawn = init_params(jax.random.key(seed), model)
     return traverse_util.path_aware_map(noisy, drawn)
 
 

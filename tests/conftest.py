@@ -24,7 +24,6 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from building import changed, randomised  # noqa: E402
 
-from gpt3jax.compiled import tidy  # noqa: E402
 from gpt3jax.config import (  # noqa: E402
     Data,
     Evaluate,
@@ -35,7 +34,8 @@ from gpt3jax.config import (  # noqa: E402
     Source,
     Train,
 )
-from gpt3jax.data.prepare import prepare  # noqa: E402
+from gpt3jax.data.prepare.prepare import prepare  # noqa: E402
+from gpt3jax.runtime.compilation_cache import tidy  # noqa: E402
 
 CACHE.mkdir(parents=True, exist_ok=True)
 tidy(CACHE)  # Tests kill processes.

@@ -5,8 +5,8 @@ from unittest import mock
 import pytest
 from building import changed
 
-from gpt3jax import bench
-from gpt3jax.model.table import count, flops_per_token
+from gpt3jax.model.param_specs import count, flops_per_token
+from gpt3jax.plan import bench
 
 RATE = 1e9
 

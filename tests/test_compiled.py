@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt3jax import compiled, machine
 from gpt3jax.cli import main
+from gpt3jax.doctor import machine
+from gpt3jax.runtime import compilation_cache
 
 PROGRAM = """
 from gpt3jax.compiled import keep_compiled
@@ -68,44 +69,50 @@ def test_only_new_files_are_checked_and_the_oldest_go(tmp_path, monkeypatch):
         path = tmp_path / f"{age}-cache"
         path.write_bytes(zlib.compress(bytes(1000), level=0))
         os.utime(path, (1000 - age, 1000 - age))
-    compiled.tidy(tmp_path)
-    assert len(compiled.kept(tmp_path)) == 5
+    compilation_cache.tidy(tmp_path)
+    assert len(compilation_cache.kept(tmp_path)) == 5
     for age, written in ((0, 1000), (1, None)):
         (tmp_path / f"{age}-cache").write_bytes(b"\x78half")
         if written:
             os.utime(tmp_path / f"{age}-cache", (written, written))
-    monkeypatch.setattr(compiled, "MOST_BYTES", 2100)
-    compiled.tidy(tmp_path)
-    assert [each.name for each in compiled.kept(tmp_path)] == ["3-cache", "2-cache", "0-cache"]
+    monkeypatch.setattr(compilation_cache, "MOST_BYTES", 2100)
+    compilation_cache.tidy(tmp_path)
+    assert [each.name for each in compilation_cache.kept(tmp_path)] == [
+        "3-cache",
+        "2-cache",
+        "0-cache",
+    ]
 
 
 @pytest.mark.parametrize("other", ["jaxlib", "cpu"])
 def test_another_jaxlib_or_cpu_has_programs_of_its_own(other, monkeypatch):
-    before = compiled.default_folder()
+    before = compilation_cache.default_folder()
     if other == "jaxlib":
-        monkeypatch.setattr(compiled, "version", lambda _: "99.0")
+        monkeypatch.setattr(compilation_cache, "version", lambda _: "99.0")
     else:
         monkeypatch.setattr(Path, "read_text", lambda *_, **__: "flags\t\t: sse avx512\n")
-    assert compiled.default_folder() != before
+    assert compilation_cache.default_folder() != before
 
 
 def test_commands_set_it_before_they_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv(compiled.FOLDER)
+    monkeypatch.delenv(compilation_cache.FOLDER)
     monkeypatch.setitem(main.__globals__["COMMANDS"], "doctor", lambda: print(os.environ["X"]))
     monkeypatch.setenv("X", "ran")
     assert main(["doctor"]) == 0 and capsys.readouterr().out == "ran\n"
-    assert os.environ.pop(compiled.FOLDER) == str(compiled.default_folder())
+    assert os.environ.pop(compilation_cache.FOLDER) == str(compilation_cache.default_folder())
 
 
 def test_the_doctor_says_where_they_are_and_when_they_are_nowhere(tmp_path, monkeypatch):
-    monkeypatch.setenv(compiled.FOLDER, str(tmp_path / "new"))
+    monkeypatch.setenv(compilation_cache.FOLDER, str(tmp_path / "new"))
     assert machine.compiled_programs().finding.startswith("none yet in")
     (tmp_path / "a-cache").write_bytes(bytes(10**6))
-    monkeypatch.setenv(compiled.FOLDER, str(tmp_path))
+    monkeypatch.setenv(compilation_cache.FOLDER, str(tmp_path))
     assert machine.compiled_programs().finding == f"1 in {tmp_path} (1 MB)"
-    monkeypatch.delenv(compiled.FOLDER)
+    monkeypatch.delenv(compilation_cache.FOLDER)
     found = machine.compiled_programs()
-    assert found.status == "warning" and found.cure.startswith(f"export {compiled.FOLDER}=")
+    assert found.status == "warning" and found.cure.startswith(
+        f"export {compilation_cache.FOLDER}="
+    )
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "0")
     assert machine.compiled_programs().status == "ok"

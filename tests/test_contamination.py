@@ -8,10 +8,10 @@ import pytest
 from gpt3jax.cli import main
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import TOKENIZER
-from gpt3jax.data.prepare import prepare
+from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.evals.files import load_tasks
 from gpt3jax.evals.results import digest
+from gpt3jax.evals.tasks.files import load_tasks
 
 
 @pytest.fixture

@@ -16,15 +16,16 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from gpt3jax import cli, doctor, machine
+from gpt3jax import cli
 from gpt3jax.config import Mesh
 from gpt3jax.data.manifest import load_manifest
-from gpt3jax.doctor import attempt, examine
-from gpt3jax.experiments import load_experiment
-from gpt3jax.model.table import leaves, table
-from gpt3jax.plan.chips import CHIPS, GiB
-from gpt3jax.run import Run
-from gpt3jax.train import ledger
+from gpt3jax.doctor import diagnose, machine
+from gpt3jax.doctor.diagnose import attempt, examine
+from gpt3jax.model.param_specs import leaves, table
+from gpt3jax.run_dir import Run
+from gpt3jax.runtime.chips import CHIPS, GiB
+from gpt3jax.train.monitor import event_log
+from gpt3jax.user_code import load_experiment
 
 ROOT = Path(__file__).parents[1]
 HOUR = 3600
@@ -34,7 +35,7 @@ def found(check, *given):
     """(status, finding, cure), as a command would print them."""
     made = attempt(check, *given)
     assert made.name == check.__name__.replace("_", " ")
-    assert (made.status == "ok") == (made.cure == "")
+    assert (made.status == "ok") == (not made.cure)
     assert len(made.finding) + len(made.cure) <= 174
     return made.status, made.finding, made.cure
 
@@ -93,7 +94,7 @@ def test_an_error_inside_a_check_is_its_failure(run, monkeypatch):
     def clock(_):
         raise RuntimeError("x " * 300)
 
-    monkeypatch.setattr(doctor, "clock", clock)
+    monkeypatch.setattr(diagnose, "clock", clock)
     checks = {check.name: check for check in examine(None, run)}
     assert checks["clock"].status == "failure"
     assert checks["clock"].finding.startswith("RuntimeError: x x") and checks["clock"].cure
@@ -104,26 +105,26 @@ def test_an_error_inside_a_check_is_its_failure(run, monkeypatch):
 def test_a_package_from_the_future_fails_the_clock(run, tmp_path, monkeypatch):
     file = tmp_path / "package.py"
     file.touch()
-    monkeypatch.setattr(doctor, "PACKAGE", tmp_path)
-    assert found(doctor.clock, run)[0] == "ok"
+    monkeypatch.setattr(diagnose, "PACKAGE", tmp_path)
+    assert found(diagnose.clock, run)[0] == "ok"
     os.utime(file, (time.time() + HOUR,) * 2)
-    status, finding, cure = found(doctor.clock, run)
+    status, finding, cure = found(diagnose.clock, run)
     assert status == "failure" and "the clock is behind" in finding and cure.startswith("sudo ")
 
 
 def test_a_ledger_from_the_future_is_a_warning(run):
     run.path.mkdir(parents=True)
-    ledger.record(run.ledger_file, "start", step=0)
-    assert found(doctor.clock, run)[0] == "ok"
+    event_log.record(run.ledger_file, "start", step=0)
+    assert found(diagnose.clock, run)[0] == "ok"
     with run.ledger_file.open("a") as file:
         file.write(json.dumps({"event": "save", "time": time.time() + HOUR}) + '\n{"event": "sa')
-    status, finding, _ = found(doctor.clock, run)
+    status, finding, _ = found(diagnose.clock, run)
     assert status == "warning" and "the run's last event" in finding
 
 
 def test_a_folder_that_is_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    status, finding, cure = found(doctor.write_access, Run(tmp_path / "file" / "run"))
+    status, finding, cure = found(diagnose.write_access, Run(tmp_path / "file" / "run"))
     assert status == "failure" and "file cannot be written: Not a directory" in finding
     assert "--run" in cure
 
@@ -131,10 +132,10 @@ def test_a_folder_that_is_a_file_cannot_be_written(tmp_path):
 def test_a_folder_that_belongs_to_another_cannot_be_written():
     """By a process that is nobody, where the tests run as root, whom nothing stops."""
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom gpt3jax import doctor\n"
-        "from gpt3jax.run import Run\n"
+        "import os, sys\nfrom pathlib import Path\nfrom gpt3jax.run_dir import Run\n"
+        "from gpt3jax.doctor import diagnose\n"
         "if os.getuid() == 0:\n    os.setuid(65534)\n"
-        "made = doctor.attempt(doctor.write_access, Run(Path(sys.argv[1], 'new')))\n"
+        "made = diagnose.attempt(diagnose.write_access, Run(Path(sys.argv[1], 'new')))\n"
         "print(made.status, made.finding, made.cure, sep='|')\n"
     )
     with tempfile.TemporaryDirectory() as closed:  # Not tmp_path, which only its owner enters.
@@ -153,7 +154,7 @@ def test_a_file_system_without_locks_is_refused_and_left_clean(run, tmp_path, mo
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    status, finding, _ = found(doctor.write_access, run)
+    status, finding, _ = found(diagnose.write_access, run)
     assert status == "failure" and "No locks available" in finding
     assert list(tmp_path.iterdir()) == []
 
@@ -161,10 +162,10 @@ def test_a_file_system_without_locks_is_refused_and_left_clean(run, tmp_path, mo
 def test_a_run_that_another_process_trains_is_a_warning(run):
     run.path.mkdir(parents=True)
     run.lock_file.write_text("123")
-    assert found(doctor.lock, run) == ("ok", "free", "")
+    assert found(diagnose.lock, run) == ("ok", "free", "")
     script = (
-        "import sys\nfrom pathlib import Path\nfrom gpt3jax.run import Run\n"
-        "from gpt3jax.train.folder import only_one\n"
+        "import sys\nfrom pathlib import Path\nfrom gpt3jax.run_dir import Run\n"
+        "from gpt3jax.train.run_setup import only_one\n"
         f"with only_one(Run(Path({str(run.path)!r}))):\n    print('held', flush=True)\n"
         "    sys.stdin.read()\n"
     )
@@ -172,13 +173,13 @@ def test_a_run_that_another_process_trains_is_a_warning(run):
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     ) as holder:
         assert holder.stdout.readline() == b"held\n"
-        status, finding, cure = found(doctor.lock, run)
+        status, finding, cure = found(diagnose.lock, run)
         number = run.lock_file.read_text()
         holder.stdin.close()
     assert number.split()[0] == str(holder.pid), "the file is as it was"
     assert status == "warning" and f"trained by process {number}" in finding
     assert cure == f"Wait for it, or let it save and end: kill {holder.pid}"
-    assert found(doctor.lock, run)[0] == "ok", "the kernel has freed it"
+    assert found(diagnose.lock, run)[0] == "ok", "the kernel has freed it"
 
 
 @pytest.mark.parametrize(
@@ -194,12 +195,12 @@ def test_a_holder_is_ended_where_it_runs(run, holder, cure):
     run.lock_file.write_text(holder)
     with run.lock_file.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        made = found(doctor.lock, run)
+        made = found(diagnose.lock, run)
     assert made[0] == "warning" and made[2].endswith(cure)
 
 
 def test_checkpoints_that_no_disk_holds_are_refused(run):
-    status, finding, cure = found(doctor.disk, of_size("175b"), run)
+    status, finding, cure = found(diagnose.disk, of_size("175b"), run)
     assert status == "failure" and finding.startswith("3 + 1 checkpoints of 2.2 TB need 8.8 TB, ")
     assert "--run" in cure and "--train.keep" not in cure, "one would be too many"
 
@@ -209,15 +210,17 @@ def test_a_full_disk_is_told_and_what_is_saved_counts(experiment, run, monkeypat
     each = 12 * 1.05 * elements
     usage = shutil.disk_usage(run.path.parents[1])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(3 * each)))
-    status, _, cure = found(doctor.disk, experiment, run)
+    status, _, cure = found(diagnose.disk, experiment, run)
     assert status == "failure" and cure.endswith("--train.keep 1"), "keep is 3: four are needed"
     for step in ("100", "200"):
         (run.checkpoints / step / "part").mkdir(parents=True)
         (run.checkpoints / step / "part" / "data").write_bytes(b"x" * int(each))
-    assert found(doctor.disk, experiment, run)[0] == "ok"
+    assert found(diagnose.disk, experiment, run)[0] == "ok"
     (run.checkpoints / "200").rename(run.checkpoints / "200.stray")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(2.9 * each)))
-    assert found(doctor.disk, experiment, run)[0] == "failure", "what nobody prunes does not count"
+    assert found(diagnose.disk, experiment, run)[0] == "failure", (
+        "what nobody prunes does not count"
+    )
 
 
 def test_a_file_system_that_takes_no_more_files_is_told(experiment, run, monkeypatch):
@@ -225,33 +228,33 @@ def test_a_file_system_that_takes_no_more_files_is_told(experiment, run, monkeyp
     system = SimpleNamespace(f_bavail=told.f_bavail, f_frsize=told.f_frsize, f_blocks=told.f_blocks)
     system.f_bfree, system.f_files, system.f_favail = told.f_bfree, 10_000, 30
     monkeypatch.setattr(os, "statvfs", lambda _: system)
-    status, finding, _ = found(doctor.disk, experiment, run)
+    status, finding, _ = found(diagnose.disk, experiment, run)
     assert status == "failure" and "takes only 30 more files" in finding
     system.f_files = system.f_favail = 0
-    assert found(doctor.disk, experiment, run)[0] == "ok", "not told is not none"
+    assert found(diagnose.disk, experiment, run)[0] == "ok", "not told is not none"
 
 
 def test_a_model_that_does_not_fit_this_machine_is_refused():
-    status, finding, cure = found(doctor.memory, of_size("175b"))
+    status, finding, cure = found(diagnose.memory, of_size("175b"))
     assert status == "failure" and finding.startswith("by estimate a step takes ")
     assert cure == "More devices: gpt3jax plan experiments/gpt3_175b.py --chips KIND:COUNT"
 
 
 def machine_with(monkeypatch, size):
-    monkeypatch.setattr(doctor, "_memory_of", lambda local: (size, "free per device"))
+    monkeypatch.setattr(diagnose, "_memory_of", lambda local: (size, "free per device"))
 
 
 def test_flags_that_make_it_fit_are_found(spread, monkeypatch):
     alone = dataclasses.replace(spread, mesh=Mesh(fsdp=8))
-    need = doctor._as_trained(alone, *there(8)).peak_bytes
-    machine_with(monkeypatch, doctor.CPU_FACTOR * need)
-    assert found(doctor.memory, alone)[0] == "ok"
+    need = diagnose._as_trained(alone, *there(8)).peak_bytes
+    machine_with(monkeypatch, diagnose.CPU_FACTOR * need)
+    assert found(diagnose.memory, alone)[0] == "ok"
     machine_with(monkeypatch, need)
-    status, finding, cure = found(doctor.memory, alone)
+    status, finding, cure = found(diagnose.memory, alone)
     assert status == "warning" and "a CPU may take 5 times that" in finding
     assert cure == "If it fails: --train.microbatch 4"
     machine_with(monkeypatch, 0.95 * need)
-    status, _, cure = found(doctor.memory, alone)
+    status, _, cure = found(diagnose.memory, alone)
     assert status == "failure" and cure.startswith("Add --mesh.data ")
     flags = dict(zip(cure.split()[1::2], cure.split()[2::2], strict=True))
     mesh = Mesh(*(int(flags[f"--mesh.{axis}"]) for axis in ("data", "fsdp", "tensor")))
@@ -261,15 +264,15 @@ def test_flags_that_make_it_fit_are_found(spread, monkeypatch):
         model=dataclasses.replace(alone.model, remat=flags["--model.remat"]),
         train=dataclasses.replace(alone.train, microbatch=int(flags["--train.microbatch"])),
     )
-    assert found(doctor.memory, mended)[0] == "warning", "the flags do what they say"
+    assert found(diagnose.memory, mended)[0] == "warning", "the flags do what they say"
 
 
 def there(devices):
-    return doctor.Slice(doctor.UNKNOWN, (devices,)), "cpu"
+    return diagnose.Slice(diagnose.UNKNOWN, (devices,)), "cpu"
 
 
 def test_on_an_accelerator_its_own_limit_counts(spread, monkeypatch):
-    need = doctor._as_trained(spread, *there(8)).peak_bytes
+    need = diagnose._as_trained(spread, *there(8)).peak_bytes
 
     class Card:
         device_kind, platform, limit = "NVIDIA H100 80GB HBM3", "gpu", 0.0
@@ -281,32 +284,32 @@ def test_on_an_accelerator_its_own_limit_counts(spread, monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: [Card()] * 8)
     for limit, status in ((1.1, "ok"), (1.05, "warning"), (0.99, "failure")):
         Card.limit = limit * need
-        assert found(doctor.memory, spread)[0] == status, limit
+        assert found(diagnose.memory, spread)[0] == status, limit
     monkeypatch.setattr(Card, "memory_stats", lambda self: None)
     said = f"of {CHIPS['h100'].hbm / GiB:.2f} GiB per device"
-    assert found(doctor.memory, spread)[1].endswith(said), "else what is known of the chip"
+    assert found(diagnose.memory, spread)[1].endswith(said), "else what is known of the chip"
 
 
 def test_a_mesh_that_cannot_be_is_refused_but_not_on_one_host_of_several(experiment, monkeypatch):
-    status, finding, cure = found(doctor.memory, experiment)
+    status, finding, cure = found(diagnose.memory, experiment)
     assert status == "failure" and "must multiply to that" in finding and "Add --mesh.data " in cure
     monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
-    status, finding, _ = found(doctor.memory, experiment)
+    status, finding, _ = found(diagnose.memory, experiment)
     assert status == "warning" and finding.startswith("alone on this host, mesh")
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused_with_what_would_work(spread):
     some = dataclasses.replace(spread.train, microbatch=4)
-    status, finding, cure = found(doctor.memory, dataclasses.replace(spread, train=some))
+    status, finding, cure = found(diagnose.memory, dataclasses.replace(spread, train=some))
     assert status == "failure" and "--train.microbatch is 4" in finding and "Add --mesh" in cure
     odd = dataclasses.replace(spread.train, batch_tokens=7 * 48)
-    status, finding, cure = found(doctor.memory, dataclasses.replace(spread, train=odd))
+    status, finding, cure = found(diagnose.memory, dataclasses.replace(spread, train=odd))
     assert status == "failure" and finding.endswith("that work are 2, 4, 7")
     assert cure == "Use one of them, or change --train.batch-tokens"
 
 
 def test_the_memory_of_this_machine_is_shared_by_its_devices():
-    available, whose = doctor._memory_of(jax.local_devices())
+    available, whose = diagnose._memory_of(jax.local_devices())
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 2**27 < 8 * available <= total and whose == "free per device"
 
@@ -319,24 +322,24 @@ def test_data_that_is_not_there_not_whole_or_not_for_this_model_is_refused(
     at_copy = dataclasses.replace(
         experiment, data=dataclasses.replace(experiment.data, sources=(source,))
     )
-    status, finding, cure = found(doctor.data, at_copy, Run(tmp_path))
+    status, finding, cure = found(diagnose.data, at_copy, Run(tmp_path))
     assert status == "failure" and finding == "words is not there"
     assert cure.startswith("gpt3jax data prepare --corpus FILES --out ")
     assert cure.endswith("/copy --context 48 --vocabulary 300")
     shutil.copytree(prepared, copy)
-    assert found(doctor.data, at_copy, Run(tmp_path))[0] == "ok"
+    assert found(diagnose.data, at_copy, Run(tmp_path))[0] == "ok"
 
     small = dataclasses.replace(at_copy.model, vocabulary=256)
     smaller = dataclasses.replace(at_copy, model=small)
-    status, finding, _ = found(doctor.data, smaller, Run(tmp_path))
+    status, finding, _ = found(diagnose.data, smaller, Run(tmp_path))
     assert status == "failure" and "--model.vocabulary is 256" in finding
     long = dataclasses.replace(at_copy.model, context=96)
-    status, _, cure = found(doctor.data, dataclasses.replace(at_copy, model=long), Run(tmp_path))
+    status, _, cure = found(diagnose.data, dataclasses.replace(at_copy, model=long), Run(tmp_path))
     assert status == "failure" and "--context 96" in cure
 
     shard = copy / load_manifest(str(copy)).train.shards[0].name
     shard.write_bytes(shard.read_bytes()[:-1])
-    status, finding, cure = found(doctor.data, at_copy, Run(tmp_path))
+    status, finding, cure = found(diagnose.data, at_copy, Run(tmp_path))
     assert status == "failure" and finding.endswith("or cut short")
     assert cure.startswith("Restore it, or gpt3jax data prepare")
 
@@ -354,8 +357,7 @@ def test_the_command_prints_json_and_exits_0_or_1(experiment, tmp_path):
     (tmp_path / "saved.json").write_text(experiment.to_json())
     file = tmp_path / "mine.py"
     file.write_text(
-        "from pathlib import Path\nfrom gpt3jax.config import Experiment\n"
-        "def experiment():\n"
+        "from pathlib import Path\nfrom gpt3jax.config import Experiment\ndef experiment():\n"
         "    text = Path(__file__).with_name('saved.json').read_text()\n"
         "    return Experiment.from_json(text)\n"
     )
@@ -375,10 +377,9 @@ def test_the_command_prints_json_and_exits_0_or_1(experiment, tmp_path):
 
 
 def test_the_file_may_be_left_out_by_this_command_alone(capsys):
-    assert cli.parse("doctor", []) == {"run": None, "json": False}
-    assert cli.parse("doctor", ["--run", "there"])["run"] == Path("there")
-    values = cli.parse("doctor", [str(ROOT / "experiments/tiny.py"), "--train.keep", "7"])
-    assert values["experiment"].train.keep == 7
+    assert cli.parse("doctor", ["--run", "there"]) == {"run": Path("there"), "json": False}
+    parsed = cli.parse("doctor", [str(ROOT / "experiments/tiny.py"), "--train.keep", "7"])
+    assert parsed["experiment"].train.keep == 7
     for words in (["doctor", "README.md"], ["doctor", "--train.keep", "7"]):
         with pytest.raises(SystemExit) as leaving:
             cli.main(words)

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gpt3jax.code import load_module
 from gpt3jax.config import (
     ConfigError,
     Data,
@@ -23,11 +22,11 @@ from gpt3jax.config import (
     Source,
     Train,
 )
-from gpt3jax.data.prepare import prepare
-from gpt3jax.experiments import load_experiment
-from gpt3jax.model.table import count
+from gpt3jax.data.prepare.prepare import prepare
+from gpt3jax.model.param_specs import count
 from gpt3jax.train.state import new_state
 from gpt3jax.train.step import train_step
+from gpt3jax.user_code import load_experiment, load_module
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 WHOLE = sorted(f for f in FOLDER.glob("*.py") if "def experiment()" in f.read_text())

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gpt3jax import cli
-from gpt3jax.run import Run
-from gpt3jax.write import _next_commands
+from gpt3jax.commands.train import _next_commands
+from gpt3jax.run_dir import Run
 
 ROOT = Path(__file__).parents[1]
 WORDS = """
@@ -42,7 +42,7 @@ def experiment():
 @pytest.fixture
 def gpt3jax(capsys, monkeypatch):
     """Run a command line in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr("gpt3jax.memory.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("gpt3jax.runtime.memory.keep_freed_memory", lambda: None)
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*words):

@@ -11,18 +11,18 @@ import pytest
 
 from gpt3jax.config import ConfigError, Model
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.generate import Generator
-from gpt3jax.model import decode, search
-from gpt3jax.model import params as model_params
-from gpt3jax.model.decode import Sampling
+from gpt3jax.decoding import beam_search, decode
+from gpt3jax.decoding.decode import Sampling
+from gpt3jax.decoding.generator import Generator
 from gpt3jax.model.gpt3 import forward
+from gpt3jax.model.init import init_params
 
 # Large initial weights, so that the likeliest token is clearly so.
 MODEL = Model(
     n_layers=2, d_model=32, n_heads=4, d_head=8, vocabulary=300, context=32, band=8,
     scan_layers=False, init_std=0.3,
 )  # fmt: skip
-PARAMS = model_params.init(jax.random.key(0), MODEL)
+PARAMS = init_params(jax.random.key(0), MODEL)
 GREEDY = Sampling(temperature=0.0)
 PROMPT = [5, 77, 123, 9, 200]
 
@@ -108,7 +108,7 @@ def test_tokens_after_a_refill_are_those_of_a_fresh_read_of_the_newer_half(gener
 
 def test_ids_that_the_tokenizer_does_not_have_are_never_written(generator):
     wide = dataclasses.replace(MODEL, vocabulary=500)
-    params = model_params.init(jax.random.key(0), wide)
+    params = init_params(jax.random.key(0), wide)
     smaller = Generator(params, wide, generator.tokenizer)
     assert drawn(smaller, new_tokens=20, rows=8).max() < generator.tokenizer.vocabulary == 300
 
@@ -136,7 +136,7 @@ def test_one_program_writes_every_token_of_every_prompt(prepared):
     before = [program._cache_size() for program in programs]
     for prompt, seed in ([PROMPT, 0], [PROMPT[:2], 1], [PROMPT * 3, 2]):
         drawn(generator, prompt, new_tokens=40, seed=seed)
-    generator.load(model_params.init(jax.random.key(1), model))
+    generator.load(init_params(jax.random.key(1), model))
     drawn(generator, new_tokens=40)
     new = [program._cache_size() - count for program, count in zip(programs, before, strict=True)]
     assert new[:2] == [1, 1]
@@ -274,7 +274,7 @@ CASES = [(1, (3, 2, 4)), (3, (0, 5, 0)), (4, (0, 5, 0)), (8, (3, 9, 4)), (11, (0
 def beams(request):
     """A tiny generator, a prompt, and log p of each token of every text of NEW tokens."""
     seed, prompt = request.param
-    params = model_params.init(jax.random.key(seed), TINY)
+    params = init_params(jax.random.key(seed), TINY)
     every = np.array(list(itertools.product(range(12), repeat=NEW)), np.int32)
     inputs = np.concatenate([np.tile(prompt, (len(every), 1)), every[:, :-1]], axis=1)
     logits = jax.jit(forward, static_argnums=2)(params, inputs, TINY).logits[..., :12]
@@ -338,7 +338,7 @@ def test_a_beam_step_takes_the_best_of_all_continuations_of_all_beams():
     totals = np.array([[-1.0], [-3.0], [-2.0]]) + np.asarray(jax.nn.log_softmax(logits))
     order = sorted(np.ndindex(3, 12), key=lambda where: -totals[where])[:8]
     log = jax.nn.log_softmax(logits)
-    best, beams, tokens = search._best(log[None], jnp.array([[-1.0, -3.0, -2.0]]))
+    best, beams, tokens = beam_search._best(log[None], jnp.array([[-1.0, -3.0, -2.0]]))
     assert list(zip(beams[0].tolist(), tokens[0].tolist(), strict=True)) == order[:6]
     np.testing.assert_allclose(best[0], [totals[where] for where in order[:6]], rtol=1e-5)
 
@@ -348,7 +348,7 @@ def test_a_beam_step_takes_the_best_of_all_continuations_of_all_beams():
     [(1, 1.0), (2, 1.096903), (5, 1.358655), (10, 1.732862), (20, 2.354362)],
 )
 def test_the_length_penalty_is_the_papers(length, penalty):
-    assert float(search.length_penalty(length, 0.6)) == pytest.approx(penalty, abs=1e-6)
+    assert float(beam_search.length_penalty(length, 0.6)) == pytest.approx(penalty, abs=1e-6)
 
 
 @pytest.mark.parametrize("token", [-1, MODEL.vocabulary])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt3jax.goodput import PHASES, goodput
-from gpt3jax.run import Run
+from gpt3jax.run_dir import Run
+from gpt3jax.train.monitor.goodput import PHASES, goodput
 
 BEGAN = 1_700_000_000.0
 

@@ -11,12 +11,13 @@ from building import changed, randomised
 from jax.sharding import NamedSharding
 
 from gpt3jax.config import Mesh
-from gpt3jax.model import attention, decode
+from gpt3jax.decoding import decode
+from gpt3jax.model import attention
 from gpt3jax.model.gpt3 import block, forward
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.sharding.rules import partition
 from gpt3jax.train.loss import window_loss
-from gpt3jax.train.optimizer import make_optimizer
+from gpt3jax.train.optimizers import make_optimizer
 from gpt3jax.train.state import TrainState, abstract_state, sharded_state
 from gpt3jax.train.step import compile_train_step
 
@@ -82,7 +83,7 @@ def test_cached_decoding_equals_the_full_forward(model, params):
 
 @pytest.mark.parametrize("rows", [2048, 16, 1])
 def test_the_loss_taken_some_rows_at_a_time_is_the_plain_loss(model, params, rows, monkeypatch):
-    monkeypatch.setattr("gpt3jax.model.likelihood.LOGIT_ROWS", rows)
+    monkeypatch.setattr("gpt3jax.model.logprobs.LOGIT_ROWS", rows)
     windows = jax.random.randint(jax.random.key(0), (2, model.context + 1), 0, model.vocabulary)
     expected, plain = jax.jit(jax.value_and_grad(plain_loss), static_argnums=2)(
         params, windows, model

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from gpt3jax import machine
-from gpt3jax.doctor import attempt
+from gpt3jax.doctor import machine
+from gpt3jax.doctor.diagnose import attempt
 
 
 def found(check):

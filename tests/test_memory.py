@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpt3jax import memory
+from gpt3jax.runtime import memory
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ def run_without(package, code, *words):
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["--model", "gpt3jax"]])
 def test_the_harness_without_lm_eval_names_what_to_install(words):
-    code = "runpy.run_module('gpt3jax.harness', run_name='__main__')"
+    code = "runpy.run_module('gpt3jax.evals.lm_eval', run_name='__main__')"
     rc, out, error = run_without("lm_eval", code, *words)
     assert (rc, out) == (2, "")
     assert re.fullmatch(

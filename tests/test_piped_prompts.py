@@ -9,16 +9,18 @@ import sys
 import pytest
 from building import changed, random_run
 
-from gpt3jax import cli, look, write
+from gpt3jax import cli
+from gpt3jax.commands import generate
+from gpt3jax.inspect import record
 
 
 @pytest.fixture
 def read(monkeypatch):
     """(*words) -> the prompt that a command takes; what is computed of it is left out."""
     taken = []
-    monkeypatch.setattr(write, "write", lambda run, prompt, **_: taken.append(prompt))
-    monkeypatch.setattr(look, "look", lambda run, writing, **_: taken.append(writing.prompt))
-    monkeypatch.setattr(look, "write_page", lambda *_: None)
+    monkeypatch.setattr(generate, "write", lambda run, prompt, **_: taken.append(prompt))
+    monkeypatch.setattr(record, "look", lambda run, writing, **_: taken.append(writing.prompt))
+    monkeypatch.setattr(record, "write_page", lambda *_: None)
 
     def read(*words):
         assert cli.main(list(words)) == 0

@@ -9,12 +9,12 @@ import matplotlib
 import pytest
 
 from gpt3jax.config import ConfigError, Data, Experiment, Model, Schedule, Source, Train
-from gpt3jax.goodput import PHASES, Goodput
-from gpt3jax.model.table import count, flops_per_token
-from gpt3jax.report import write_report
-from gpt3jax.report_page import PF_DAY, STYLE, Curve, frontier
-from gpt3jax.report_time import draw_times
-from gpt3jax.run import Run
+from gpt3jax.model.param_specs import count, flops_per_token
+from gpt3jax.report.compare import write_report
+from gpt3jax.report.page import PF_DAY, STYLE, Curve, frontier
+from gpt3jax.report.wall_time import draw_times
+from gpt3jax.run_dir import Run
+from gpt3jax.train.monitor.goodput import PHASES, Goodput
 
 MODEL = Model(n_layers=2, d_model=8, n_heads=2, d_head=4, vocabulary=300, context=16)
 FIGURES = [

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gpt3jax import scaling
 from gpt3jax.config import ConfigError
-from gpt3jax.scaling import Point, fit
+from gpt3jax.plan import scaling_laws
+from gpt3jax.plan.scaling_laws import Point, fit
 
 PLANTED = {"E": 1.5, "A": 60.0, "B": 400.0, "alpha": 0.35, "beta": 0.4}
 
@@ -55,7 +55,7 @@ def shares_inside(kind, truth, ladders):
     """How often the last run is inside its prediction interval, and each constant in its own."""
     predicted, constants = [], {name: [] for name in truth}
     for points in ladders:
-        law = scaling._fit(kind, points[:-1])
+        law = scaling_laws._fit(kind, points[:-1])
         low, high = law.interval(points[-1].parameters, points[-1].tokens, points[-1].pf_days)
         predicted.append(low <= points[-1].loss <= high)
         for name, value in truth.items():
@@ -106,7 +106,7 @@ def test_the_law_of_parameters_and_tokens_is_the_least_squares_fit():
     from scipy.optimize import curve_fit
 
     points = ladder(0.01)[:-1]
-    law = scaling._fit("both", points)
+    law = scaling_laws._fit("both", points)
     at = np.array([[p.parameters, p.tokens] for p in points]).T
     found, covariance = curve_fit(
         lambda at, e, a, b, alpha, beta: np.log(e + a * at[0] ** -alpha + b * at[1] ** -beta),
@@ -141,18 +141,18 @@ def test_a_power_law_of_compute_is_found_on_the_frontier_alone():
 def test_runs_of_about_the_same_compute_are_one_budget():
     points = [Point("a", 1, 1, 1.00, 4.0), Point("b", 1, 1, 1.02, 3.0), Point("c", 1, 1, 0.98, 5.0),
               Point("d", 1, 1, 4.0, 2.9), Point("e", 1, 1, 16.0, 3.1)]  # fmt: skip
-    assert [point.name for point in scaling.frontier(points)] == ["b", "d"]
+    assert [point.name for point in scaling_laws.frontier(points)] == ["b", "d"]
 
 
 def test_laws_are_read_back_as_written_and_anything_else_is_refused(tmp_path):
     laws, file = fit(ladder(0.002), "data"), tmp_path / "x.json"
-    scaling.write(laws, file)
-    assert scaling.read(file) == laws
+    scaling_laws.write(laws, file)
+    assert scaling_laws.read(file) == laws
     damaged = file.read_text().replace('"alpha"', '"alfa"')
     for text in ("", "{}", "[1]", '{"data": "", "laws": [], "predictions": []}', damaged):
         file.write_text(text)
         with pytest.raises(ConfigError, match="cannot be read"):
-            scaling.read(file)
+            scaling_laws.read(file)
 
 
 def test_too_few_runs_are_refused_in_words():

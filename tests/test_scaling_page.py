@@ -6,11 +6,11 @@ import json
 import pytest
 
 from gpt3jax.config import ConfigError, Data, Experiment, Model, Schedule, Source, Train
-from gpt3jax.model.table import flops_per_token
+from gpt3jax.model.param_specs import flops_per_token
+from gpt3jax.plan.scaling_laws import matrix_parameters, read
 from gpt3jax.plan.show import expected_loss
-from gpt3jax.report_page import PF_DAY
-from gpt3jax.scaling import matrix_parameters, read
-from gpt3jax.scaling_page import write_laws
+from gpt3jax.report.page import PF_DAY
+from gpt3jax.report.scaling_page import write_laws
 
 SIZES = ((1, 32), (2, 32), (2, 64), (4, 64), (4, 128))
 

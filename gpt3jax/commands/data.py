@@ -8,12 +8,12 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from gpt3jax.commands.checks import MOST_BATCHES, check_range
+from gpt3jax.commands.inputs import MOST_BATCHES, check_range
 from gpt3jax.config import MOST_WINDOWS, ConfigError
-from gpt3jax.data.documents import count_of, count_reasons
+from gpt3jax.data.corpora.documents import count_of, count_reasons
 from gpt3jax.data.manifest import Manifest
-from gpt3jax.data.pieces import Piece, finished
-from gpt3jax.run import Run
+from gpt3jax.data.prepare.pieces import Piece, finished
+from gpt3jax.run_dir import Run
 
 
 def data_prepare(
@@ -54,10 +54,10 @@ def data_prepare(
       shard: I/N: only this share of the files, I from 0 to N-1; each of N processes, on machines
         that see one file system, makes one, in any order, and then `data merge` makes the folder.
     """
-    from gpt3jax.data.prepare import prepare, request, tokenizer_file
-    from gpt3jax.data.shards import parse_shard, prepare_shard
+    from gpt3jax.data.prepare.prepare import prepare, request, tokenizer_file
+    from gpt3jax.data.prepare.shards import parse_shard, prepare_shard
     from gpt3jax.data.tokenizer import Tokenizer
-    from gpt3jax.progress import progress
+    from gpt3jax.runtime.progress import progress
 
     if vocabulary is not None and tokenizer is not None:
         own = Tokenizer.load(tokenizer_file(str(tokenizer))).vocabulary
@@ -97,8 +97,8 @@ def data_merge(path: Positional[Path], workers: int | None = None) -> None:
     """
     if workers is not None:
         check_range(1, MOST_WINDOWS, workers=workers)
-    from gpt3jax.data.merging import merge_shards
-    from gpt3jax.progress import progress
+    from gpt3jax.data.prepare.merge import merge_shards
+    from gpt3jax.runtime.progress import progress
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr)
@@ -213,6 +213,6 @@ def data_overlap(
     """
     check_range(1, 10**7, examples=1 if examples is None else examples)
     check_range(0, 2**32 - 1, seed=seed)
-    from gpt3jax.contamination import find_overlap
+    from gpt3jax.evals.contamination import find_overlap
 
     find_overlap(path, task, examples, seed, results, words, json)

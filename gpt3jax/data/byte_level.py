@@ -11,9 +11,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from gpt3jax import stored
+from gpt3jax import serde
 from gpt3jax.config import ConfigError, cut
-from gpt3jax.stored import Count
+from gpt3jax.serde import Count
 
 END_OF_TEXT = "<|endoftext|>"
 SPLIT = {
@@ -94,17 +94,17 @@ def from_json(text: bytes) -> tuple[list[str], list[tuple[str, str]], set[int]]:
     Raises:
       ValueError: it is not GPT-2's kind of tokenizer, or does not hold together.
     """
-    record = stored.build(dict[str, Any], stored.parse(text.decode()))
-    model = stored.build(dict[str, Any], record.get("model"), "model")
+    record = serde.build(dict[str, Any], serde.parse(text.decode()))
+    model = serde.build(dict[str, Any], record.get("model"), "model")
     _check_kind(record, model)
-    ids = stored.build(dict[str, Count], model.get("vocab"), "vocab")
+    ids = serde.build(dict[str, Count], model.get("vocab"), "vocab")
     merges = []
-    for pair in stored.build(tuple[Any, ...], model.get("merges"), "merges"):
+    for pair in serde.build(tuple[Any, ...], model.get("merges"), "merges"):
         halves = pair.split(" ") if isinstance(pair, str) else pair
-        merges.append(stored.build(tuple[str, ...], halves, "merges"))
+        merges.append(serde.build(tuple[str, ...], halves, "merges"))
     special = set()
-    for token in stored.build(tuple[dict[str, Any], ...], record.get("added_tokens", [])):
-        content, i = token.get("content"), stored.build(Count, token.get("id"), "id")
+    for token in serde.build(tuple[dict[str, Any], ...], record.get("added_tokens", [])):
+        content, i = token.get("content"), serde.build(Count, token.get("id"), "id")
         if token.get("special") is not True or ids.setdefault(str(content), i) != i:
             raise ValueError(f"token {cut(str(content), 40)!r} is added, and is not special")
         special.add(i)
@@ -142,7 +142,7 @@ def _check_kind(record: dict[str, Any], model: dict[str, Any]) -> None:
     """Refuse whatever else a tokenizer.json may ask for: it would change what a text becomes."""
     names = ("pre_tokenizer", "post_processor", "decoder")
     split, after, decoder = (
-        stored.build(dict[str, Any], record.get(name) or {}, name) for name in names
+        serde.build(dict[str, Any], record.get(name) or {}, name) for name in names
     )
     for ok, what in (
         (model.get("type", "BPE") == "BPE", "its model is not BPE"),

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt3jax import stored
+from gpt3jax import serde
 from gpt3jax.config import ConfigError, short_hash
-from gpt3jax.stored import Count
+from gpt3jax.serde import Count
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -131,7 +131,7 @@ def load_manifest(path: str | os.PathLike[str], flags: str = "") -> Manifest:
             f"FILES --out {shlex.quote(str(path))}{flags}"
         )
     try:
-        record = stored.build(dict[str, Any], stored.read(folder / MANIFEST))
+        record = serde.build(dict[str, Any], serde.read(folder / MANIFEST))
         version = record.get("version")
     except FileNotFoundError:
         raise ConfigError(
@@ -151,7 +151,7 @@ def load_manifest(path: str | os.PathLike[str], flags: str = "") -> Manifest:
 def _parse(folder: Path, record: dict[str, Any]) -> Manifest:
     try:
         written = record.pop("hash", None)
-        manifest = stored.build(Manifest, record | {"folder": folder})
+        manifest = serde.build(Manifest, record | {"folder": folder})
         if manifest.hash != written:
             raise ValueError("its hash does not agree")
         for shard in manifest.shards:

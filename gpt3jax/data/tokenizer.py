@@ -18,7 +18,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from gpt3jax import stored
+from gpt3jax import serde
 from gpt3jax.config import ConfigError
 from gpt3jax.data.byte_level import END_OF_TEXT, ByteLevel
 
@@ -76,7 +76,7 @@ class Tokenizer:
           ConfigError: there is none, it is another, or it is not reversible.
         """
         try:
-            model = stored.read_bytes(Path(path))
+            model = serde.read_bytes(Path(path))
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise ConfigError(f"tokenizer {path} cannot be read: {why}. Check the path") from error

@@ -21,7 +21,7 @@ SMALLEST = 64
 
 @dataclass(frozen=True)
 class Aligned:
-    """Prompts that end at one slot; see model/reading.py."""
+    """Prompts that end at one slot; see decoding/prefill.py."""
 
     tokens: np.ndarray
     """int32 [B, T], padded on the left; or [B, Q], the ends of prompts that begin alike."""

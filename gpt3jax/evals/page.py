@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpt3jax.evals.summary import described
-from gpt3jax.stored import short_hash
+from gpt3jax.serde import short_hash
 from gpt3jax.style import CSS, counted
 
 SHOWN = 100

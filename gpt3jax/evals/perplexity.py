@@ -24,11 +24,11 @@ from gpt3jax.config import Model
 from gpt3jax.data.loader import HeldOut
 from gpt3jax.data.pairs import tokens_of
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.model.likelihood import token_scores
+from gpt3jax.model.init import Params
+from gpt3jax.model.logprobs import token_scores
 from gpt3jax.model.lora import learned
-from gpt3jax.model.params import Params
-from gpt3jax.model.table import table
-from gpt3jax.sharding import hosts
+from gpt3jax.model.param_specs import table
+from gpt3jax.sharding import processes
 from gpt3jax.sharding.collectives import each_device
 from gpt3jax.sharding.rules import batch_sharding, partition, partitions
 
@@ -111,7 +111,7 @@ def perplexity(
     for first in range(0, len(ids_BT1), size):
         part_BT1 = ids_BT1[first : first + size]
         padded = np.pad(part_BT1, ((0, size - len(part_BT1)), (0, 0)))
-        scores_BT = np.asarray(program(params, hosts.spread(padded, batch_sharding(mesh))))
+        scores_BT = np.asarray(program(params, processes.spread(padded, batch_sharding(mesh))))
         is_counted_BT = is_learned_BT[first : first + size]
         scores_BT = np.where(is_counted_BT, scores_BT[: len(part_BT1)], 0)
         nats_T -= scores_BT.sum(0, dtype=np.float64)

@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from gpt3jax.evals.summary import described
-from gpt3jax.stored import short_hash
+from gpt3jax.serde import short_hash
 from gpt3jax.style import COLOURS, GREY, STYLE
 
 

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from gpt3jax.data.documents import hash_key
+from gpt3jax.data.corpora.documents import hash_key
 from gpt3jax.evals.jsx import (
     COLOURS,
     COMPONENTS,

@@ -15,11 +15,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gpt3jax import stored
+from gpt3jax import serde
 from gpt3jax.config import ConfigError
 from gpt3jax.evals.task import Task
-from gpt3jax.run import write_whole
-from gpt3jax.stored import short_hash
+from gpt3jax.run_dir import write_whole
+from gpt3jax.serde import short_hash
 
 LARGEST = 1 << 30
 """Bytes of a results.json."""
@@ -36,7 +36,7 @@ def open_folder(folder: Path, model: dict[str, Any]) -> None:
 
     Args:
       folder: of the results.
-      model: whose they are; see `gpt3jax.evaluate`.
+      model: whose they are; see `gpt3jax.evals.run`.
 
     Raises:
       ConfigError: it cannot be written, or holds the results of another model.
@@ -68,7 +68,7 @@ def file_of(folder: Path, task: str, shots: int, draw: int, asked: dict[str, Any
 def read_setting(file: Path) -> dict[str, Any] | None:
     """A stored setting; None if it is not there, or cannot be read."""
     try:
-        return stored.parse(stored.read_bytes(file, LARGEST).decode())
+        return serde.parse(serde.read_bytes(file, LARGEST).decode())
     except (OSError, ValueError):
         return None
 
@@ -108,7 +108,7 @@ def _results(folder: Path) -> dict[str, Any]:
     """What results.json holds; nothing if there is none."""
     file = folder / "results.json"
     try:
-        found = stored.parse(stored.read_bytes(file, LARGEST).decode())
+        found = serde.parse(serde.read_bytes(file, LARGEST).decode())
         if not (isinstance(found, dict) and isinstance(found.get("settings"), list)):
             raise ValueError("it has no list of settings")
         return found

@@ -22,16 +22,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt3jax.config import Model
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.decoding.beam_search import Found, search
+from gpt3jax.decoding.decode import CPU_OPTIONS, for_decoding, take_rows
+from gpt3jax.decoding.prefill import read, read_after
 from gpt3jax.evals import packing
 from gpt3jax.evals.packing import Pair, Tokens
-from gpt3jax.model.decode import CPU_OPTIONS, for_decoding, take_rows
 from gpt3jax.model.gpt3 import Cache
-from gpt3jax.model.likelihood import TokenScores, suffix_scores, token_scores
+from gpt3jax.model.init import Params
+from gpt3jax.model.logprobs import TokenScores, suffix_scores, token_scores
 from gpt3jax.model.lora import learned
-from gpt3jax.model.params import Params
-from gpt3jax.model.reading import read, read_after
-from gpt3jax.model.search import Found, search
-from gpt3jax.sharding import hosts
+from gpt3jax.sharding import processes
 from gpt3jax.sharding.rules import batch_sharding
 
 BATCH_TOKENS = 8192
@@ -217,7 +217,7 @@ class Scorer:
                 return whole
             return by_row if x.ndim == 2 else one
 
-        return [hosts.spread(x, place(x)) for x in arrays]
+        return [processes.spread(x, place(x)) for x in arrays]
 
     def _fetch(self, tree: Any) -> Any:
         return jax.tree.map(np.asarray, tree)

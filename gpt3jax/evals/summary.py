@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
-from gpt3jax.stored import short_hash
+from gpt3jax.serde import short_hash
 from gpt3jax.style import counted
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from flax import traverse_util
 
 from gpt3jax.config import Model
-from gpt3jax.model.params import Params
-from gpt3jax.model.table import count, flops_per_token, named, table
+from gpt3jax.model.init import Params
+from gpt3jax.model.param_specs import count, flops_per_token, named, table
 
 BINS = 40
 REACH = 4.0

@@ -12,7 +12,7 @@ from flax import struct
 
 from gpt3jax.config import Model
 from gpt3jax.inspect.capture import attention_of, capture
-from gpt3jax.model.params import Params
+from gpt3jax.model.init import Params
 
 LONGEST_REPEAT = 64
 """Tokens of the stretch that is repeated to find induction heads."""

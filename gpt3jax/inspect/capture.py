@@ -24,9 +24,9 @@ from jax.sharding import PartitionSpec
 from gpt3jax.config import ConfigError, Model
 from gpt3jax.model import attention
 from gpt3jax.model.gpt3 import EDITED, Edit, Output, head, trunk
+from gpt3jax.model.init import Params
 from gpt3jax.model.layers import unembed
-from gpt3jax.model.params import Params
-from gpt3jax.model.table import table
+from gpt3jax.model.param_specs import table
 from gpt3jax.sharding.collectives import each_device
 from gpt3jax.sharding.rules import partitions
 

@@ -12,7 +12,7 @@ import numpy as np
 from gpt3jax.config import Model
 from gpt3jax.inspect.attention import head_facts, induction
 from gpt3jax.inspect.capture import attention_of
-from gpt3jax.model.params import Params
+from gpt3jax.model.init import Params
 
 MOST_WEIGHTS = 100_000
 """Kept in all; of more, each query keeps its largest."""

@@ -18,8 +18,8 @@ from flax import struct
 
 from gpt3jax.config import Model
 from gpt3jax.model.gpt3 import head
+from gpt3jax.model.init import Params
 from gpt3jax.model.layers import unembed
-from gpt3jax.model.params import Params
 
 
 @struct.dataclass

@@ -17,7 +17,7 @@ from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.evals.prompts import Asked, ask
 from gpt3jax.evals.task import Task
 from gpt3jax.inspect.capture import attention_of, capture
-from gpt3jax.model.params import Params
+from gpt3jax.model.init import Params
 
 SHOTS = (0, 1, 4, 16)
 

@@ -21,13 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt3jax.config import Model
+from gpt3jax.decoding.decode import Sampling, truncate
 from gpt3jax.inspect.capture import of_layer
 from gpt3jax.inspect.lens import guesses
-from gpt3jax.model.decode import Sampling, truncate
 from gpt3jax.model.gpt3 import Output, head
+from gpt3jax.model.init import Params
 from gpt3jax.model.layers import NORM_EPSILON
 from gpt3jax.model.mup import width_ratio
-from gpt3jax.model.params import Params
 
 WANTED = ("embedded", "attention", "mlp", "residual")
 """What `capture` must have given."""

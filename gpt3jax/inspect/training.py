@@ -16,7 +16,7 @@ import numpy as np
 
 from gpt3jax.config import Model
 from gpt3jax.inspect.capture import capture
-from gpt3jax.model.params import Params
+from gpt3jax.model.init import Params
 
 GUESSES = 3
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gpt3jax import stored
+from gpt3jax import serde
 from gpt3jax.config import Activation, ConfigError, Model
-from gpt3jax.stored import Count
+from gpt3jax.serde import Count
 
 Family = Literal["gpt2", "gpt_neo"]
 CLASSES: dict[Family, str] = {"gpt2": "GPT2LMHeadModel", "gpt_neo": "GPTNeoForCausalLM"}
@@ -157,7 +157,7 @@ def _from_gpt_neo(config: dict[str, Any]) -> Model:
 def _known(kind: Any, config: dict[str, Any]) -> Any:
     """The fields of a config that decide numbers; others say how it was trained or is shown."""
     names = kind.__dataclass_fields__
-    return stored.build(kind, {name: config[name] for name in names if name in config})
+    return serde.build(kind, {name: config[name] for name in names if name in config})
 
 
 def _check_same(
@@ -196,12 +196,12 @@ def _model(
 def _kinds(found: _GptNeo) -> list[str]:
     """`global` or `local` for each layer."""
     kinds: list[str] = []
-    groups = stored.build(tuple[tuple[Any, ...], ...], found.attention_types, "attention_types")
+    groups = serde.build(tuple[tuple[Any, ...], ...], found.attention_types, "attention_types")
     for group in groups:
         if len(group) != 2:
             raise ValueError("attention_types is not of lists and how often each is repeated")
-        repeated = stored.build(tuple[str, ...], group[0], "attention_types")
-        count = stored.build(Count, group[1], "attention_types")
+        repeated = serde.build(tuple[str, ...], group[0], "attention_types")
+        count = serde.build(Count, group[1], "attention_types")
         kinds += repeated * min(count, found.num_layers)
         if len(kinds) > found.num_layers:
             break

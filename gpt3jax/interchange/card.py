@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from gpt3jax.checkpoint.manifest import Seal
 from gpt3jax.config import Experiment
 from gpt3jax.interchange.certificate import Certificate
-from gpt3jax.run import Run
+from gpt3jax.run_dir import Run
 from gpt3jax.style import counted
-from gpt3jax.train.display import held_out_losses
-from gpt3jax.train.ledger import read
-from gpt3jax.train.seal import Seal
+from gpt3jax.train.monitor.display import held_out_losses
+from gpt3jax.train.monitor.event_log import read
 
 HEAD = """---
 library_name: transformers

@@ -19,15 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt3jax.checkpoint.partial_read import StoredParams
 from gpt3jax.config import Model, RunError
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.interchange.tokenizer_files import AWKWARD
-from gpt3jax.memory import available
 from gpt3jax.model import attention
 from gpt3jax.model.gpt3 import block
 from gpt3jax.model.layers import embed, unembed
-from gpt3jax.model.table import count
-from gpt3jax.train.slices import StoredParams
+from gpt3jax.model.param_specs import count
+from gpt3jax.runtime.memory import available
 
 FILE = "certificate.json"
 TOLERANCE = {"float32": (1e-4, 2e-5), "bfloat16": (1e-1, 3e-2)}

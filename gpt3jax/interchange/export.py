@@ -17,8 +17,10 @@ from typing import Literal
 
 import numpy as np
 
+from gpt3jax.checkpoint import manifest
+from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.partial_read import StoredParams
 from gpt3jax.config import ConfigError, Model, RunError
-from gpt3jax.data.folder import is_free, whole_folder
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.interchange import huggingface
 from gpt3jax.interchange.architecture import Family, family_of, to_config
@@ -28,13 +30,11 @@ from gpt3jax.interchange.safetensors import FLOATS, Shapes, write_folder
 from gpt3jax.interchange.tokenizer_files import write_tokenizer
 from gpt3jax.model.lora import learned
 from gpt3jax.model.mup import width_ratio
-from gpt3jax.model.table import count
-from gpt3jax.run import Run, open_run
-from gpt3jax.train import seal
-from gpt3jax.train.checkpoint import Checkpoints
-from gpt3jax.train.folder import identities
+from gpt3jax.model.param_specs import count
+from gpt3jax.run_dir import Run, open_run
+from gpt3jax.runtime.atomic_folder import is_free, whole_folder
 from gpt3jax.train.resume import check_is_own
-from gpt3jax.train.slices import StoredParams
+from gpt3jax.train.run_setup import identities
 
 Dtype = Literal["float32", "bfloat16"]
 DTYPES: dict[Dtype, np.dtype] = {"float32": FLOATS["F32"], "bfloat16": FLOATS["BF16"]}
@@ -76,7 +76,7 @@ def export(
         _write_config(folder, model, tokenizer, dtype)
         write_tokenizer(folder, tokenizer, model.context)
         progress("comparing", 0.0)
-        found = seal.read(run.checkpoints / str(step))
+        found = manifest.read(run.checkpoints / str(step))
         certificate = certify(
             folder, params, model, tokenizer, family=family, dtype=dtype,
             parameters=count(model), step=step, state=found.state,
@@ -95,7 +95,7 @@ def opened(run: Run, step: int | None, progress: Progress) -> tuple[int, StoredP
     progress("hashes", 0.0)
 
     def load(each: int) -> tuple[int, StoredParams]:
-        check_is_own(seal.read(checkpoints.path(each)), each, known)
+        check_is_own(manifest.read(checkpoints.path(each)), each, known)
         return each, checkpoints.open_params(each, model)
 
     if step is not None:

@@ -4,7 +4,7 @@ The maps rename, cut, reorder, transpose and, for GPT-Neo, scale. GPT-2's keep
 every bit. GPT-Neo does not divide scores by sqrt(K), so that its query weights are
 ours divided by it: each way rounds to the nearest float32 once, which keeps
 every bit where K is a power of 4, and makes what was read once come back the same
-for any K (tests/interchange/test_huggingface.py).
+for any K (tests/parity/test_huggingface.py).
 
 Legend: D model width, H heads, K head width, Z query, key or value.
 """

@@ -18,7 +18,9 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from gpt3jax import stored
+from gpt3jax import serde
+from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.manifest import Seal
 from gpt3jax.config import (
     ConfigError,
     Data,
@@ -30,7 +32,6 @@ from gpt3jax.config import (
     cut,
     short_hash,
 )
-from gpt3jax.data.folder import is_free, whole_folder
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.interchange import huggingface
 from gpt3jax.interchange.architecture import Family, from_config
@@ -38,14 +39,13 @@ from gpt3jax.interchange.export import opened
 from gpt3jax.interchange.safetensors import Tensor, read_folder
 from gpt3jax.interchange.tokenizer_files import read_tokenizer
 from gpt3jax.model.lora import merged
-from gpt3jax.model.table import count, named, table
-from gpt3jax.run import Run, write_whole
+from gpt3jax.model.param_specs import count, named, table
+from gpt3jax.run_dir import Run, write_whole
+from gpt3jax.runtime.atomic_folder import is_free, whole_folder
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.train import ledger
-from gpt3jax.train.checkpoint import Checkpoints
-from gpt3jax.train.folder import check_writable
-from gpt3jax.train.optimizer import make_optimizer
-from gpt3jax.train.seal import Seal
+from gpt3jax.train.monitor import event_log
+from gpt3jax.train.optimizers import make_optimizer
+from gpt3jax.train.run_setup import check_writable
 from gpt3jax.train.state import TrainState, abstract_state
 
 Arrays = dict[str, np.ndarray]
@@ -114,7 +114,7 @@ def _from_run(run: Run, progress: Progress) -> tuple[Imported, Arrays]:
 
 def _from_huggingface(folder: Path, progress: Progress) -> tuple[Imported, Arrays]:
     try:
-        config = stored.build(dict[str, Any], stored.read(folder / "config.json"))
+        config = serde.build(dict[str, Any], serde.read(folder / "config.json"))
     except FileNotFoundError:
         raise ConfigError(
             f"{folder} is not a model's folder: it has no config.json. Name one that "
@@ -212,13 +212,13 @@ def _write(run: Run, experiment: Experiment, found: Imported, arrays: Arrays, fo
     }  # fmt: skip
     identity = {**experiment.identity(), "data": data}
     write_whole(run.identity_file, json.dumps(identity, indent=2) + "\n")
-    ledger.record(
+    event_log.record(
         run.ledger_file, "import", folder=folder.resolve().name, family=found.family,
-        parameters=found.parameters, **ledger.code_version(),
+        parameters=found.parameters, **event_log.code_version(),
     )  # fmt: skip
 
     def on_saved(sealed: Seal) -> None:
-        ledger.record(run.ledger_file, "save", step=0, sequences=0, state=sealed.state)
+        event_log.record(run.ledger_file, "save", step=0, sequences=0, state=sealed.state)
 
     mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
     abstract = abstract_state(experiment, mesh)
@@ -232,7 +232,7 @@ def _write(run: Run, experiment: Experiment, found: Imported, arrays: Arrays, fo
         state = TrainState(params, make_optimizer(experiment).init(params))
         checkpoints = Checkpoints(run.checkpoints, experiment.train.keep)
         try:
-            unsealed = Seal(0, 0, (), short_hash(identity), ledger.code_version(), {})
+            unsealed = Seal(0, 0, (), short_hash(identity), event_log.code_version(), {})
             checkpoints.save(state, unsealed, on_saved)
             checkpoints.wait()
         finally:

@@ -22,9 +22,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gpt3jax import stored
+from gpt3jax import serde
 from gpt3jax.config import ConfigError, cut
-from gpt3jax.stored import Count
+from gpt3jax.serde import Count
 
 LONGEST_HEADER = 16 << 20
 """Bytes; a tensor takes about 100."""
@@ -76,7 +76,7 @@ class Tensor:
             values = np.empty(self.shape, dtype)
             with self.file.open("rb", buffering=0) as file:
                 file.seek(self.start)
-                stored.fill(file, values)
+                serde.fill(file, values)
         except (OSError, ValueError) as error:
             raise _refusal(self.file, error) from error
         return values
@@ -106,8 +106,8 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
             "formats can run code. Save the model with safe_serialization=True"
         )
     try:
-        index = stored.build(dict[str, Any], stored.read(folder / INDEX))
-        places = stored.build(dict[str, str], index.get("weight_map"), "weight_map")
+        index = serde.build(dict[str, Any], serde.read(folder / INDEX))
+        places = serde.build(dict[str, str], index.get("weight_map"), "weight_map")
         for file in set(places.values()):
             if not PLAIN_NAME.fullmatch(file):
                 raise ValueError(f"{cut(file, 80)!r} is not the name of a file of the folder")
@@ -154,10 +154,10 @@ def _read_header(file: Path) -> dict[str, Tensor]:
         text = opened.read(length)
     if not text.startswith(b"{"):
         raise ValueError("its header is not an object")
-    header = stored.build(dict[str, Any], stored.parse(text.decode()))
-    stored.build(dict[str, str], header.pop("__metadata__", {}), "__metadata__")
+    header = serde.build(dict[str, Any], serde.parse(text.decode()))
+    serde.build(dict[str, str], header.pop("__metadata__", {}), "__metadata__")
     tensors, end = {}, 8 + length
-    entries = {name: stored.build(_Entry, entry, name[:40]) for name, entry in header.items()}
+    entries = {name: serde.build(_Entry, entry, name[:40]) for name, entry in header.items()}
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
         start = 8 + length + _check_entry(name[:80], entry)
         if start != end:

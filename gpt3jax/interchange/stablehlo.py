@@ -22,9 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from gpt3jax.checkpoint import manifest
+from gpt3jax.checkpoint.partial_read import StoredParams
 from gpt3jax.config import ConfigError, Model
-from gpt3jax.data.folder import whole_folder
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.decoding import batched
 from gpt3jax.interchange.certificate import (
     Certificate,
     compared,
@@ -34,14 +36,12 @@ from gpt3jax.interchange.certificate import (
 )
 from gpt3jax.interchange.export import DTYPES, Dtype, Progress, check_is_new, check_space, opened
 from gpt3jax.interchange.safetensors import Shapes, read_folder, write_folder
-from gpt3jax.model import rows
 from gpt3jax.model.gpt3 import Cache
+from gpt3jax.model.init import Params
 from gpt3jax.model.lora import learned
-from gpt3jax.model.params import Params
-from gpt3jax.model.table import count, named, table
-from gpt3jax.run import open_run
-from gpt3jax.train import seal
-from gpt3jax.train.slices import StoredParams
+from gpt3jax.model.param_specs import count, named, table
+from gpt3jax.run_dir import open_run
+from gpt3jax.runtime.atomic_folder import whole_folder
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAMS = ("prefill", "decode")
@@ -124,7 +124,7 @@ def export(
         for name, program in programs(model, shapes).items():
             progress("programs", PROGRAMS.index(name) / len(PROGRAMS))
             (folder / f"{name}.jax_export").write_bytes(program.serialize())
-        found = seal.read(run.checkpoints / str(step))
+        found = manifest.read(run.checkpoints / str(step))
         facts = {
             "step": step, "state": found.state, "code": found.code, "dtype": dtype,
             "context": model.context, "vocabulary": model.vocabulary,
@@ -211,11 +211,11 @@ def programs(model: Model, shapes: Shapes) -> dict[str, jax.export.Exported]:
     """
 
     def prefill(weights, tokens_bT, length_b):
-        logits_bV, cache = rows.prefill_each(_tree(weights, model), tokens_bT, length_b, model)
+        logits_bV, cache = batched.prefill_each(_tree(weights, model), tokens_bT, length_b, model)
         return logits_bV, (cache.keys, cache.values, cache.length)
 
     def decode(weights, cache, token_b):
-        logits_bV, cache = rows.decode_each(_tree(weights, model), Cache(*cache), token_b, model)
+        logits_bV, cache = batched.decode_each(_tree(weights, model), Cache(*cache), token_b, model)
         return logits_bV, (cache.keys, cache.values, cache.length)
 
     kind = jax.ShapeDtypeStruct

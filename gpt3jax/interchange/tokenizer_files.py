@@ -18,12 +18,12 @@ from typing import Any
 
 import sentencepiece
 
-from gpt3jax import stored
+from gpt3jax import serde
 from gpt3jax.config import ConfigError
 from gpt3jax.data import byte_level
 from gpt3jax.data.byte_level import END_OF_TEXT
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.stored import Count
+from gpt3jax.serde import Count
 
 SENTENCE_PIECE = "tokenizer.model"
 FAST = "tokenizer.json"
@@ -115,8 +115,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
       ConfigError: there is none, or one whose ids would not be the same here.
     """
     for name, read in (
-        (SENTENCE_PIECE, lambda file: stored.read_bytes(file)),
-        (FAST, lambda file: byte_level.to_json(*byte_level.from_json(stored.read_bytes(file)))),
+        (SENTENCE_PIECE, lambda file: serde.read_bytes(file)),
+        (FAST, lambda file: byte_level.to_json(*byte_level.from_json(serde.read_bytes(file)))),
         (VOCABULARY, lambda file: byte_level.to_json(*_read_pair(file, folder / MERGES))),
     ):
         file = folder / name
@@ -150,8 +150,8 @@ def _warn_of_special(file: Path, tokenizer: Tokenizer) -> None:
 
 def _read_pair(vocabulary: Path, merges: Path) -> tuple[Any, Any, Any]:
     """Pieces, merges and special ids of vocab.json and merges.txt."""
-    ids = stored.build(dict[str, Count], stored.read(vocabulary))
-    lines = stored.read_bytes(merges).decode().split("\n")
+    ids = serde.build(dict[str, Count], serde.read(vocabulary))
+    lines = serde.read_bytes(merges).decode().split("\n")
     # GPT-2's first line names a version.
     pairs = [tuple(line.split(" ")) for line in lines if line and not _VERSION.match(line)]
     return byte_level.check(ids, pairs, set())

@@ -20,12 +20,12 @@ from jax.ad_checkpoint import checkpoint_name
 from gpt3jax.config import Model
 from gpt3jax.model import attention
 from gpt3jax.model.float8 import in_float8
+from gpt3jax.model.init import Params
 from gpt3jax.model.layers import embed, layer_norm, linear, linear_sum, mlp, unembed, unstack
 from gpt3jax.model.lora import with_changes
 from gpt3jax.model.mup import query_scale
-from gpt3jax.model.packed import Packed
-from gpt3jax.model.params import Params
-from gpt3jax.model.table import table
+from gpt3jax.model.param_specs import table
+from gpt3jax.model.quantized import Packed
 from gpt3jax.sharding.collectives import gather_weights, platform, size
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]

@@ -19,9 +19,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gpt3jax.config import Activation, Model
 from gpt3jax.model.float8 import Float8
+from gpt3jax.model.init import Params
 from gpt3jax.model.mup import width_ratio
-from gpt3jax.model.packed import Packed
-from gpt3jax.model.params import Params
+from gpt3jax.model.quantized import Packed
 from gpt3jax.sharding.collectives import index, scatter_sum, size
 from gpt3jax.sharding.ring import gather_matmul, matmul_scatter
 

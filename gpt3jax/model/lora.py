@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt3jax.config import Model
-from gpt3jax.model.params import Params
+from gpt3jax.model.init import Params
 
 
 def merged(params: Params, model: Model) -> tuple[Params, Model]:

@@ -14,7 +14,7 @@ import re
 from functools import lru_cache
 
 from gpt3jax.config import ConfigError, Experiment, Model
-from gpt3jax.model.table import named, table
+from gpt3jax.model.param_specs import named, table
 
 Trained = dict[str, tuple[bool, ...]]
 """By path, each leaf of which something is trained; of a stacked one, which layers are."""

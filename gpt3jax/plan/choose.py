@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from gpt3jax.config import Experiment, Mesh
-from gpt3jax.plan.chips import Chip, GiB, chip_of
 from gpt3jax.plan.layouts import check_fits
 from gpt3jax.plan.planner import plan
 from gpt3jax.plan.slices import Slice
+from gpt3jax.runtime.chips import Chip, GiB, chip_of
 from gpt3jax.sharding.axes import AXES
 
 UNKNOWN = Chip(

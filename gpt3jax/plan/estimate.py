@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gpt3jax.config import Experiment
-from gpt3jax.model.table import LOGIT_ROWS, flops_per_token, named, table, visible_pairs
+from gpt3jax.model.param_specs import LOGIT_ROWS, flops_per_token, named, table, visible_pairs
 from gpt3jax.model.trainable import trained
 from gpt3jax.plan.layouts import Layout
 from gpt3jax.plan.slices import Slice

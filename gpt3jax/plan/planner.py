@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gpt3jax.config import ConfigError, Experiment
-from gpt3jax.plan.chips import GiB
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.layouts import check_some, layouts
 from gpt3jax.plan.slices import Slice
+from gpt3jax.runtime.chips import GiB
 
 
 @dataclass(frozen=True)

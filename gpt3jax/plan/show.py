@@ -9,15 +9,15 @@ from rich.console import Console
 from rich.table import Table
 
 from gpt3jax.config import ConfigError, Experiment
-from gpt3jax.model.table import count, flops_per_token
+from gpt3jax.model.param_specs import count, flops_per_token
 from gpt3jax.plan.budget import PF_DAY, best_by_chinchilla, best_by_paper
-from gpt3jax.plan.chips import CHIPS, GiB
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.flags import recommended, variable
+from gpt3jax.plan.hlo import Compiled
 from gpt3jax.plan.planner import Plan, plan
-from gpt3jax.plan.program import Compiled
+from gpt3jax.plan.scaling_laws import Laws, matrix_parameters
 from gpt3jax.plan.slices import Slice, parse
-from gpt3jax.scaling import Laws, matrix_parameters
+from gpt3jax.runtime.chips import CHIPS, GiB
 from gpt3jax.style import counted
 
 BEST_FEW, LOSERS = 4, 8

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 from gpt3jax.config import ConfigError
-from gpt3jax.plan.chips import CHIPS, Chip
+from gpt3jax.runtime.chips import CHIPS, Chip
 
 SUFFIX = {"v4": "v4", "v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e", "v7x": "tpu7x"}
 MOST_CHIPS = 1_000_000

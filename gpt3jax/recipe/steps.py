@@ -19,11 +19,11 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from gpt3jax import stored
+from gpt3jax import serde
 from gpt3jax.config import ConfigError
-from gpt3jax.data.corpus import open_corpus
-from gpt3jax.data.documents import Skipped, hash_key
-from gpt3jax.evals.files import load_tasks
+from gpt3jax.data.corpora.documents import Skipped, hash_key
+from gpt3jax.data.corpora.open import open_corpus
+from gpt3jax.evals.tasks.files import load_tasks
 from gpt3jax.recipe.decontaminate import PAPER, grams_of, pieces, shared
 from gpt3jax.recipe.quality import Quality, keeps, train_quality
 
@@ -184,7 +184,7 @@ class CutGrams(PipelineStep):
         counts = Counter()
         for file in sorted(Path(self.folder).glob("*.json")):
             try:
-                counts.update(stored.build(dict[str, stored.Count], stored.read(file)))
+                counts.update(serde.build(dict[str, serde.Count], serde.read(file)))
             except (OSError, ValueError) as error:
                 raise ConfigError(f"{file} is damaged: {error}. Count again") from error
         return counts

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from gpt3jax import stored
+from gpt3jax import serde
 from gpt3jax.config import ConfigError, Model
 from gpt3jax.data.byte_level import END_OF_TEXT
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.model.rows import BEST
+from gpt3jax.decoding.batched import BEST
 
 LARGEST_BODY = 1 << 20
 """Bytes."""
@@ -199,11 +199,11 @@ def completion(body: bytes, served: Served) -> Completion:
 
 def _parse(body: bytes) -> _Body:
     try:
-        value = stored.parse(body.decode("utf-8-sig"))
+        value = serde.parse(body.decode("utf-8-sig"))
     except ValueError as error:  # JSON's and Unicode's errors are of this kind.
         raise ApiError(400, f"the body is not JSON: {str(error)[:200]}") from error
     try:
-        asked = stored.build(_Body, value)
+        asked = serde.build(_Body, value)
     except ValueError as error:
         field = re.match(r"\w*", str(error))[0]
         known = field in _Body.__dataclass_fields__

@@ -6,7 +6,7 @@ Rows of unlike requests are written together, one token each per step. A step is
 2, 4, ... rows (programs.py): a row that comes takes a free slot or doubles them, and when half of
 them stand free they are halved; while others are written it waits for what is not compiled yet.
 While no text is longer than a quarter of the context, no more of the cache is there to be read.
-Every row has its own key, length and way of drawing (model/rows.py), so that its text is what
+Every row has its own key, length and way of drawing (decoding/batched.py), so that its text is what
 `gpt3jax generate` writes with its seed.
 """
 
@@ -23,8 +23,8 @@ import jax
 import numpy as np
 
 from gpt3jax.config import RunError
-from gpt3jax.generate import Generator, TextStream, padded_size
-from gpt3jax.model import rows
+from gpt3jax.decoding import batched
+from gpt3jax.decoding.generator import Generator, TextStream, padded_size
 from gpt3jax.model.gpt3 import Cache
 from gpt3jax.serve.programs import Programs
 from gpt3jax.serve.texts import Finish, Job, Offsets, Piece, Row, Scored
@@ -254,7 +254,7 @@ class Owner:
         drawn = self.programs.get("draw")(logits, self._drawing([row]))
         self._take(row, jax.tree.map(np.asarray, drawn), 0)
 
-    def _compute_step(self, token_B: jax.Array | None = None) -> rows.Drawn:
+    def _compute_step(self, token_B: jax.Array | None = None) -> batched.Drawn:
         """One token per slot; what free slots get means nothing.
 
         Args:
@@ -271,12 +271,12 @@ class Owner:
         drawn, self._cache = step(self._params, cache, token_B, how)
         return drawn
 
-    def _drawing(self, among: Sequence[Row | None], ahead: int = 0) -> rows.Drawing:
+    def _drawing(self, among: Sequence[Row | None], ahead: int = 0) -> batched.Drawing:
         def each(of: Callable[[Row], Any], dtype: type, free: float = 0) -> np.ndarray:
             return np.array([of(row) if row else free for row in among], dtype)
 
         # Free slots draw plainly: they must not make all rows be sorted, as another top-p would.
-        return rows.Drawing(
+        return batched.Drawing(
             seed=each(lambda row: row.job.asked.seed, np.uint32),
             # Also of the same prompt, and with the same seed, no two rows draw alike.
             sample=each(lambda row: row.index, np.int32),
@@ -290,9 +290,9 @@ class Owner:
         """One free slot, with the least room."""
         self._slots: list[Row | None] = [None]
         self._room = self.programs.rooms[0]
-        self._ahead: rows.Drawn | None = None
+        self._ahead: batched.Drawn | None = None
         """A step that runs, and is not read yet."""
-        self._cache = rows.empty(self._model, 1, self._room)
+        self._cache = batched.empty(self._model, 1, self._room)
 
     def _make_room(self, filled: int) -> None:
         """So many slots of the cache for each row, at least."""
@@ -309,7 +309,7 @@ class Owner:
         self._slots = [self._slots[slot] for slot in taken[:count]] + [None] * new
         self._room = room
 
-    def _take(self, row: Row, drawn: rows.Drawn, at: int) -> None:
+    def _take(self, row: Row, drawn: batched.Drawn, at: int) -> None:
         """A row's next token becomes text; it may be the last."""
         token, asked = int(drawn.token[at]), row.job.asked
         row.history.append(token)
@@ -332,7 +332,7 @@ class Owner:
         elif asked.stream and row.text:
             self._deliver(row, None)
 
-    def _scored(self, row: Row, token: int, drawn: rows.Drawn | None, at: int) -> Scored:
+    def _scored(self, row: Row, token: int, drawn: batched.Drawn | None, at: int) -> Scored:
         offset = row.offsets.push(token)
         if drawn is None:
             return Scored(token, offset)

@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt3jax.generate import Generator, padded_size
-from gpt3jax.model import decode, rows
+from gpt3jax.decoding import batched, decode
+from gpt3jax.decoding.generator import Generator, padded_size
 from gpt3jax.model.gpt3 import Cache
 
 Key = tuple[str | int, ...]
@@ -50,12 +50,12 @@ class Programs:
         text = {"vocabulary": generator.vocabulary}
         self._jitted: dict[str, Callable[..., Any]] = {
             "prefill": jax.jit(partial(decode.prefill, model=model), static_argnames="slots"),
-            "draw": jax.jit(partial(rows.draw_each, **text)),
-            "step": jax.jit(partial(rows.step, model=model, **text), donate_argnames="cache",
+            "draw": jax.jit(partial(batched.draw_each, **text)),
+            "step": jax.jit(partial(batched.step, model=model, **text), donate_argnames="cache",
                             compiler_options=options),
-            "place": jax.jit(rows.place_row, donate_argnums=0),
-            "resize": jax.jit(rows.resized, static_argnames="slots"),
-            "score": jax.jit(partial(rows.score, model=model)),
+            "place": jax.jit(batched.place_row, donate_argnums=0),
+            "resize": jax.jit(batched.resized, static_argnames="slots"),
+            "score": jax.jit(partial(batched.score, model=model)),
         }  # fmt: skip
         self._found: dict[Key, Future[Callable[..., Any]]] = {}
         self._lock, self._is_closing = threading.Lock(), False
@@ -217,12 +217,12 @@ class Programs:
         return self._jitted[name].lower(*arguments, **static).compile()
 
     def _cache(self, count: int, room: int) -> Cache:
-        return jax.eval_shape(partial(rows.empty, self._model, count, room))
+        return jax.eval_shape(partial(batched.empty, self._model, count, room))
 
 
-def _drawing(count: int) -> rows.Drawing:
+def _drawing(count: int) -> batched.Drawing:
     each = partial(jax.ShapeDtypeStruct, (count,))
-    return rows.Drawing(
+    return batched.Drawing(
         each(np.uint32), each(np.int32), each(np.int32), each(np.float32), each(np.float32),
         each(np.bool_),
     )  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.generate import TextStream
+from gpt3jax.decoding.generator import TextStream
 from gpt3jax.serve.api import Completion
 
 Finish = Literal["stop", "length"]

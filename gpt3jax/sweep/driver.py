@@ -21,13 +21,13 @@ import optuna
 from optuna.trial import TrialState
 
 from gpt3jax.config import ConfigError, Experiment, short_hash
-from gpt3jax.experiments import load_experiment
-from gpt3jax.run import Run
+from gpt3jax.run_dir import Run
 from gpt3jax.sweep import store, worker
 from gpt3jax.sweep.space import Params, Space, grid, load
 from gpt3jax.sweep.worker import Work
-from gpt3jax.train.display import over_windows
-from gpt3jax.train.schedule import total_tokens
+from gpt3jax.train.monitor.display import over_windows
+from gpt3jax.train.schedules import total_tokens
+from gpt3jax.user_code import load_experiment
 
 POLL_S = 0.2
 REFRESH_S = 2.0
@@ -236,7 +236,7 @@ def windows(run: Run) -> str:
 
 def flops(run: Run) -> float:
     """Training FLOPs of a run by the tokens that it has seen."""
-    from gpt3jax.model.table import flops_per_token
+    from gpt3jax.model.param_specs import flops_per_token
 
     tokens = max((record.get("tokens", 0) for record in run.metrics()), default=0)
     return float(tokens) * flops_per_token(run.experiment().model)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from gpt3jax.report_page import token_axis
+from gpt3jax.report.page import token_axis
 from gpt3jax.style import COLOURS, GREY, STYLE
 from gpt3jax.sweep.show import names, short
 from gpt3jax.sweep.store import Trial, best

@@ -12,7 +12,7 @@ import optuna
 from rich.console import Console
 
 from gpt3jax.config import ConfigError
-from gpt3jax.run import write_whole
+from gpt3jax.run_dir import write_whole
 from gpt3jax.sweep import show, store
 from gpt3jax.sweep.driver import Plan, Sweep
 from gpt3jax.sweep.page import write_page

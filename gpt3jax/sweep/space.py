@@ -29,8 +29,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from gpt3jax.code import load_module, naming
 from gpt3jax.config import ConfigError
+from gpt3jax.user_code import load_module, naming
 
 Params = dict[str, Any]
 """Values of a trial, by the names that `space` gave them."""

@@ -25,7 +25,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from gpt3jax.config import ConfigError, RunError
-from gpt3jax.data.folder import is_alive
+from gpt3jax.runtime.atomic_folder import is_alive
 from gpt3jax.sweep.space import Params
 
 BEAT_S = 15.0

@@ -12,14 +12,14 @@ from gpt3jax.config import Data, Experiment
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import load_manifest
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.evals.evaluate import Protocol, evaluate
-from gpt3jax.evals.files import load_tasks
+from gpt3jax.decoding.decode import Sampling
+from gpt3jax.decoding.generator import Generator
 from gpt3jax.evals.perplexity import perplexity, token_lengths
+from gpt3jax.evals.protocol import Protocol, evaluate
 from gpt3jax.evals.scoring import Scorer
-from gpt3jax.evals.words import words_in
-from gpt3jax.generate import Generator
-from gpt3jax.model.decode import Sampling
-from gpt3jax.model.params import Params
+from gpt3jax.evals.tasks.files import load_tasks
+from gpt3jax.evals.tasks.words import words_in
+from gpt3jax.model.init import Params
 
 SAMPLING = Sampling(temperature=0.5, top_p=0.9)
 """Of the samples shown while training: bold enough for a small model to be readable."""

@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gpt3jax import stored
+from gpt3jax import serde
 from gpt3jax.config import ConfigError, Experiment
-from gpt3jax.run import Run, read_events
-from gpt3jax.train.schedule import batch_range
+from gpt3jax.run_dir import Run, read_events
+from gpt3jax.train.schedules import batch_range
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def sessions(run: Run) -> list[Session]:
 
 def _session(run: Run, event: dict[str, Any]) -> Session:
     try:
-        experiment = run.located(stored.build(Experiment, event.get("experiment")))
-        mesh = stored.build(dict[str, int], event.get("mesh"))
+        experiment = run.located(serde.build(Experiment, event.get("experiment")))
+        mesh = serde.build(dict[str, int], event.get("mesh"))
     except (ValueError, ConfigError):  # Of an earlier version, or damaged.
         experiment = mesh = None
     return Session(event["step"], experiment, mesh, event.get("dtype"), event.get("device"))

@@ -14,19 +14,20 @@ from typing import Any
 
 import jax
 
+from gpt3jax.checkpoint.checkpointer import Checkpoints, Position, SaveError
+from gpt3jax.checkpoint.manifest import Seal
 from gpt3jax.config import Data, Experiment, RunError
-from gpt3jax.run import Run
-from gpt3jax.sharding import hosts
-from gpt3jax.train import early, incident, ledger, noise
-from gpt3jax.train.checkpoint import Checkpoints, Position, SaveError
-from gpt3jax.train.clock import Clock
-from gpt3jax.train.display import Display
+from gpt3jax.run_dir import Run
+from gpt3jax.sharding import processes
+from gpt3jax.train import early_stopping
 from gpt3jax.train.evaluation import Evaluation
-from gpt3jax.train.folder import identities
 from gpt3jax.train.metrics import Meter, MetricsLog
-from gpt3jax.train.schedule import batch_windows, is_done, total_tokens
-from gpt3jax.train.seal import Seal
-from gpt3jax.train.spikes import LASTING, Divergence, Spikes
+from gpt3jax.train.monitor import event_log, noise_scale, nonfinite
+from gpt3jax.train.monitor.display import Display
+from gpt3jax.train.monitor.loss_spikes import LASTING, Divergence, Spikes
+from gpt3jax.train.monitor.phase_timer import Clock
+from gpt3jax.train.run_setup import identities
+from gpt3jax.train.schedules import batch_windows, is_done, total_tokens
 from gpt3jax.train.state import TrainState
 from gpt3jax.train.step import Metrics
 from gpt3jax.train.stepper import Batch, Stepper
@@ -67,21 +68,21 @@ class Loop:
         """Whether a host has caught a signal; all see it at the same step."""
         self.bad_steps = self.failed_saves = 0
         self.save_again = False
-        self.skips, self.code = run.skips(), ledger.code_version()
-        self.identity = hosts.on_first(lambda: identities(run))[-1]
+        self.skips, self.code = run.skips(), event_log.code_version()
+        self.identity = processes.on_first(lambda: identities(run))[-1]
         self.spikes = Spikes()
         self.evaluation = Evaluation(experiment, mesh, run.tokenizer_file, base)
         self.stepper = Stepper(experiment, mesh, start, self.skips)
         self.log = MetricsLog(run.metrics_file, run.tensorboard, start.step)
         # The log has been cut to where the run goes on.
-        logged = run.metrics() if hosts.is_first() else []
+        logged = run.metrics() if processes.is_first() else []
         self.divergence = Divergence(experiment.model.vocabulary, logged)
-        self.noise = noise.NoiseScale(experiment.train.log_every, logged)
-        self.evaluations = hosts.on_first(lambda: early.evaluations(run))
+        self.noise = noise_scale.NoiseScale(experiment.train.log_every, logged)
+        self.evaluations = processes.on_first(lambda: early_stopping.evaluations(run))
         self._keep_best()
         self.meter = Meter(experiment.model)
         self.display = Display(
-            total_tokens(experiment), self.tokens, start.step, silent=not hosts.is_first()
+            total_tokens(experiment), self.tokens, start.step, silent=not processes.is_first()
         )
 
     @property
@@ -101,7 +102,7 @@ class Loop:
         unread: tuple[Batch, Metrics] | None = None
         self.meter.restart()
         while not self._is_last():
-            stop = hosts.any_host(self.caught, self.mesh)
+            stop = processes.any_host(self.caught, self.mesh)
             self.clock.enter("data", self.position.step)
             batch = self.stepper.next_batch()
             self._enter_step()
@@ -144,7 +145,7 @@ class Loop:
             }  # fmt: skip
             if len(batch.sequences) % self.experiment.microbatch == 0:
                 # The estimate compares whole microbatches with the batch.
-                record |= noise.finite(metrics)
+                record |= noise_scale.finite(metrics)
             scale = self.noise.see(record | {"step": batch.after.step})
             record |= {} if scale is None else {"noise_scale": scale}
             self._write(batch.after, record | self.meter.read())
@@ -233,7 +234,7 @@ class Loop:
         self.clock.enter("evaluate" if self.evaluation.is_compiled else "compile", step)
 
         def is_stopping() -> bool:
-            self.is_stopping |= bool(hosts.any_host(self.caught, self.mesh))
+            self.is_stopping |= bool(processes.any_host(self.caught, self.mesh))
             return self.is_stopping
 
         found = self.evaluation.measure(state.params, is_stopping)
@@ -247,8 +248,8 @@ class Loop:
             self.evaluations.append([step, found["val_loss"]])
             self._keep_best()
 
-    def _verdict(self) -> early.Verdict:
-        return early.verdict(self.evaluations, self.experiment.train.patience)
+    def _verdict(self) -> early_stopping.Verdict:
+        return early_stopping.verdict(self.evaluations, self.experiment.train.patience)
 
     def _keep_best(self) -> None:
         if self.experiment.train.patience:
@@ -256,7 +257,7 @@ class Loop:
 
     def _end_early(self) -> None:
         patience, best = self.experiment.train.patience, self._verdict().best
-        hosts.on_first(lambda: early.settle(self.run, self.checkpoints, patience))
+        processes.on_first(lambda: early_stopping.settle(self.run, self.checkpoints, patience))
         self.display.note(
             f"validation was best at step {best}, and not better {patience} times since: the run "
             "ends there"
@@ -270,13 +271,13 @@ class Loop:
         where = ""
         if self.bad_steps == 1:
             model = self.experiment.model
-            first_bad = incident.first_bad(state.params, batch.windows, batch.count, model)
+            first_bad = nonfinite.first_bad(state.params, batch.windows, batch.count, model)
             replay = f"gpt3jax verify {self.run.path} --replay {step - 1}:{step}"
-            found = incident.Incident(
+            found = nonfinite.Incident(
                 step, loss, norm, batch.learning_rate, batch.sequences, first_bad, replay
             )
-            if hosts.is_first():
-                page = incident.write(self.run, found, self.stepper.feed.order)
+            if processes.is_first():
+                page = nonfinite.write(self.run, found, self.stepper.feed.order)
                 where = f"First bad: {first_bad}. See {page}"
         self.display.note(f"step {step}: loss is {loss}, its update was left out. {where}")
         if self.bad_steps == BAD_STEPS:
@@ -303,8 +304,8 @@ class Loop:
         self.display.show(record)
 
     def _record(self, event: str, **facts: Any) -> None:
-        if hosts.is_first():
-            ledger.record(self.run.ledger_file, event, **facts)
+        if processes.is_first():
+            event_log.record(self.run.ledger_file, event, **facts)
 
     def _is_last(self) -> bool:
         is_over = self.is_stopping or self._verdict().is_over
@@ -337,4 +338,4 @@ def evaluation_is_owed(run: Run, at: Position, experiment: Experiment) -> bool:
         return any(r["step"] == at.step and "val_loss" in r for r in run.metrics())
 
     is_due = evaluation_is_due(at, experiment)
-    return is_due and (at.step == 0 or not hosts.on_first(is_there))
+    return is_due and (at.step == 0 or not processes.on_first(is_there))

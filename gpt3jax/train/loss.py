@@ -21,9 +21,9 @@ import jax.numpy as jnp
 
 from gpt3jax.config import Model
 from gpt3jax.model.gpt3 import head, trunk
+from gpt3jax.model.init import Params
 from gpt3jax.model.layers import last_norm
-from gpt3jax.model.likelihood import in_rows, logits_of, scores_of
-from gpt3jax.model.params import Params
+from gpt3jax.model.logprobs import in_rows, logits_of, scores_of
 from gpt3jax.sharding.collectives import gather, index, scatter_sum, size, total
 
 

@@ -5,7 +5,7 @@ in bits/byte, both over `val_windows` of `val_windows_available` held-out window
 second, `*_s` in seconds. `mfu` is model FLOPs (6 per matrix element and token, plus causal
 attention) over the devices' bfloat16 peak; it is absent where no peak is known, as on a CPU.
 Where gradients are accumulated, `grad_square` and `grad_variance` (of one token) are of the step,
-and `noise_scale`, in tokens, of the logged steps so far (noise.py). All batches after one record
+and `noise_scale`, in tokens, of the logged steps so far (monitor/noise_scale.py). All batches after one record
 with `batch_tokens`, up to and including the next one's, are of that next one's size.
 """
 
@@ -24,10 +24,10 @@ from typing import Any
 import jax
 
 from gpt3jax.config import Model
-from gpt3jax.model.table import flops_per_token
-from gpt3jax.plan.chips import peak_flops
-from gpt3jax.run import is_logged, parse_record, read_lines
-from gpt3jax.sharding import hosts
+from gpt3jax.model.param_specs import flops_per_token
+from gpt3jax.run_dir import is_logged, parse_record, read_lines
+from gpt3jax.runtime.chips import peak_flops
+from gpt3jax.sharding import processes
 
 
 class MetricsLog:
@@ -35,7 +35,7 @@ class MetricsLog:
 
     def __init__(self, file: Path, tensorboard: Path, resumed_at: int):
         """Open for appending; records past the resumed step are cut, they will come again."""
-        self._is_kept = hosts.is_first()
+        self._is_kept = processes.is_first()
         if not self._is_kept:
             return
         # A run that starts again from the seed logs its step 0 again, too.

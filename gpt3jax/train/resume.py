@@ -8,14 +8,16 @@ from dataclasses import asdict
 
 from jax.sharding import Mesh
 
+from gpt3jax.checkpoint import manifest
+from gpt3jax.checkpoint.checkpointer import Checkpoints, Position, Tell
+from gpt3jax.checkpoint.manifest import DamagedError, Seal
 from gpt3jax.config import ConfigError, Experiment
-from gpt3jax.run import Run, Skip, write_whole
-from gpt3jax.sharding import hosts
-from gpt3jax.train import history, ledger, seal
-from gpt3jax.train.checkpoint import Checkpoints, Position, Tell
-from gpt3jax.train.folder import identities
+from gpt3jax.run_dir import Run, Skip, write_whole
+from gpt3jax.sharding import processes
+from gpt3jax.train import history
 from gpt3jax.train.metrics import cut_after
-from gpt3jax.train.seal import DamagedError, Seal
+from gpt3jax.train.monitor import event_log
+from gpt3jax.train.run_setup import identities
 from gpt3jax.train.state import TrainState, abstract_state
 
 
@@ -23,7 +25,7 @@ def furthest(checkpoints: Checkpoints) -> Position:
     """The newest position whose seal can be read, without looking at its values."""
     for step in reversed(checkpoints.steps()):
         try:
-            found = seal.read(checkpoints.path(step))
+            found = manifest.read(checkpoints.path(step))
         except DamagedError:
             continue
         return Position(found.step, found.sequences)
@@ -42,10 +44,10 @@ def restore(
       DamagedError: there are checkpoints, but none is whole.
     """
     abstract = abstract_state(experiment, mesh)
-    known = hosts.on_first(lambda: identities(run))
+    known = processes.on_first(lambda: identities(run))
 
     def load(step: int) -> tuple[TrainState, Seal]:
-        found = seal.read(checkpoints.path(step))
+        found = manifest.read(checkpoints.path(step))
         check_is_own(found, step, known)
         return checkpoints.restore(step, abstract), found
 
@@ -53,8 +55,8 @@ def restore(
 
     def note(step: int, what: str) -> None:
         passed_over.append(step)
-        if hosts.is_first():
-            ledger.record(run.ledger_file, "damaged", step=step, what=what)
+        if processes.is_first():
+            event_log.record(run.ledger_file, "damaged", step=step, what=what)
         tell(step, what)
 
     found = checkpoints.newest(load, note)
@@ -64,7 +66,7 @@ def restore(
             checkpoints.set_aside(step, "damaged")
 
     # Not before another is known to be good: when none is, all stay where they are.
-    hosts.on_first(set_aside)
+    processes.on_first(set_aside)
     return found
 
 
@@ -96,20 +98,20 @@ def rewind(run: Run, checkpoints: Checkpoints, step: int, batches: int) -> None:
     windows = _windows_ahead(run, found, batches)
     skips = (*earlier, Skip(step, found.sequences, windows))
     if skips != run.skips():
-        ledger.record(
+        event_log.record(
             run.ledger_file, "rewind", step=step, batches=batches, windows=windows,
             was_at=steps[-1],
         )  # fmt: skip
         write_whole(run.skips_file, json.dumps([asdict(skip) for skip in skips], indent=2) + "\n")
     elif steps[-1] > step:
         return
-    # What was measured after it no longer counts: it could have ended the run (early.py).
+    # What was measured after it no longer counts: it could have ended the run (early_stopping.py).
     cut_after(run.metrics_file, step)
 
 
 def _windows_ahead(run: Run, found: Seal, batches: int) -> int:
     """Windows in the batches after a checkpoint, as the run read them before or would read them."""
-    for event in reversed(ledger.read(run.ledger_file)):
+    for event in reversed(event_log.read(run.ledger_file)):
         # The run was sent back here before: what it had read then is no longer in the metrics.
         if event["event"] == "rewind":
             skip = Skip(event.get("step"), found.sequences, event.get("windows"))
@@ -126,7 +128,7 @@ def set_rewound_aside(run: Run, checkpoints: Checkpoints) -> None:
     skips = run.skips()
     for step in checkpoints.steps():
         try:
-            found = seal.read(checkpoints.path(step))
+            found = manifest.read(checkpoints.path(step))
         except DamagedError:
             continue
         if found.skips != tuple(skip for skip in skips if skip.sequences < found.sequences):

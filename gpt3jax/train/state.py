@@ -15,28 +15,26 @@ from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt3jax.config import ConfigError, Experiment
-from gpt3jax.model import params as model_params
-from gpt3jax.model import table as model_table
+from gpt3jax.model.init import Params, abstract_params, init_params
 from gpt3jax.model.trainable import trained
-from gpt3jax.sharding.rules import param_shardings
-from gpt3jax.train.optimizer import make_optimizer
+from gpt3jax.train.optimizers import make_optimizer
 
 
 @struct.dataclass
 class TrainState:
     """Everything on the devices that a step reads and replaces."""
 
-    params: model_params.Params
+    params: Params
     optimizer: Any
 
 
 def new_state(experiment: Experiment) -> TrainState:
     """State 0: parameters drawn from the seed, optimizer moments zero."""
-    params = model_params.init(jax.random.key(experiment.seed), experiment.model)
+    params = init_params(jax.random.key(experiment.seed), experiment.model)
     return with_fresh_moments(params, experiment)
 
 
-def with_fresh_moments(params: model_params.Params, experiment: Experiment) -> TrainState:
+def with_fresh_moments(params: Params, experiment: Experiment) -> TrainState:
     """A state to begin from, with these parameters; moments are zero."""
     part, _ = split(params, experiment)
     return TrainState(params, make_optimizer(experiment).init(part))
@@ -81,10 +79,9 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     Raises:
       ConfigError: the optimizer keeps something of a parameter's size that is none of these.
     """
-    by_param = param_shardings(model_table.table(experiment.model), mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(lambda: new_state(experiment))
-    params = jax.tree.map(_with_sharding, shapes.params, by_param)
+    params = abstract_params(experiment.model, mesh)
     trained_params = flatten_dict(split(params, experiment)[0], sep="/")
     smallest = min(param.size for param in trained_params.values())
 

@@ -19,14 +19,14 @@ from jax.sharding import Mesh, PartitionSpec
 
 from gpt3jax.config import Experiment, Model
 from gpt3jax.model.gpt3 import compute_dtype
-from gpt3jax.model.table import table
+from gpt3jax.model.param_specs import table
 from gpt3jax.sharding.axes import AXES
 from gpt3jax.sharding.collectives import each_device, size, total, total_of_copies
 from gpt3jax.sharding.mesh import near_devices
 from gpt3jax.sharding.rules import partition, partitions
 from gpt3jax.train.loss import learned_share, window_loss
-from gpt3jax.train.noise import estimate, small_squares
-from gpt3jax.train.optimizer import make_optimizer
+from gpt3jax.train.monitor.noise_scale import estimate, small_squares
+from gpt3jax.train.optimizers import make_optimizer
 from gpt3jax.train.state import TrainState, abstract_state, in_haste, join, of_trained_layers, split
 
 Metrics = dict[str, jax.Array]
@@ -54,7 +54,7 @@ def train_step(
 
     Returns:
       The next state, and `loss` (nats/learned token) and `grad_norm` (of what is trained, before
-      clipping); of several microbatches `grad_square` and `grad_variance`, too (noise.py).
+      clipping); of several microbatches `grad_square` and `grad_variance`, too (monitor/noise_scale.py).
       Where either is not finite, the state is the one before.
     """
     parts, other_parts = split(partitions(table(experiment.model)), experiment)

@@ -9,11 +9,11 @@ from itertools import chain, repeat
 import jax
 import numpy as np
 
+from gpt3jax.checkpoint.checkpointer import Position
 from gpt3jax.config import Experiment
-from gpt3jax.run import Skip
-from gpt3jax.train.checkpoint import Position
-from gpt3jax.train.feed import Feed
-from gpt3jax.train.schedule import Microbatches, Stretch, learning_rate, stretches
+from gpt3jax.run_dir import Skip
+from gpt3jax.train.batches import Feed
+from gpt3jax.train.schedules import Microbatches, Stretch, learning_rate, stretches
 from gpt3jax.train.state import TrainState
 from gpt3jax.train.step import Metrics, compile_train_step
 

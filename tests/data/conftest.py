@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt3jax.data.prepare import prepare
+from gpt3jax.data.prepare.prepare import prepare
 
 WORDS = ["attention", "window", "token", "gradient", "layer", "value", "key", "query", "head"]
 

@@ -18,11 +18,11 @@ from gpt3jax import cli
 from gpt3jax.config import ConfigError, Data, Source
 from gpt3jax.data import loader
 from gpt3jax.data.byte_level import END_OF_TEXT, LETTERS, to_json
-from gpt3jax.data.folder import whole_folder
 from gpt3jax.data.manifest import load_manifest
-from gpt3jax.data.prepare import prepare
+from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.interchange.tokenizer_files import read_tokenizer
+from gpt3jax.runtime.atomic_folder import whole_folder
 
 ENV = os.environ | {"PYTHONPATH": str(Path(gpt3jax.__file__).parents[1])}
 SMALL = ["--context", "32", "--vocabulary", "300", "--workers", "1"]
@@ -148,7 +148,7 @@ def byte_level(folder, special):
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_special_tokens_in_a_corpus_are_named_and_counted(tmp_path, capsys, workers, monkeypatch):
     pytest.importorskip("tokenizers")
-    monkeypatch.setattr("gpt3jax.data.prepare.SHARD_BYTES", 20_000)
+    monkeypatch.setattr("gpt3jax.data.prepare.prepare.SHARD_BYTES", 20_000)
     rows = ["plain words " * 30] * 90 + ["<|user|>hi<|user|> " * 9] * 12 + [f"a{END_OF_TEXT}b"] * 2
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
     tokenizer = byte_level(tmp_path, ["<|user|>", "<|unused|>"])

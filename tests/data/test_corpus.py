@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt3jax.config import ConfigError
-from gpt3jax.data import files
-from gpt3jax.data.corpus import open_corpus
-from gpt3jax.data.documents import Document, Skipped
+from gpt3jax.data.corpora import text_files
+from gpt3jax.data.corpora.documents import Document, Skipped
+from gpt3jax.data.corpora.open import open_corpus
 
 
 def read(spec, field="text"):
@@ -48,7 +48,7 @@ def test_unreadable_file_is_counted(tmp_path, monkeypatch):
     def refuse(*args):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(files, "open", refuse, raising=False)
+    monkeypatch.setattr(text_files, "open", refuse, raising=False)
     assert read(tmp_path) == ({}, {"unreadable": 1})
 
 
@@ -84,7 +84,7 @@ def test_jsonl_ranges_cover_each_line_once(tmp_path, monkeypatch):
     lines = [json.dumps({"text": f"t{i}" * (i % 50 + 1)}) for i in range(500)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     whole, _ = read(tmp_path / "a.jsonl")
-    monkeypatch.setattr("gpt3jax.data.corpus.PART_BYTES", 777)
+    monkeypatch.setattr("gpt3jax.data.corpora.open.PART_BYTES", 777)
     assert len(open_corpus(str(tmp_path / "a.jsonl")).parts) > 20
     assert read(tmp_path / "a.jsonl")[0] == whole and len(whole) == 500
 

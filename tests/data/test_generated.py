@@ -3,10 +3,10 @@
 import pytest
 
 from gpt3jax.config import ConfigError
-from gpt3jax.data.census import bucket
-from gpt3jax.data.corpus import open_corpus
-from gpt3jax.data.documents import Document
-from gpt3jax.data.prepare import prepare, verify
+from gpt3jax.data.corpora.documents import Document
+from gpt3jax.data.corpora.open import open_corpus
+from gpt3jax.data.prepare.census import bucket
+from gpt3jax.data.prepare.prepare import prepare, verify
 from gpt3jax.data.tokenizer import Tokenizer
 
 SMALL = {"context": 32, "vocabulary": 300}

@@ -11,8 +11,8 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
 from gpt3jax.config import ConfigError
-from gpt3jax.data.census import bucket
-from gpt3jax.data.prepare import prepare, verify
+from gpt3jax.data.prepare.census import bucket
+from gpt3jax.data.prepare.prepare import prepare, verify
 from gpt3jax.data.tokenizer import Tokenizer
 
 CONTEXT = 32
@@ -135,13 +135,13 @@ def test_a_sample_is_as_large_as_it_should_be_and_of_all_the_text(
 ):
     sampled, short = [], [text(60, seed) for seed in range(600)]
     monkeypatch.setattr(
-        "gpt3jax.data.prepare.train_tokenizer",
+        "gpt3jax.data.prepare.prepare.train_tokenizer",
         lambda texts, vocabulary: sampled.append(list(texts)) or 1 / 0,
     )
     for name, junk in (("few", ""), ("much", JUNK)):
         rows = [{"text": row, "junk": junk} for row in short]
         corpus = write(tmp_path / f"{name}.jsonl", "\n".join(map(json.dumps, rows)))
-        monkeypatch.setattr("gpt3jax.data.prepare.SHARD_BYTES", 200_000)
+        monkeypatch.setattr("gpt3jax.data.prepare.prepare.SHARD_BYTES", 200_000)
         with pytest.raises(ZeroDivisionError):
             prepare(corpus, str(tmp_path / "out"), **SMALL)
     for texts in sampled:

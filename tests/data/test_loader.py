@@ -11,8 +11,8 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from gpt3jax.config import ConfigError, Data, Source
 from gpt3jax.data.loader import batches, held_out, identity, windows
-from gpt3jax.data.prepare import prepare
-from gpt3jax.train.schedule import Microbatches
+from gpt3jax.data.prepare.prepare import prepare
+from gpt3jax.train.schedules import Microbatches
 
 CONTEXT = 32
 
@@ -183,7 +183,7 @@ def test_closing_ends_the_threads_and_exit_does_not_hang(one):
         assert not thread.is_alive()
     code = (
         "from gpt3jax.config import *; from gpt3jax.data.loader import *\n"
-        "from gpt3jax.train.schedule import Microbatches\n"
+        "from gpt3jax.train.schedules import Microbatches\n"
         f"order = windows(Data((Source('a', {one.sources[0].path!r}),)), 0, 32)\n"
         "iterator = batches(order, Microbatches([(8, 9)] * 99, 8, 0), range(8), 33); next(iterator)"
     )
@@ -193,7 +193,7 @@ def test_closing_ends_the_threads_and_exit_does_not_hang(one):
 
 def test_data_package_does_not_import_jax():
     code = (
-        "import sys, gpt3jax.data.loader, gpt3jax.data.prepare\n"
+        "import sys, gpt3jax.data.loader, gpt3jax.data.prepare.prepare\n"
         "assert not {'jax', 'grain', 'pyarrow', 'datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -11,7 +11,7 @@ from gpt3jax.config import ConfigError, Data, Source
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import load_manifest
 from gpt3jax.data.pairs import shown, tokens_of
-from gpt3jax.data.prepare import prepare
+from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.data.tokenizer import Tokenizer
 
 CONTEXT = 32

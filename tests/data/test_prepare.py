@@ -14,10 +14,10 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 import gpt3jax
 from gpt3jax.config import ConfigError
-from gpt3jax.data.census import bucket
-from gpt3jax.data.corpus import open_corpus
-from gpt3jax.data.pool import processes
-from gpt3jax.data.prepare import load_manifest, prepare, verify
+from gpt3jax.data.corpora.open import open_corpus
+from gpt3jax.data.prepare.census import bucket
+from gpt3jax.data.prepare.prepare import load_manifest, prepare, verify
+from gpt3jax.data.prepare.worker_pool import processes
 from gpt3jax.data.tokenizer import Tokenizer
 
 SMALL = {"context": 32, "vocabulary": 300, "workers": 1}
@@ -76,7 +76,7 @@ def test_holdout_does_not_depend_on_the_seed(folder, data, tmp_path):
 
 
 def test_bytes_do_not_depend_on_workers(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("gpt3jax.data.prepare.SHARD_BYTES", 20_000)
+    monkeypatch.setattr("gpt3jax.data.prepare.prepare.SHARD_BYTES", 20_000)
     settings = SMALL | {"workers": 1}
     one = prepare(str(folder), str(tmp_path / "one"), **settings)
     two = prepare(str(folder), str(tmp_path / "two"), **settings | {"workers": 2})
@@ -87,7 +87,7 @@ def test_bytes_do_not_depend_on_workers(folder, tmp_path, monkeypatch):
 def test_script_without_main_guard_can_prepare(folder, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import gpt3jax.data.prepare as p\np.SHARD_BYTES = 20_000\n"
+        "import gpt3jax.data.prepare.prepare as p\np.SHARD_BYTES = 20_000\n"
         f"p.prepare({str(folder)!r}, {str(tmp_path / 'out')!r}, context=32, vocabulary=300, "
         "workers=2)\nprint('once')\n"
     )
@@ -102,7 +102,7 @@ def test_script_without_main_guard_can_prepare(folder, tmp_path):
 def test_killed_prepare_leaves_nothing_complete_and_no_process(folder, tmp_path):
     out = tmp_path / "out"
     code = (
-        "import gpt3jax.data.prepare as p, time\np.SHARD_BYTES = 20_000\n"
+        "import gpt3jax.data.prepare.prepare as p, time\np.SHARD_BYTES = 20_000\n"
         f"p.prepare({str(folder)!r}, {str(out)!r}, context=32, vocabulary=300, workers=2, "
         "progress=lambda stage, share: (print(stage, flush=True), time.sleep(0.2)))"
     )

@@ -14,11 +14,11 @@ import pytest
 import gpt3jax
 from gpt3jax import cli
 from gpt3jax.config import ConfigError
-from gpt3jax.data import merging
-from gpt3jax.data.merging import merge_shards
-from gpt3jax.data.pieces import finished, work_folder
-from gpt3jax.data.prepare import prepare, request, verify
-from gpt3jax.data.shards import parse_shard, prepare_shard
+from gpt3jax.data.prepare import merge
+from gpt3jax.data.prepare.merge import merge_shards
+from gpt3jax.data.prepare.pieces import finished, work_folder
+from gpt3jax.data.prepare.prepare import prepare, request, verify
+from gpt3jax.data.prepare.shards import parse_shard, prepare_shard
 
 ENV = os.environ | {"PYTHONPATH": str(Path(gpt3jax.__file__).parents[1])}
 
@@ -26,7 +26,7 @@ ENV = os.environ | {"PYTHONPATH": str(Path(gpt3jax.__file__).parents[1])}
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch):
     """The folder of texts is eight groups of files."""
-    monkeypatch.setattr("gpt3jax.data.prepare.SHARD_BYTES", 16_000)
+    monkeypatch.setattr("gpt3jax.data.prepare.prepare.SHARD_BYTES", 16_000)
 
 
 @pytest.fixture
@@ -194,9 +194,9 @@ def test_a_shard_that_is_there_is_verified_and_left(make, tmp_path):
 
 def test_groups_are_counted_once_and_a_damaged_count_again(make, tmp_path, monkeypatch):
     taken = []
-    count = sys.modules["gpt3jax.data.shards"].take_census
+    count = sys.modules["gpt3jax.data.prepare.shards"].take_census
     monkeypatch.setattr(
-        "gpt3jax.data.shards.take_census",
+        "gpt3jax.data.prepare.shards.take_census",
         lambda corpus, rate, group: (taken.append(group), count(corpus, rate, group))[1],
     )
     (first,) = make(tmp_path / "out", (2,), 3)
@@ -218,14 +218,17 @@ def test_groups_are_counted_once_and_a_damaged_count_again(make, tmp_path, monke
 def test_who_comes_second_to_begin_takes_the_plan_that_is_there(make, tmp_path, monkeypatch):
     """Both find nothing, both write a plan; one of them is first."""
     make(tmp_path / "out", (0,), 3)
-    work, is_free = work_folder(tmp_path / "out"), sys.modules["gpt3jax.data.shards"].is_free
+    work, is_free = (
+        work_folder(tmp_path / "out"),
+        sys.modules["gpt3jax.data.prepare.shards"].is_free,
+    )
     seen = []
 
     def first_free(path):
         seen.append(path)
         return seen.count(work) == 1 and path == work or is_free(path)
 
-    monkeypatch.setattr("gpt3jax.data.shards.is_free", first_free)
+    monkeypatch.setattr("gpt3jax.data.prepare.shards.is_free", first_free)
     make(tmp_path / "out", (1,), 3)
     assert seen.count(work) == 2 and finished(str(tmp_path / "out")) == (2, 3)
     seen.clear()
@@ -243,13 +246,13 @@ def test_a_merge_that_fails_or_is_killed_leaves_the_shards(make, merged, tmp_pat
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(merging, "finish", full)
+        patch.setattr(merge, "finish", full)
         merged(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out.shards"]
     assert {path: path.stat().st_size for path in work_folder(out).rglob("*")} == shards
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(merging.shutil, "rmtree", full)  # As if killed before it tidied up.
+        patch.setattr(merge.shutil, "rmtree", full)  # As if killed before it tidied up.
         merged(out)
     whole = files(out)
     assert merged(out)[0].train_windows and files(out) == whole

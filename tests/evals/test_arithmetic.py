@@ -5,7 +5,7 @@ import re
 import pytest
 
 from gpt3jax.config import ConfigError
-from gpt3jax.evals.arithmetic import ARITHMETIC, PAPER, arithmetic
+from gpt3jax.evals.tasks.arithmetic import ARITHMETIC, PAPER, arithmetic
 
 WORDS = {"plus": "+", "minus": "-", "times": "*"}
 DIGITS = {"two": 2, "three": 3, "four": 4, "five": 5}

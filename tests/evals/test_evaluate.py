@@ -10,9 +10,9 @@ from scipy.stats import binomtest
 
 from gpt3jax.config import ConfigError
 from gpt3jax.data.tokenizer import Tokenizer, train_tokenizer
-from gpt3jax.evals.evaluate import Protocol, evaluate
 from gpt3jax.evals.page import page
 from gpt3jax.evals.plot import plot
+from gpt3jax.evals.protocol import Protocol, evaluate
 from gpt3jax.evals.scoring import Answer, Scored
 from gpt3jax.evals.summary import summarise
 from gpt3jax.evals.task import Example, Task

@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from gpt3jax import stored
+from gpt3jax import serde
 from gpt3jax.config import ConfigError
-from gpt3jax.evals.arithmetic import ARITHMETIC, arithmetic
-from gpt3jax.evals.files import load_tasks, read_jsonl
 from gpt3jax.evals.task import Example
-from gpt3jax.evals.words import SCRAMBLES
+from gpt3jax.evals.tasks.arithmetic import ARITHMETIC, arithmetic
+from gpt3jax.evals.tasks.files import load_tasks, read_jsonl
+from gpt3jax.evals.tasks.words import SCRAMBLES
 
 CAPITALS = [
     {"context": f"\n{country} ->", "completion": f" {capital}"}
@@ -130,12 +130,12 @@ def test_choices_that_are_wrong_are_named(tmp_path, row, said):
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):
     bomb, cut, plain = (tmp_path / f"{name}.jsonl.gz" for name in ("bomb", "cut", "plain"))
-    bomb.write_bytes(gzip.compress(b"\n" * (stored.LARGEST + 1), 1))
+    bomb.write_bytes(gzip.compress(b"\n" * (serde.LARGEST + 1), 1))
     assert bomb.stat().st_size < 1 << 20
     cut.write_bytes(gzip.compress(b'{"context": "a", "completion": " b"}')[:-12])
     plain.write_bytes(b'{"context": "a", "completion": " b"}')
     with (tmp_path / "huge.jsonl").open("wb") as file:
-        file.truncate(stored.LARGEST + 1)
+        file.truncate(serde.LARGEST + 1)
     (tmp_path / "empty.jsonl").write_text("\n")
     for name, said in {
         "bomb.jsonl.gz": "unpacked, it has over 67108864 bytes", "cut.jsonl.gz": "cannot be read",
@@ -162,8 +162,8 @@ def test_ten_lines_of_python_describe_a_task(capitals):
         ("def task():\n    return 3\n", r"x\.py: task\(\) returned int"),
         ("x = 1\n", r"x\.py has no function task"),
         ("def task():\n    raise SystemExit(3)\n", r"x\.py:2: SystemExit"),
-        ("import gpt3jax.evals.files as f\ndef task():\n    return f.read_jsonl('none.jsonl')\n",
-         r"x\.py:3: task file none\.jsonl cannot be read"),
+        ("import gpt3jax.evals.tasks.files as f\ndef task():\n    return f.read_jsonl('0.jsonl')\n",
+         r"x\.py:3: task file 0\.jsonl cannot be read"),
     ],
 )  # fmt: skip
 def test_a_task_in_python_that_is_wrong_is_refused(tmp_path, text, said):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gpt3jax.code import load_module
-from gpt3jax.data.documents import hash_key
-from gpt3jax.evals import patterns
-from gpt3jax.evals.patterns import FEW, HELD_OUT, NAMES, PAIRS, PATTERNS, RULES, TRAINING
+from gpt3jax.data.corpora.documents import hash_key
+from gpt3jax.evals.tasks import patterns
+from gpt3jax.evals.tasks.patterns import FEW, HELD_OUT, NAMES, PAIRS, PATTERNS, RULES, TRAINING
+from gpt3jax.user_code import load_module
 
 KNOWN = frozenset(NAMES)
 IN_CONTEXT = Path(__file__).parents[2] / "experiments/in_context.py"

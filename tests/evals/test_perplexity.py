@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from building import changed, randomised
 
-from gpt3jax.commands.using import perplexity as command
+from gpt3jax.commands.perplexity import perplexity as command
 from gpt3jax.config import Data, Mesh, Model, Source
 from gpt3jax.data.loader import HeldOut, held_out
 from gpt3jax.data.manifest import TOKENIZER
-from gpt3jax.data.prepare import prepare
+from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.evals.perplexity import BATCH_WINDOWS, count_words, perplexity, token_lengths
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.run import Run
+from gpt3jax.run_dir import Run
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.train.session import train
+from gpt3jax.train.train import train
 
 CONTEXT = 16
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from browser import needs_browser, opened
 
-from gpt3jax.code import load_module
 from gpt3jax.evals import react
 from gpt3jax.evals.react import DIALECTS, HOUSE, Thing
 from gpt3jax.evals.react_page import Answer, Asked, page
+from gpt3jax.user_code import load_module
 
 RGB = {
     "red": "rgb(255, 0, 0)", "blue": "rgb(0, 0, 255)", "teal": "rgb(0, 128, 128)",

@@ -7,9 +7,9 @@ import pytest
 from building import changed, random_run
 from scipy.stats import binomtest
 
-from gpt3jax import evaluate as asking
 from gpt3jax.cli import main
-from gpt3jax.evals.evaluate import check
+from gpt3jax.evals import run as asking
+from gpt3jax.evals.protocol import check
 from gpt3jax.evals.results import digest
 from gpt3jax.evals.scoring import Answer, Scored
 from gpt3jax.evals.summary import described, wilson

@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt3jax import stored
+from gpt3jax import serde
 from gpt3jax.config import ConfigError
-from gpt3jax.evals.words import DESCRIPTION, MARKS, PAPER, SCRAMBLES, read_words, scramble, words_of
+from gpt3jax.evals.tasks.words import (
+    DESCRIPTION,
+    MARKS,
+    PAPER,
+    SCRAMBLES,
+    read_words,
+    scramble,
+    words_of,
+)
 
 LETTERS = st.text("abcdefghijklmnopqrstuvwxyz", min_size=5, max_size=14)
 SOME = ["casino", "sticks", "opponent", "reciprocal", "defeat", "coffee", "hannah"]
@@ -145,6 +153,6 @@ def test_word_lists_that_are_none_are_refused(tmp_path, raw, said):
 
 def test_a_word_list_without_end_is_not_read(tmp_path):
     with (tmp_path / "words.txt").open("wb") as file:
-        file.truncate(stored.LARGEST + 1)
+        file.truncate(serde.LARGEST + 1)
     with pytest.raises(ConfigError, match="it has 67108865 bytes, over 67108864"):
         read_words(tmp_path / "words.txt")

@@ -27,8 +27,9 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 from victim import STAGES  # noqa: E402
 
-from gpt3jax.run import Run  # noqa: E402
-from gpt3jax.train import ledger, seal  # noqa: E402
+from gpt3jax.checkpoint import manifest  # noqa: E402
+from gpt3jax.run_dir import Run  # noqa: E402
+from gpt3jax.train.monitor import event_log  # noqa: E402
 
 ENVIRONMENT = {
     **os.environ,
@@ -102,9 +103,9 @@ def whole(run: Path) -> list[int]:
     for folder in (run / "checkpoints").glob("[1-9]*"):
         if folder.name.isdecimal():
             try:
-                seal.check_files(folder, seal.read(folder))
+                manifest.check_files(folder, manifest.read(folder))
                 found.append(int(folder.name))
-            except seal.DamagedError:
+            except manifest.DamagedError:
                 continue
     return sorted(found)
 
@@ -118,13 +119,13 @@ def outcome(run: Path) -> dict[str, object]:
     for line in Path(str(run) + ".seen").read_text().splitlines():
         batch = json.loads(line)
         seen[batch["step"]] = (batch["sequences"], batch["hash"])
-    saves = [event for event in ledger.read(Run(run).ledger_file) if event["event"] == "save"]
+    saves = [event for event in event_log.read(Run(run).ledger_file) if event["event"] == "save"]
     last = max(whole(run))
     return {
         "records": records,
         "batches": {step: seen[step] for step in sorted(seen)},
         "states": {event["step"]: event["state"] for event in saves},
-        "last": (last, seal.read(run / "checkpoints" / str(last)).state),
+        "last": (last, manifest.read(run / "checkpoints" / str(last)).state),
     }
 
 
@@ -188,7 +189,7 @@ def make_data(folder: Path) -> Path:
     for number in range(60):
         lines = [" ".join(draw.choices(words, k=8)) + "." for _ in range(60)]
         (corpus / f"{number:02}.txt").write_text("\n".join(lines) + "\n")
-    from gpt3jax.data.prepare import prepare
+    from gpt3jax.data.prepare.prepare import prepare
 
     data = str(folder / "data")
     prepare(str(corpus), data, context=48, vocabulary=300, validation_fraction=0.1, workers=1)

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import HUGE, as_bytes, bounds, broken_bytes, broken_value, refused, tries
 
+from gpt3jax.checkpoint import manifest
+from gpt3jax.checkpoint.checkpointer import Checkpoints
 from gpt3jax.config import (
     ConfigError,
     Data,
@@ -21,13 +23,12 @@ from gpt3jax.config import (
     short_hash,
 )
 from gpt3jax.data.manifest import load_manifest, verify
-from gpt3jax.goodput import goodput
-from gpt3jax.report import write_report
-from gpt3jax.run import Run, Skip
-from gpt3jax.train import clock, ledger, seal
-from gpt3jax.train.checkpoint import Checkpoints
-from gpt3jax.train.folder import identities, only_one
+from gpt3jax.report.compare import write_report
+from gpt3jax.run_dir import Run, Skip
 from gpt3jax.train.metrics import cut_after
+from gpt3jax.train.monitor import event_log, phase_timer
+from gpt3jax.train.monitor.goodput import goodput
+from gpt3jax.train.run_setup import identities, only_one
 
 EXPERIMENT = Experiment(
     name="small",
@@ -107,7 +108,7 @@ def test_a_run_with_a_broken_file_is_read_or_refused_in_a_line(folder, broken):
 
 def writers(run):
     """What a resume does to these files."""
-    return lambda: clock.settle(run), lambda: cut_after(run.metrics_file, 2)
+    return lambda: phase_timer.settle(run), lambda: cut_after(run.metrics_file, 2)
 
 
 def readers(run):
@@ -123,7 +124,7 @@ def readers(run):
 
     return (
         experiment, run.identity, run.skips, run.metrics, time,
-        lambda: ledger.read(run.ledger_file), lambda: identities(run),
+        lambda: event_log.read(run.ledger_file), lambda: identities(run),
     )  # fmt: skip
 
 
@@ -170,12 +171,12 @@ def test_a_report_of_a_broken_run_is_drawn_or_refused_in_a_line(folder, broken, 
 
 @pytest.fixture(scope="module")
 def quick_figures():
-    from gpt3jax import report_page
+    from gpt3jax.report import page
 
-    old = dict(report_page.STYLE)
-    report_page.STYLE |= {"savefig.dpi": 20, "figure.constrained_layout.use": False}
+    old = dict(page.STYLE)
+    page.STYLE |= {"savefig.dpi": 20, "figure.constrained_layout.use": False}
     yield
-    report_page.STYLE |= old
+    page.STYLE |= old
 
 
 @st.composite
@@ -233,8 +234,8 @@ def make_checkpoint(folder):
     for name in ("params/kernel/c/0/0", "params/kernel/zarr.json", "_METADATA"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name * 9)
-    leaves = {"params/kernel": seal.Leaf((4, 2), "float32", "0" * 16)}
-    seal.Seal(4, 8, (Skip(1, 2, 3),), "0" * 16, {"gpt3jax": "0.1.0"}, leaves).write(folder)
+    leaves = {"params/kernel": manifest.Leaf((4, 2), "float32", "0" * 16)}
+    manifest.Seal(4, 8, (Skip(1, 2, 3),), "0" * 16, {"gpt3jax": "0.1.0"}, leaves).write(folder)
     return folder
 
 
@@ -242,13 +243,13 @@ def make_checkpoint(folder):
 @given(draw=st.data())
 def test_a_broken_checkpoint_manifest_is_read_or_refused_in_a_line(folder, draw):
     checkpoint = make_checkpoint(folder.parent / "4")
-    whole = (checkpoint / seal.FILE).read_bytes()
+    whole = (checkpoint / manifest.FILE).read_bytes()
     broken = draw.draw(broken_manifest(whole, sealed_checkpoint))
-    (checkpoint / seal.FILE).write_bytes(broken)
+    (checkpoint / manifest.FILE).write_bytes(broken)
 
     def read():
-        found = seal.read(checkpoint)
-        seal.check_files(checkpoint, found)
+        found = manifest.read(checkpoint)
+        manifest.check_files(checkpoint, found)
         assert found.state and found.step >= 0 and found.sequences >= 0
 
     with bounds(checkpoint):
@@ -346,22 +347,22 @@ def test_what_is_no_file_of_a_checkpoint_is_damage(tmp_path, name, special):
 )
 def test_names_in_a_checkpoint_manifest_lead_nowhere_else(tmp_path, name):
     checkpoint = make_checkpoint(tmp_path / "4")
-    whole = seal.read(checkpoint)
+    whole = manifest.read(checkpoint)
     true = {name: whole.files["_METADATA"]}
     wrong = dataclasses.replace(whole, files=whole.files | true)
     with bounds(checkpoint):
-        assert refused(lambda: seal.check_files(checkpoint, wrong))
+        assert refused(lambda: manifest.check_files(checkpoint, wrong))
 
 
 def test_a_manifest_of_many_names_takes_no_long_time(tmp_path):
     checkpoint = make_checkpoint(tmp_path / "4")
-    (checkpoint / seal.FILE).unlink()
-    whole = seal.Seal(4, 8, (), "0" * 16, {}, {})
+    (checkpoint / manifest.FILE).unlink()
+    whole = manifest.Seal(4, 8, (), "0" * 16, {}, {})
     names = [f"params/{number}" for number in range(100_000)]
     record = json.loads(json.dumps(dataclasses.asdict(whole) | {"state": whole.state}))
     record["files"] = {name: {"bytes": 171, "sha256": "0" * 64} for name in names}
-    (checkpoint / seal.FILE).write_bytes(as_bytes(sealed_checkpoint(record)))
+    (checkpoint / manifest.FILE).write_bytes(as_bytes(sealed_checkpoint(record)))
     with bounds(checkpoint):
-        found = seal.read(checkpoint)
+        found = manifest.read(checkpoint)
         assert len(found.files) == len(names)
-        assert refused(lambda: seal.check_files(checkpoint, found))
+        assert refused(lambda: manifest.check_files(checkpoint, found))

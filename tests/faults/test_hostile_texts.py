@@ -20,12 +20,12 @@ from mutations import FUZZ, bounds, refused, tries
 from gpt3jax import cli
 from gpt3jax.config import ConfigError, Mesh
 from gpt3jax.data.manifest import load_manifest
-from gpt3jax.data.prepare import prepare
+from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.data.tokenizer import Tokenizer, train_tokenizer
-from gpt3jax.run import Run
+from gpt3jax.run_dir import Run
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.evaluation import Evaluation
-from gpt3jax.train.folder import create_or_check, data_identity
+from gpt3jax.train.run_setup import create_or_check, data_identity
 
 STRANGE = (
     "a", "\ufeffwith a mark", "one\r\ntwo\rthree\n", "\0", "nul \0 in", "שלום עולם \u200f\u202e!",

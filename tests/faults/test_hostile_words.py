@@ -19,10 +19,10 @@ from test_hostile_files import write_run
 from gpt3jax import cli, config
 from gpt3jax.config import ConfigError, Experiment, Model, Train
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.experiments import load_experiment
-from gpt3jax.generate import Generator
-from gpt3jax.train.folder import data_identity
-from gpt3jax.train.schedule import batch_windows, sequences_after, total_tokens
+from gpt3jax.decoding.generator import Generator
+from gpt3jax.train.run_setup import data_identity
+from gpt3jax.train.schedules import batch_windows, sequences_after, total_tokens
+from gpt3jax.user_code import load_experiment
 
 TINY = (Path(__file__).parents[2] / "experiments/tiny.py").read_text()
 SECONDS = 2
@@ -227,7 +227,7 @@ def tree(folder):
 def test_hostile_words_are_refused_in_a_line_at_once_and_nothing_is_made(
     command, given_words, here, capsys, monkeypatch
 ):
-    monkeypatch.setattr("gpt3jax.memory.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("gpt3jax.runtime.memory.keep_freed_memory", lambda: None)
     monkeypatch.chdir(here)
 
     @tries(40, cost=10)
@@ -263,7 +263,7 @@ def run_line(words, folder, capsys, seconds=SECONDS):
 @pytest.mark.parametrize("out", ["/dev/full", "/dev/null/x", "/proc/x", "x" * 300, "small.py"])
 def test_places_that_cannot_be_written_are_refused(given_words, here, capsys, monkeypatch, out):
     monkeypatch.chdir(here)
-    monkeypatch.setattr("gpt3jax.memory.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("gpt3jax.runtime.memory.keep_freed_memory", lambda: None)
     # The run of another test file has metrics, so that its report comes to be written.
     run = write_run(here / "logged").path
     small, prepare = given_words["train"][0], given_words["data prepare"]

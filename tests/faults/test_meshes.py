@@ -13,9 +13,10 @@ from kills import ENVIRONMENT, ROOT, make_data, outcome, whole
 
 from gpt3jax.config import Mesh
 from gpt3jax.data import loader
-from gpt3jax.run import Run
-from gpt3jax.train import ledger, stepper
-from gpt3jax.train.session import train
+from gpt3jax.run_dir import Run
+from gpt3jax.train import stepper
+from gpt3jax.train.monitor import event_log
+from gpt3jax.train.train import train
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_run_goes_on_over_1_2_4_8_3_and_1_devices(experiment, tmp_path, seen):
         for name in ("one", "many")
     )
     np.testing.assert_allclose(list(many.values()), list(one.values()), rtol=1e-6)
-    begun = [e["mesh"] for e in ledger.read(tmp_path / "many" / "ledger.jsonl") if "mesh" in e]
+    begun = [e["mesh"] for e in event_log.read(tmp_path / "many" / "ledger.jsonl") if "mesh" in e]
     assert [int(np.prod(list(mesh.values()))) for mesh in begun] == [1, 2, 4, 8, 3, 1, 8]
 
 

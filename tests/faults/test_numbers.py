@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 from building import changed, randomised
 
+from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.commands.train import train_and_tell
 from gpt3jax.config import ConfigError, Mesh
 from gpt3jax.data import loader
-from gpt3jax.run import Changes, Run
+from gpt3jax.doctor.verify import verify
+from gpt3jax.run_dir import Changes, Run
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.train import incident, ledger, loss, step
-from gpt3jax.train.checkpoint import Checkpoints
+from gpt3jax.train import loss, step
 from gpt3jax.train.loop import NotFiniteError
-from gpt3jax.train.session import train
-from gpt3jax.train.spikes import FEWEST, LASTING, Divergence, Spikes
-from gpt3jax.verify import verify
-from gpt3jax.write import train_and_tell
+from gpt3jax.train.monitor import event_log, nonfinite
+from gpt3jax.train.monitor.loss_spikes import FEWEST, LASTING, Divergence, Spikes
+from gpt3jax.train.train import train
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -36,12 +37,12 @@ def poison(monkeypatch, experiment, sequences, factor=jnp.nan):
         good = loss.window_loss(params, windows_BT1, *rest, **named)
         return jnp.where(is_bad, factor, 1.0) * good
 
-    for module in (step, incident):
+    for module in (step, nonfinite):
         monkeypatch.setattr(module, "window_loss", poisoned)
 
 
 def events(path, kind):
-    return [event for event in ledger.read(Run(path).ledger_file) if event["event"] == kind]
+    return [event for event in event_log.read(Run(path).ledger_file) if event["event"] == kind]
 
 
 @pytest.mark.parametrize("factor", [jnp.nan, pytest.param(jnp.inf, marks=pytest.mark.long), 3e38])
@@ -105,7 +106,7 @@ def test_the_first_bad_tensor_is_found(model):
         mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
         with jax.set_mesh(mesh):
             given = np.arange(2 * 49).reshape(1, 2, 49) % 300 if windows is None else windows
-            return incident.first_bad(params, jnp.array(given, jnp.int32), 1, model)
+            return nonfinite.first_bad(params, jnp.array(given, jnp.int32), 1, model)
 
     def put(name, layer, value):
         def change(layers):
@@ -135,7 +136,7 @@ def test_spikes_are_losses_far_above_the_recent_ones():
 
 
 def test_a_spike_is_told_and_recorded(short, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("gpt3jax.train.spikes.FEWEST", 3)
+    monkeypatch.setattr("gpt3jax.train.monitor.loss_spikes.FEWEST", 3)
     poison(monkeypatch, short, [37], factor=100.0)
     train(short, tmp_path)
     (event,) = events(tmp_path, "spike")

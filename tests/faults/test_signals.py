@@ -13,11 +13,11 @@ from building import changed
 from kills import ENVIRONMENT, ROOT
 from victim import PHASES
 
-from gpt3jax.run import Run
-from gpt3jax.train import clock, ledger
-from gpt3jax.train.checkpoint import Checkpoints
+from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.run_dir import Run
+from gpt3jax.train.monitor import event_log, phase_timer
 from gpt3jax.train.resume import furthest
-from gpt3jax.train.session import train
+from gpt3jax.train.train import train
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -33,7 +33,7 @@ def ticking(experiment):
 
 def signal_at(monkeypatch, phase, nth, number=signal.SIGTERM, times=2):
     """Send ourselves a signal, and another, when the main thread enters a phase."""
-    entered, calls = clock.Clock.enter, []
+    entered, calls = phase_timer.Clock.enter, []
 
     def enter(self, now, step=None):
         calls.append(now)
@@ -43,7 +43,7 @@ def signal_at(monkeypatch, phase, nth, number=signal.SIGTERM, times=2):
                 os.kill(os.getpid(), number)
         entered(self, now, step)
 
-    monkeypatch.setattr(clock.Clock, "enter", enter)
+    monkeypatch.setattr(phase_timer.Clock, "enter", enter)
     return calls
 
 
@@ -141,18 +141,20 @@ def test_training_goes_on_when_nobody_reads_and_the_exit_code_says_how_it_ended(
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 143
     assert process.stderr.read() == ""
-    assert ledger.read(run.ledger_file)[-2]["signal"] == signal.SIGTERM
+    assert event_log.read(run.ledger_file)[-2]["signal"] == signal.SIGTERM
 
 
 def test_every_second_of_a_run_is_accounted_for(ticking, tmp_path, monkeypatch):
     """Over two sessions; what the phases add up to is the time by another clock."""
-    monkeypatch.setattr(clock, "TICK_S", 0.05)
+    monkeypatch.setattr(phase_timer, "TICK_S", 0.05)
     began = time.time()
     train(changed(ticking, train={"steps": 4}), tmp_path)
     time.sleep(0.5)
     train(ticking, tmp_path)
     ended = time.time()
-    sessions = [each for each in ledger.read(tmp_path / "ledger.jsonl") if each["event"] == "clock"]
+    sessions = [
+        each for each in event_log.read(tmp_path / "ledger.jsonl") if each["event"] == "clock"
+    ]
     assert len(sessions) == 2 and not (tmp_path / "clock.json").exists()
     counted = sum(sum(each["seconds"].values()) for each in sessions)
     idle = sessions[1]["began"] - sessions[0]["until"]
@@ -168,6 +170,8 @@ def test_steps_that_a_kill_undid_count_as_done_again(ticking, tmp_path):
                "seconds": {"step": 10.0}}  # fmt: skip
     (tmp_path / "clock.json").write_text(json.dumps(account))
     train(ticking, tmp_path)
-    killed, last = [e for e in ledger.read(tmp_path / "ledger.jsonl") if e["event"] == "clock"][1:]
+    killed, last = [e for e in event_log.read(tmp_path / "ledger.jsonl") if e["event"] == "clock"][
+        1:
+    ]
     assert killed["killed"] and killed["seconds"] == {"step": 10.0}
     assert last["seconds"]["replay"] > 0 and last["seconds"]["step"] > 0

@@ -13,13 +13,14 @@ import pytest
 from building import changed
 from kills import ENVIRONMENT, ROOT, make_data, session, whole
 
+from gpt3jax.checkpoint.checkpointer import Checkpoints, SaveError
 from gpt3jax.config import ConfigError, Data
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import load_manifest
-from gpt3jax.run import Run
-from gpt3jax.train import clock, metrics
-from gpt3jax.train.checkpoint import Checkpoints, SaveError
-from gpt3jax.train.session import train
+from gpt3jax.run_dir import Run
+from gpt3jax.train import metrics
+from gpt3jax.train.monitor import phase_timer
+from gpt3jax.train.train import train
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -47,14 +48,14 @@ def launch(file, run, *words, limits=()):
 
 def at_step(monkeypatch, step, act):
     """Do something when the run is about to send the step after this one."""
-    entered, done = clock.Clock.enter, []
+    entered, done = phase_timer.Clock.enter, []
 
     def enter(self, phase, now=None):
         if now == step and not done:
             done.append(act())
         entered(self, phase, now)
 
-    monkeypatch.setattr(clock.Clock, "enter", enter)
+    monkeypatch.setattr(phase_timer.Clock, "enter", enter)
 
 
 def test_a_write_that_fails_half_way_stops_the_run_in_words(file, tmp_path):

@@ -87,10 +87,12 @@ def starve(*_) -> None:
 
 def prepare(stage: str, nth: int) -> None:
     """Wrap what has to be wrapped, so that the stage is deadly."""
-    from gpt3jax.train import checkpoint, clock, folder, ledger, loop, metrics, seal, stepper
+    from gpt3jax.checkpoint import checkpointer, manifest
+    from gpt3jax.train import loop, metrics, run_setup, stepper
+    from gpt3jax.train.monitor import event_log, phase_timer
 
     if stage in PHASES:
-        entered = clock.Clock.enter
+        entered = phase_timer.Clock.enter
         calls = []
 
         def enter(self, phase, step=None):
@@ -99,19 +101,19 @@ def prepare(stage: str, nth: int) -> None:
                 strike()
             entered(self, phase, step)
 
-        clock.Clock.enter = enter
+        phase_timer.Clock.enter = enter
         return
     {
-        "creating": lambda: before(folder, "write_whole", nth, half_a_file),
-        "hashed": lambda: before(checkpoint.ocp, "save_checkpointables_async", nth),
-        "writing": lambda: after(checkpoint.ocp, "save_checkpointables_async", nth),
-        "written": lambda: before(seal.Seal, "write", nth),
-        "sealing": lambda: before(seal, "write_whole", nth, half_a_file),
-        "sealed": lambda: before(checkpoint.Checkpoints, "_name", nth),
-        "named": lambda: after(checkpoint.Checkpoints, "_name", nth),
-        "pruning": lambda: before(checkpoint.shutil, "rmtree", nth, half_a_folder),
+        "creating": lambda: before(run_setup, "write_whole", nth, half_a_file),
+        "hashed": lambda: before(checkpointer.ocp, "save_checkpointables_async", nth),
+        "writing": lambda: after(checkpointer.ocp, "save_checkpointables_async", nth),
+        "written": lambda: before(manifest.Seal, "write", nth),
+        "sealing": lambda: before(manifest, "write_whole", nth, half_a_file),
+        "sealed": lambda: before(checkpointer.Checkpoints, "_name", nth),
+        "named": lambda: after(checkpointer.Checkpoints, "_name", nth),
+        "pruning": lambda: before(checkpointer.shutil, "rmtree", nth, half_a_folder),
         "metrics": lambda: before(metrics.MetricsLog, "write", nth, half_a_record),
-        "ledger": lambda: before(ledger, "record", nth, half_an_event),
+        "ledger": lambda: before(event_log, "record", nth, half_an_event),
         "sampled": lambda: after(metrics.MetricsLog, "sample", nth),
         "ending": lambda: before(loop.Loop, "close", nth),
         "descriptors": lambda: before(stepper.Stepper, "next_batch", nth, starve),

@@ -16,7 +16,7 @@ from gpt3jax.inspect.capture import attention_of, capture
 from gpt3jax.inspect.edits import ablate_head, in_turn, patch, steer
 from gpt3jax.inspect.lens import guesses, lens
 from gpt3jax.model.gpt3 import EDITED, forward
-from gpt3jax.model.table import named, table
+from gpt3jax.model.param_specs import named, table
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.sharding.rules import param_shardings
 

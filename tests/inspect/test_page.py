@@ -12,18 +12,18 @@ import pytest
 from browser import needs_browser, opened
 from building import changed, random_run, randomised
 
-from gpt3jax import look as looking
+from gpt3jax.checkpoint.checkpointer import Checkpoints
 from gpt3jax.cli import main
 from gpt3jax.config import Mesh
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.decoding.decode import Sampling
 from gpt3jax.inspect import page as pages
+from gpt3jax.inspect import record as looking
 from gpt3jax.inspect.capture import attention_of, capture
 from gpt3jax.inspect.page import as_data, page, token_text
-from gpt3jax.look import Writing, look, look_at_shape
-from gpt3jax.model.decode import Sampling
+from gpt3jax.inspect.record import Writing, look, look_at_shape
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.run import Run
-from gpt3jax.train.checkpoint import Checkpoints
+from gpt3jax.run_dir import Run
 
 SECTIONS = ["whole", "track", "lens", "heads", "anatomy", "training", "shots"]
 HOSTILE = [
@@ -219,8 +219,8 @@ def test_a_run_without_its_data_is_still_shown(run, asked, prepared, tmp_path, m
 
         raise ConfigError("the data is not here. Restore it")
 
-    monkeypatch.setattr("gpt3jax.look.loader.windows", gone)
-    monkeypatch.setattr("gpt3jax.look.shots_record", lambda *_: None)
+    monkeypatch.setattr("gpt3jax.inspect.record.loader.windows", gone)
+    monkeypatch.setattr("gpt3jax.inspect.record.shots_record", lambda *_: None)
     mesh = Mesh(data=1, fsdp=-1)
     record = look(run.path, asked, layers=(0,), task="hidden_rule", mesh=mesh, step=None)
     assert "windows" not in record["training"] and "update" not in record["training"]

@@ -10,20 +10,20 @@ from building import randomised
 
 from gpt3jax.config import Mesh, Model
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.evals import patterns
+from gpt3jax.decoding import decode
+from gpt3jax.decoding.decode import Sampling
+from gpt3jax.decoding.generator import Generator
 from gpt3jax.evals.prompts import ask
 from gpt3jax.evals.scoring import Scorer
-from gpt3jax.generate import Generator
+from gpt3jax.evals.tasks import patterns
 from gpt3jax.inspect import track
 from gpt3jax.inspect.anatomy import GPT3, anatomy, shape_of
 from gpt3jax.inspect.capture import attention_of, capture
 from gpt3jax.inspect.heads import heads_record
 from gpt3jax.inspect.shots import SHOTS, shots_record
 from gpt3jax.inspect.training import Questions, checkpoints_record
-from gpt3jax.model import decode
-from gpt3jax.model.decode import Sampling
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.model.table import count
+from gpt3jax.model.param_specs import count
 from gpt3jax.sharding.mesh import make_mesh
 
 SAMPLING = Sampling(temperature=0.7, top_k=40)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from building import changed, randomised
 
+from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.manifest import DamagedError
 from gpt3jax.config import ConfigError, Mesh, RunError
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.interchange import certificate, export, huggingface, safetensors
@@ -18,9 +20,7 @@ from gpt3jax.interchange.certificate import CertificateError, our_logits, prompt
 from gpt3jax.interchange.safetensors import read_folder
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.lora import merged
-from gpt3jax.run import Run
-from gpt3jax.train.checkpoint import Checkpoints
-from gpt3jax.train.seal import DamagedError
+from gpt3jax.run_dir import Run
 
 
 @pytest.fixture(autouse=True)
@@ -183,10 +183,10 @@ def flip(file, at=-1):
 
 def test_a_flipped_bit_of_a_large_leaf_is_found_by_its_hash(experiment, make_run, monkeypatch):
     """Large files have no hash of their own; small ones are caught before (`seal.check_files`)."""
-    from gpt3jax.train import seal, slices
+    from gpt3jax.checkpoint import manifest, partial_read
 
-    monkeypatch.setattr(seal, "HASHED_BYTES", 1000)
-    monkeypatch.setattr(slices, "PART_BYTES", 5000)
+    monkeypatch.setattr(manifest, "HASHED_BYTES", 1000)
+    monkeypatch.setattr(partial_read, "PART_BYTES", 5000)
     run = make_run(experiment, mesh=Mesh(2, 2, 2))
     checkpoints = Checkpoints(run.checkpoints)
     checkpoints.open_params(5, experiment.model)

@@ -13,8 +13,12 @@ import pytest
 from building import changed, randomised
 
 from gpt3jax import cli
+from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.manifest import DamagedError
 from gpt3jax.config import ConfigError, Mesh
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.decoding.generator import load_generator
+from gpt3jax.doctor.verify import verify
 from gpt3jax.interchange import huggingface, import_, safetensors
 from gpt3jax.interchange.architecture import family_of, to_config
 from gpt3jax.interchange.certificate import our_logits
@@ -23,13 +27,9 @@ from gpt3jax.interchange.safetensors import FLOATS, SINGLE, read_folder, write_f
 from gpt3jax.interchange.tokenizer_files import write_tokenizer
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.lora import merged
-from gpt3jax.model.table import count
-from gpt3jax.run import Run, read_events
-from gpt3jax.train.checkpoint import Checkpoints
-from gpt3jax.train.seal import DamagedError
-from gpt3jax.train.session import train
-from gpt3jax.verify import verify
-from gpt3jax.write import load_generator
+from gpt3jax.model.param_specs import count
+from gpt3jax.run_dir import Run, read_events
+from gpt3jax.train.train import train
 
 
 @pytest.fixture(autouse=True)

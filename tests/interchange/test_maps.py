@@ -15,7 +15,7 @@ from gpt3jax.config import ConfigError, Model
 from gpt3jax.interchange import huggingface
 from gpt3jax.interchange.architecture import family_of, from_config, to_config
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.model.table import count
+from gpt3jax.model.param_specs import count
 
 GPT2 = {
     "model_type": "gpt2", "n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024,

@@ -11,16 +11,16 @@ import pytest
 from building import changed
 
 from gpt3jax import cli
+from gpt3jax.checkpoint.load import load_model
 from gpt3jax.config import ConfigError, Mesh
+from gpt3jax.decoding import batched
+from gpt3jax.decoding.decode import Sampling
+from gpt3jax.decoding.generator import load_generator
 from gpt3jax.interchange import certificate, stablehlo
 from gpt3jax.interchange.certificate import CertificateError
 from gpt3jax.interchange.safetensors import read_folder
-from gpt3jax.model import rows
-from gpt3jax.model.decode import Sampling
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.saved import load_model
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.write import load_generator
 
 # As where this package was never installed.
 ALONE = (
@@ -135,13 +135,13 @@ def test_a_decoding_program_that_is_wrong_breaks_the_certificate(
     wide, make_run, tmp_path, monkeypatch
 ):
     """Prefill is right, and so is the first step: what the second reads is not."""
-    decode_each = rows.decode_each
+    decode_each = batched.decode_each
 
     def forgetful(params, cache, token_B, model):
         logits_BV, longer = decode_each(params, cache, token_B, model)
         return logits_BV, longer.replace(keys=cache.keys)
 
-    monkeypatch.setattr(rows, "decode_each", forgetful)
+    monkeypatch.setattr(batched, "decode_each", forgetful)
     fails(make_run(wide), tmp_path, "the export does not hold")
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt3jax.run import Run
-from gpt3jax.train import ledger
+from gpt3jax.run_dir import Run
+from gpt3jax.train.monitor import event_log
 
 ROOT = Path(__file__).parents[2]
 LOCAL = ROOT / "launch" / "local.py"
@@ -79,7 +79,7 @@ def test_two_processes_train_as_one_does_and_write_one_run(file, tmp_path):
     for step, values in one.items():
         for a, b in zip(values, two[step], strict=True):
             assert a == b or b == pytest.approx(a, rel=1e-6)
-    events = ledger.read(Run(tmp_path / "two").ledger_file)
+    events = event_log.read(Run(tmp_path / "two").ledger_file)
     assert [e["event"] for e in events].count("start") == 1
     assert events[0]["hosts"] == 2 and events[0]["mesh"]["data"] == 4
 

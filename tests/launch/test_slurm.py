@@ -11,12 +11,12 @@ import pytest
 from building import changed
 from slurm_cluster import missing, running_cluster, until
 
+from gpt3jax.checkpoint.checkpointer import Checkpoints
 from gpt3jax.config import Mesh
-from gpt3jax.data.prepare import prepare, verify
-from gpt3jax.run import Run
+from gpt3jax.data.prepare.prepare import prepare, verify
+from gpt3jax.run_dir import Run
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.train import ledger
-from gpt3jax.train.checkpoint import Checkpoints
+from gpt3jax.train.monitor import event_log
 from gpt3jax.train.state import abstract_state
 
 pytestmark = pytest.mark.slurm
@@ -115,7 +115,7 @@ def test_a_run_that_is_preempted_and_requeued_equals_one_that_is_not(cluster, tr
     job = cluster.wait(job)
     log = (tmp_path / "parts.out").read_text()
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "2"), log
-    events = ledger.read(Run(tmp_path / "parts").ledger_file)
+    events = event_log.read(Run(tmp_path / "parts").ledger_file)
     events = [one for one in events if one["event"] in ("start", "resume", "stop")]
     assert [one["event"] for one in events] == ["start", "stop", *["resume", "stop"] * 2], log
     assert [one["signal"] for one in events[1::2]] == [15, 15, None]

@@ -9,7 +9,7 @@ import pytest
 from building import changed, randomised
 
 from gpt3jax.config import ConfigError, Mesh
-from gpt3jax.model.decode import for_decoding, prefill
+from gpt3jax.decoding.decode import for_decoding, prefill
 from gpt3jax.model.float8 import BACKWARD, FORWARD, matmul, rounded
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.lora import learned

@@ -11,12 +11,12 @@ import pytest
 from building import randomised
 
 from gpt3jax.config import ConfigError, Model
-from gpt3jax.model import decode
+from gpt3jax.decoding import decode
 from gpt3jax.model.gpt3 import forward
+from gpt3jax.model.init import init_params
 from gpt3jax.model.lora import merged
-from gpt3jax.model.params import init
-from gpt3jax.model.table import count
-from gpt3jax.stored import build
+from gpt3jax.model.param_specs import count
+from gpt3jax.serde import build
 from gpt3jax.train.loss import window_loss
 
 ALL = ("qkv", "out", "up", "down")
@@ -69,8 +69,8 @@ def test_merged_parameters_give_the_logits_of_the_factors(small, tokens, how):
 
 
 def test_at_first_nothing_is_changed_bit_for_bit(small, tokens):
-    params, plain = init(jax.random.key(0), small), dataclasses.replace(small, lora_rank=0)
-    base = init(jax.random.key(0), plain)
+    params, plain = init_params(jax.random.key(0), small), dataclasses.replace(small, lora_rank=0)
+    base = init_params(jax.random.key(0), plain)
     for name in base:
         for a, b in zip(*map(jax.tree.leaves, (base[name], merged(params, small)[0][name])),
                         strict=True):  # fmt: skip

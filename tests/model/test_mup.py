@@ -13,16 +13,16 @@ from building import changed, randomised
 from flax.traverse_util import flatten_dict
 
 from gpt3jax.config import ConfigError, Experiment, Mesh, Model
+from gpt3jax.decoding import decode
 from gpt3jax.inspect.capture import attention_of, capture
 from gpt3jax.inspect.track import _push
-from gpt3jax.model import decode
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.model.likelihood import token_scores
-from gpt3jax.model.params import init
-from gpt3jax.model.table import named, table
+from gpt3jax.model.init import init_params
+from gpt3jax.model.logprobs import token_scores
+from gpt3jax.model.param_specs import named, table
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.loss import window_loss
-from gpt3jax.train.optimizer import make_optimizer
+from gpt3jax.train.optimizers import make_optimizer
 from gpt3jax.train.state import sharded_state, split
 from gpt3jax.train.step import compile_train_step
 
@@ -78,7 +78,7 @@ def test_the_standard_program_has_no_operation_more(model, tokens):
     plain, base, wide = (of_width(model, width, m) for width, m in ((32, 0), (32, 1), (64, 1)))
 
     def program(model):
-        params = jax.eval_shape(partial(init, model=model), jax.random.key(0))
+        params = jax.eval_shape(partial(init_params, model=model), jax.random.key(0))
         return str(jax.make_jaxpr(partial(forward, model=model))(params, tokens))
 
     assert program(plain) == program(base)

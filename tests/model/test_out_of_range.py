@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from gpt3jax.config import Mesh
+from gpt3jax.decoding import decode
 from gpt3jax.inspect.capture import capture
-from gpt3jax.model import decode
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.model.table import table
+from gpt3jax.model.param_specs import table
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.sharding.rules import param_shardings
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt3jax.generate import Generator
-from gpt3jax.model import decode
-from gpt3jax.model.decode import Sampling
+from gpt3jax.decoding import decode
+from gpt3jax.decoding.decode import Sampling
+from gpt3jax.decoding.generator import Generator
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.layers import unstack
-from gpt3jax.model.packed import FEW_ROWS, Packed, packed, rounded
+from gpt3jax.model.quantized import FEW_ROWS, Packed, packed, rounded
 
 KINDS = ("bfloat16", "int8")
 ALL = ("full", *KINDS)

@@ -8,8 +8,8 @@ import pytest
 from flax import traverse_util
 
 from gpt3jax.config import Model
-from gpt3jax.model import params as model_params
-from gpt3jax.model import table as model_table
+from gpt3jax.model import param_specs
+from gpt3jax.model.init import decayed, init_params
 
 
 @pytest.mark.parametrize(
@@ -32,29 +32,29 @@ from gpt3jax.model import table as model_table
     ],
 )
 def test_counts_are_exact(shape, count):
-    assert model_table.count(Model(**shape)) == count
+    assert param_specs.count(Model(**shape)) == count
 
 
 def test_arrays_have_the_shapes_that_are_counted(model):
-    arrays = jax.tree.leaves(model_params.init(jax.random.key(0), model))
+    arrays = jax.tree.leaves(init_params(jax.random.key(0), model))
     padding = (model.padded_vocabulary - model.vocabulary) * model.d_model
-    assert sum(a.size for a in arrays) - padding == model_table.count(model)
+    assert sum(a.size for a in arrays) - padding == param_specs.count(model)
 
 
 def test_flops_of_gpt3_small_are_those_of_the_paper_plus_visible_attention():
     small = Model(n_layers=12, d_model=768, n_heads=12, d_head=64)
     # 0.7412G for the matrices and the tied head, 0.0699G for alternating causal attention.
-    assert model_table.flops_per_token(small) / 1e9 == pytest.approx(0.7412 + 0.0699, abs=1e-4)
+    assert param_specs.flops_per_token(small) / 1e9 == pytest.approx(0.7412 + 0.0699, abs=1e-4)
 
 
 @pytest.mark.parametrize(("band", "pairs"), [(None, 2_098_176), (256, 491_648), (128, 254_016)])
 def test_visible_pairs_of_a_window(band, pairs):
-    assert model_table.visible_pairs(2048, band) == pairs
+    assert param_specs.visible_pairs(2048, band) == pairs
 
 
 def test_initial_values_have_the_published_spread():
     model = Model(n_layers=8, d_model=128, n_heads=8, d_head=16, vocabulary=1000, context=512)
-    found = traverse_util.flatten_dict(model_params.init(jax.random.key(0), model), sep="/")
+    found = traverse_util.flatten_dict(init_params(jax.random.key(0), model), sep="/")
     residual = 0.02 / math.sqrt(2 * model.n_layers)
     expected = {
         "token_embedding": 0.02,
@@ -74,7 +74,7 @@ def test_initial_values_have_the_published_spread():
 
 
 def test_the_seed_decides_every_value_and_padding_rows_are_zero(model):
-    first, again, other = (model_params.init(jax.random.key(s), model) for s in (0, 0, 1))
+    first, again, other = (init_params(jax.random.key(s), model) for s in (0, 0, 1))
     same = jax.tree.map(lambda a, b: bool((a == b).all()), first, again)
     assert all(jax.tree.leaves(same))
     assert not (first["layers"]["qkv"]["kernel"] == other["layers"]["qkv"]["kernel"]).any()
@@ -82,7 +82,7 @@ def test_the_seed_decides_every_value_and_padding_rows_are_zero(model):
 
 
 def test_only_matrices_and_embeddings_decay(model):
-    flags = traverse_util.flatten_dict(model_params.decayed(model_table.table(model)), sep="/")
+    flags = traverse_util.flatten_dict(decayed(param_specs.table(model)), sep="/")
     assert {name for name, decays in flags.items() if decays} == {
         "token_embedding", "position_embedding", "layers/qkv/kernel", "layers/out/kernel",
         "layers/up/kernel", "layers/down/kernel",

@@ -7,12 +7,12 @@ import pytest
 from building import randomised
 
 from gpt3jax.config import Mesh, Model
-from gpt3jax.model.decode import for_decoding
+from gpt3jax.decoding.beam_search import search
+from gpt3jax.decoding.decode import for_decoding
+from gpt3jax.decoding.prefill import read, read_after
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.model.likelihood import suffix_scores, token_scores
-from gpt3jax.model.reading import read, read_after
-from gpt3jax.model.search import search
-from gpt3jax.model.table import table
+from gpt3jax.model.logprobs import suffix_scores, token_scores
+from gpt3jax.model.param_specs import table
 from gpt3jax.sharding.collectives import each_device
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.sharding.rules import partition, partitions

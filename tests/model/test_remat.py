@@ -11,8 +11,9 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.extend.core import jaxprs_in_params
 
+from gpt3jax.decoding import batched, decode, prefill
 from gpt3jax.inspect.capture import capture
-from gpt3jax.model import attention, decode, gpt3, likelihood, reading, rows
+from gpt3jax.model import attention, gpt3, logprobs
 
 TOKENS = np.zeros((1, 48), np.int32)
 
@@ -77,12 +78,12 @@ def test_inference_has_no_checkpoint_and_chooses_attention_as_it_is_traced(
             "cached": traced(
                 lambda: gpt3.forward(params, texts, model, cache=cache, place_BT=texts).logits
             ),
-            "of unlike lengths": traced(lambda: reading.read(ready, texts, one, model, 16)),
-            "several texts": traced(lambda: rows.score(ready, texts[:1], model)),
+            "of unlike lengths": traced(lambda: prefill.read(ready, texts, one, model, 16)),
+            "several texts": traced(lambda: batched.score(ready, texts[:1], model)),
         }
         # Of stacked layers in a loop, the kind is known only as it runs.
         looped = {
-            "scores": traced(lambda: likelihood.token_scores(params, texts, model)),
+            "scores": traced(lambda: logprobs.token_scores(params, texts, model)),
             "captured": traced(lambda: capture(params, texts, model)),
         }
     for name, found in (programs | looped).items():

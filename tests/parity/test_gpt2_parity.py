@@ -20,16 +20,16 @@ from flax import traverse_util
 
 from gpt3jax import config
 from gpt3jax.config import Experiment, Model
-from gpt3jax.generate import Generator
+from gpt3jax.decoding.decode import Sampling
+from gpt3jax.decoding.generator import Generator
 from gpt3jax.interchange.architecture import Family
 from gpt3jax.interchange.huggingface import shapes, to_layer
-from gpt3jax.model.decode import Sampling
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.model.params import Params
-from gpt3jax.model.table import table
+from gpt3jax.model.init import Params
+from gpt3jax.model.param_specs import table
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.loss import window_loss
-from gpt3jax.train.optimizer import make_optimizer
+from gpt3jax.train.optimizers import make_optimizer
 from gpt3jax.train.state import TrainState
 from gpt3jax.train.step import compile_train_step
 

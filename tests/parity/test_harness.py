@@ -10,8 +10,8 @@ import pytest
 from building import changed
 
 from gpt3jax.interchange.export import export
-from gpt3jax.run import Run
-from gpt3jax.train.session import train
+from gpt3jax.run_dir import Run
+from gpt3jax.train.train import train
 
 lm_eval = pytest.importorskip("lm_eval")
 torch = pytest.importorskip("torch")
@@ -83,7 +83,7 @@ def test_the_harness_command_runs_our_model(run, tasks, tmp_path):
         "HF_HUB_OFFLINE": "1",
     }
     words = [
-        sys.executable, "-m", "gpt3jax.harness", "--model", "gpt3jax", "--model_args",
+        sys.executable, "-m", "gpt3jax.evals.lm_eval", "--model", "gpt3jax", "--model_args",
         f"run={run.path}", "--tasks", "pets,goes_on,reads", "--include_path", str(tasks),
         "--output_path", str(out), "--log_samples",
     ]  # fmt: skip
@@ -101,7 +101,7 @@ def test_all_three_kinds_of_requests_agree_with_transformers_on_the_exported_fol
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from gpt3jax.harness import Gpt3Jax
+    from gpt3jax.evals.lm_eval import Gpt3Jax
 
     export(run.path, tmp_path / "exported", progress=lambda *_: None)
     context = run.experiment().model.context

@@ -14,20 +14,20 @@ from building import changed, random_run
 from gpt3jax import cli
 from gpt3jax.config import Source
 from gpt3jax.data.byte_level import END_OF_TEXT
-from gpt3jax.data.corpus import open_corpus
+from gpt3jax.data.corpora.open import open_corpus
 from gpt3jax.data.loader import held_out
-from gpt3jax.data.prepare import prepare
+from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.decoding.decode import Sampling
+from gpt3jax.decoding.generator import load_generator
 from gpt3jax.interchange import export as exporting
 from gpt3jax.interchange.certificate import CertificateError
 from gpt3jax.interchange.export import export
 from gpt3jax.interchange.import_ import import_
 from gpt3jax.interchange.safetensors import read_folder
 from gpt3jax.interchange.tokenizer_files import AWKWARD
-from gpt3jax.model.decode import Sampling
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.run import Run
-from gpt3jax.write import load_generator
+from gpt3jax.run_dir import Run
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from building import changed, random_run
 
+from gpt3jax.checkpoint.load import load_model
 from gpt3jax.config import ConfigError, Data, Mesh, Source
 from gpt3jax.data.loader import HeldOut
-from gpt3jax.data.prepare import prepare
+from gpt3jax.data.prepare.prepare import prepare
+from gpt3jax.decoding.decode import Sampling
+from gpt3jax.decoding.generator import load_generator
 from gpt3jax.evals.perplexity import perplexity, token_lengths
 from gpt3jax.interchange.export import export
-from gpt3jax.model.decode import Sampling
-from gpt3jax.saved import load_model
 from gpt3jax.serve.api import Completion
 from gpt3jax.serve.batching import Owner
 from gpt3jax.serve.texts import Job
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.write import load_generator
 
 lm_eval = pytest.importorskip("lm_eval")
 torch = pytest.importorskip("torch")
@@ -130,7 +130,7 @@ def test_the_harness_scores_as_by_transformers_whatever_a_context_holds(pair):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from gpt3jax.harness import Gpt3Jax
+    from gpt3jax.evals.lm_eval import Gpt3Jax
 
     run, _, exported = pair
     theirs = HFLM(pretrained=str(exported), device="cpu", dtype="float32", max_length=CONTEXT,

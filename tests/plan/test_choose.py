@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 
 from gpt3jax.config import ConfigError, Mesh
-from gpt3jax.experiments import load_experiment
 from gpt3jax.plan.choose import choose
 from gpt3jax.plan.layouts import check_fits
-from gpt3jax.run import Run
-from gpt3jax.train import ledger
-from gpt3jax.train.session import train
+from gpt3jax.run_dir import Run
+from gpt3jax.train.monitor import event_log
+from gpt3jax.train.train import train
+from gpt3jax.user_code import load_experiment
 
 AUTO = Mesh("auto", "auto", "auto")
 
@@ -67,7 +67,7 @@ def test_training_takes_the_chosen_mesh_and_records_why(experiment, tmp_path, ca
         experiment, mesh=AUTO, train=dataclasses.replace(experiment.train, steps=1)
     )
     train(experiment, tmp_path)
-    start = ledger.read(Run(tmp_path).ledger_file)[0]
+    start = event_log.read(Run(tmp_path).ledger_file)[0]
     assert start["mesh"]["data"] * start["mesh"]["fsdp"] * start["mesh"]["tensor"] == 8
     assert "the fastest by estimate" in start["why"]
     assert start["why"] in " ".join(capsys.readouterr().out.split())

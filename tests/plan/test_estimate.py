@@ -9,13 +9,13 @@ import sys
 import pytest
 
 from gpt3jax.config import ConfigError, Data, Experiment, Model, Schedule, Source, Train
-from gpt3jax.experiments import load_experiment
 from gpt3jax.plan import budget, flags, show
-from gpt3jax.plan.chips import CHIPS, chip_of, peak_flops
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.layouts import Layout, meshes
 from gpt3jax.plan.planner import plan, too_big
 from gpt3jax.plan.slices import parse
+from gpt3jax.runtime.chips import CHIPS, chip_of, peak_flops
+from gpt3jax.user_code import load_experiment
 
 
 def gpt(layers, width, heads, head_width, vocabulary, batch):

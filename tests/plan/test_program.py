@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from gpt3jax.plan.program import Collective, collectives, kernels, product_flops
+from gpt3jax.plan.hlo import Collective, collectives, kernels, product_flops
 
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt3jax.data.prepare import prepare
-from gpt3jax.evals.files import load_tasks
+from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.evals.overlap import overlap
+from gpt3jax.evals.tasks.files import load_tasks
 from gpt3jax.recipe.quality import keeps
 
 ROOT = Path(__file__).parents[2]

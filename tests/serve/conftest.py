@@ -8,8 +8,8 @@ import pytest
 
 from gpt3jax.config import Model
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.generate import Generator
-from gpt3jax.model import params as model_params
+from gpt3jax.decoding.generator import Generator
+from gpt3jax.model.init import init_params
 from gpt3jax.serve import server
 from gpt3jax.serve.api import Served
 from gpt3jax.serve.batching import Owner
@@ -24,7 +24,7 @@ MODEL = Model(
 
 @pytest.fixture(scope="session")
 def generator(prepared):
-    params = model_params.init(jax.random.key(0), MODEL)
+    params = init_params(jax.random.key(0), MODEL)
     return Generator(params, MODEL, Tokenizer.load(prepared / "tokenizer.model"))
 
 

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from gpt3jax.generate import Generator
-from gpt3jax.model import params as model_params
-from gpt3jax.model.decode import Sampling
+from gpt3jax.decoding.decode import Sampling
+from gpt3jax.decoding.generator import Generator
 from gpt3jax.model.gpt3 import forward
+from gpt3jax.model.init import init_params
 from gpt3jax.serve.api import Completion
 from gpt3jax.serve.batching import BusyError, Owner
 from gpt3jax.serve.programs import Programs
@@ -90,7 +90,7 @@ def test_every_row_is_what_it_would_be_alone(generator, owner):
 def fresh(generator):
     """() -> an owner whose programs no other test has compiled; of four rows at a time."""
     model = dataclasses.replace(generator.model, context=40)
-    params = model_params.init(jax.random.key(0), model)
+    params = init_params(jax.random.key(0), model)
     owners = []
 
     def fresh():

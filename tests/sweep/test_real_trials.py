@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from building import changed
 
-from gpt3jax.run import Run, read_events
+from gpt3jax.run_dir import Run, read_events
 from gpt3jax.sweep import store
 
 ROOT = Path(__file__).parents[2]

@@ -6,12 +6,12 @@ import pytest
 from planning import plan, products_of, sent
 
 from gpt3jax.config import ConfigError
-from gpt3jax.experiments import load_experiment
 from gpt3jax.plan import slices
+from gpt3jax.plan.aot_compile import compile_step
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.layouts import Layout
-from gpt3jax.train.absent import describe
-from gpt3jax.train.ahead import compile_step
+from gpt3jax.plan.topologies import describe
+from gpt3jax.user_code import load_experiment
 
 compiled = pytest.mark.skipif(
     find_spec("jax_cuda13_plugin") is None,

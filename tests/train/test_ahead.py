@@ -6,11 +6,11 @@ import pytest
 from planning import KEEP, plan, products_of, sent
 
 from gpt3jax.config import ConfigError
-from gpt3jax.experiments import load_experiment
+from gpt3jax.plan.aot_compile import compile_step
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.layouts import Layout
 from gpt3jax.plan.slices import parse
-from gpt3jax.train.ahead import compile_step
+from gpt3jax.user_code import load_experiment
 
 pytestmark = [
     pytest.mark.tpu_compiler,

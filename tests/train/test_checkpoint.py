@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from building import changed
 
+from gpt3jax.checkpoint import manifest
+from gpt3jax.checkpoint.array_hash import as_hex, fingerprints
+from gpt3jax.checkpoint.checkpointer import Checkpoints, SaveError
+from gpt3jax.checkpoint.manifest import DamagedError
 from gpt3jax.config import ConfigError, Mesh
-from gpt3jax.run import Changes, Run
+from gpt3jax.run_dir import Changes, Run
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.train import ledger, seal
-from gpt3jax.train.checkpoint import Checkpoints, SaveError
-from gpt3jax.train.fingerprint import as_hex, fingerprints
-from gpt3jax.train.seal import DamagedError
-from gpt3jax.train.session import train
+from gpt3jax.train.monitor import event_log
 from gpt3jax.train.state import abstract_state
+from gpt3jax.train.train import train
 
 hooks = []
 """Called with each thing that Python is about to do; a hook itself cannot be taken off."""
@@ -69,11 +70,11 @@ def flip(path, bit):
 def test_what_is_loaded_is_what_was_saved(run):
     run, experiment = run
     found = load(run, experiment)
-    sealed = seal.read(run.checkpoints / "4")
+    sealed = manifest.read(run.checkpoints / "4")
     hashes = {name: as_hex(each) for name, each in fingerprints(found_parts(found)).items()}
     assert hashes == {name: leaf.hash for name, leaf in sealed.leaves.items()}
     assert len(set(hashes.values())) > len(hashes) / 2
-    saved = [event for event in ledger.read(run.ledger_file) if event["event"] == "save"]
+    saved = [event for event in event_log.read(run.ledger_file) if event["event"] == "save"]
     assert [event["step"] for event in saved] == [2, 4]
     assert saved[-1]["state"] == sealed.state != saved[0]["state"]
 
@@ -96,7 +97,7 @@ def test_every_flipped_bit_is_found(run):
         with pytest.raises(DamagedError):
             checkpoints.seal(4)
             raise AssertionError(f"bit {bit} of {path} was missed")
-        if seal.CHUNK.fullmatch(path.name):
+        if manifest.CHUNK.fullmatch(path.name):
             by_leaf += 1
             with pytest.raises(DamagedError, match="^leaf .* has other values"):
                 checkpoints.restore(4, abstract)
@@ -153,10 +154,10 @@ def test_a_run_falls_back_to_the_older_checkpoint_and_says_so(run, damage, name,
     outcome = train(changed(experiment, train={"steps": 5}), run.path)
     assert outcome.steps_taken == 3, "from step 2 on"
     assert "checkpoint 4 is damaged and was passed over" in capsys.readouterr().out
-    (event,) = (each for each in ledger.read(run.ledger_file) if each["event"] == "damaged")
+    (event,) = (each for each in event_log.read(run.ledger_file) if each["event"] == "damaged")
     assert event["step"] == 4 and (run.checkpoints / "4.damaged").is_dir()
     assert Checkpoints(run.checkpoints).steps() == [2, 4, 5]
-    whole = [r for r in ledger.read(run.ledger_file) if r["event"] == "save" and r["step"] == 4]
+    whole = [r for r in event_log.read(run.ledger_file) if r["event"] == "save" and r["step"] == 4]
     assert whole[0]["state"] == whole[1]["state"], "the same bits again"
 
 
@@ -202,7 +203,7 @@ def test_a_change_that_is_allowed_is_recorded_and_older_checkpoints_stay_good(ru
         train(other, run.path)
     allow = Changes(allow_change=("schedule",))
     assert train(other, run.path, changes=allow).steps_taken == 1
-    (event,) = (each for each in ledger.read(run.ledger_file) if each["event"] == "change")
+    (event,) = (each for each in event_log.read(run.ledger_file) if each["event"] == "change")
     assert event["what"] == ["schedule.peak_learning_rate was 0.01, now 0.02"]
     assert train(changed(other, train={"steps": 6}), run.path, changes=allow).steps_taken == 1
     wider = changed(experiment, model={"n_heads": 2, "d_head": 16}, train={"steps": 7})
@@ -270,7 +271,7 @@ def test_a_full_disk_is_told_before_a_byte_is_written(run, monkeypatch):
 
 def test_a_save_that_fails_once_is_tried_again(run, monkeypatch, capsys):
     run, experiment = run
-    seal_it, failed = seal.Seal.write, []
+    seal_it, failed = manifest.Seal.write, []
 
     def fails_once(self, folder):
         if not failed:
@@ -278,20 +279,20 @@ def test_a_save_that_fails_once_is_tried_again(run, monkeypatch, capsys):
             raise OSError(5, "Input/output error")
         seal_it(self, folder)
 
-    monkeypatch.setattr(seal.Seal, "write", fails_once)
+    monkeypatch.setattr(manifest.Seal, "write", fails_once)
     train(changed(experiment, train={"steps": 9, "save_every": 2}), run.path)
     assert failed == [6]
     assert "checkpoint 6 could not be written: Input/output error" in capsys.readouterr().out
     steps = Checkpoints(run.checkpoints).steps()
     assert steps[-2:] == [8, 9] and not list(run.checkpoints.glob("*.saving*"))
-    failures = [each for each in ledger.read(run.ledger_file) if each["event"] == "save failed"]
+    failures = [each for each in event_log.read(run.ledger_file) if each["event"] == "save failed"]
     assert len(failures) == 1
 
 
 def test_other_code_than_the_checkpoints_is_said(run, monkeypatch, capsys):
     run, experiment = run
-    now = ledger.code_version()
-    monkeypatch.setattr(ledger, "code_version", lambda: now | {"jaxlib": "9.9.9"})
+    now = event_log.code_version()
+    monkeypatch.setattr(event_log, "code_version", lambda: now | {"jaxlib": "9.9.9"})
     train(changed(experiment, train={"steps": 5}), run.path)
     told = f'since the checkpoint, jaxlib was "{now["jaxlib"]}", now "9.9.9"'
     assert told in capsys.readouterr().out

@@ -11,10 +11,10 @@ import os, sys, time
 from pathlib import Path
 
 from gpt3jax.run import Run
-from gpt3jax.train import clock
+from gpt3jax.train.monitor import phase_timer
 
 folder, case = Path(sys.argv[1]), sys.argv[2]
-clock.TICK_S, clock.REPORT_S = 0.05, 1.0
+phase_timer.TICK_S, phase_timer.REPORT_S = 0.05, 1.0
 if case in ("disk", "close"):
     os.mkfifo(folder / "clock.new")  # Opening one that nobody reads waits for ever.
 if case == "disk":
@@ -29,7 +29,7 @@ if case == "terminal":
             os.write(2, b"x")
     except BlockingIOError:
         os.set_blocking(2, True)
-kept = clock.Clock(Run(folder), time.time(), stuck_after=0.5)
+kept = phase_timer.Clock(Run(folder), time.time(), stuck_after=0.5)
 kept.enter("data", step=3)
 print("data", flush=True)
 time.sleep(0.3)

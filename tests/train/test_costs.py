@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from gpt3jax.config import Mesh
-from gpt3jax.experiments import load_experiment
-from gpt3jax.model import decode
-from gpt3jax.model.decode import Sampling
-from gpt3jax.model.params import init
-from gpt3jax.model.table import flops_per_token
+from gpt3jax.decoding import decode
+from gpt3jax.decoding.decode import Sampling
+from gpt3jax.model.init import init_params
+from gpt3jax.model.param_specs import flops_per_token
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.state import abstract_state
 from gpt3jax.train.step import compile_train_step
+from gpt3jax.user_code import load_experiment
 
 SLACK = 1.01
 
@@ -73,7 +73,7 @@ def test_a_layer_more_costs_as_much_as_the_one_before():
 def test_a_token_written():
     """Bytes of a step of generation: 4.4 MB of matrices, 0.1 of cache, and what is between."""
     model = dataclasses.replace(load_experiment("experiments/tiny.py").model, dtype="float32")
-    params = decode.for_decoding(init(jax.random.key(0), model), model, "full")
+    params = decode.for_decoding(init_params(jax.random.key(0), model), model, "full")
     _, cache = decode.prefill(params, jnp.zeros((1, 16), jnp.int32), jnp.int32(16), model, 32)
     options = {"donate_argnums": 1, "compiler_options": decode.CPU_OPTIONS}
     step = jax.jit(decode.next_token, static_argnums=(5, 6), **options)

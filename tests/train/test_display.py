@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from gpt3jax.train import display
-from gpt3jax.train.display import Display
+from gpt3jax.train.monitor import display
+from gpt3jax.train.monitor.display import Display
 
 MEASURED = {
     "step": 50, "tokens": 5_000, "val_loss": 3.25, "val_bits_per_byte": 1.9381,

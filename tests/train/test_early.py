@@ -7,12 +7,14 @@ import signal
 import pytest
 from building import changed
 
-from gpt3jax.run import Changes, Run
-from gpt3jax.train import early, ledger, session
-from gpt3jax.train.checkpoint import Checkpoints
-from gpt3jax.train.early import Verdict, verdict
+from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.run_dir import Changes, Run
+from gpt3jax.train import early_stopping
+from gpt3jax.train.early_stopping import Verdict, verdict
 from gpt3jax.train.evaluation import Evaluation
-from gpt3jax.train.session import train
+from gpt3jax.train.loop import Loop
+from gpt3jax.train.monitor import event_log, phase_timer
+from gpt3jax.train.train import train
 
 LOSSES = {1: 9.0, 2: 5.0, 3: 4.0, 4: 6.0, 5: 4.0, 6: 5.0, 7: 1.0, 8: 1.0}
 """Validation losses by step, as they are made to be."""
@@ -51,7 +53,7 @@ def patient(experiment, monkeypatch):
         found = whole(self, params, is_stopping)
         return found and found | {"val_loss": LOSSES.get(steps["at"], 0.5)}
 
-    entered = session.clock.Clock.enter
+    entered = phase_timer.Clock.enter
 
     def enter(self, phase, step=None):
         if phase in ("evaluate", "compile"):  # A session's first counts as compiling.
@@ -59,7 +61,7 @@ def patient(experiment, monkeypatch):
         entered(self, phase, step)
 
     monkeypatch.setattr(Evaluation, "measure", measure)
-    monkeypatch.setattr(session.clock.Clock, "enter", enter)
+    monkeypatch.setattr(phase_timer.Clock, "enter", enter)
     return experiment
 
 
@@ -82,7 +84,7 @@ def outcome(path):
     run = Run(path)
     checkpoints = Checkpoints(run.checkpoints)
     states = {step: checkpoints.seal(step).state for step in checkpoints.steps()}
-    ends = [event for event in ledger.read(run.ledger_file) if event["event"] == "early stop"]
+    ends = [event for event in event_log.read(run.ledger_file) if event["event"] == "early stop"]
     losses = {r["step"]: (r.get("loss"), r.get("val_loss")) for r in run.metrics()}
     return states, [(end["step"], end["patience"]) for end in ends], losses
 
@@ -121,13 +123,13 @@ def test_a_run_that_dies_while_it_ends_ends_the_same(patient, known, tmp_path, m
 
     with monkeypatch.context() as deadly:
         if where == "saved":
-            whole = session.Loop._evaluate
+            whole = Loop._evaluate
             deadly.setattr(
-                session.Loop, "_evaluate",
+                Loop, "_evaluate",
                 lambda self, state: die() if self.position.step == 6 else whole(self, state),
             )  # fmt: skip
         elif where == "measured":
-            deadly.setattr(session.Loop, "_end_early", die)
+            deadly.setattr(Loop, "_end_early", die)
         elif where == "settled":
             aside = Checkpoints.set_aside
             deadly.setattr(
@@ -136,9 +138,9 @@ def test_a_run_that_dies_while_it_ends_ends_the_same(patient, known, tmp_path, m
                 else aside(self, step, why),
             )  # fmt: skip
         else:
-            record = ledger.record
+            record = event_log.record
             deadly.setattr(
-                early.ledger, "record",
+                early_stopping.event_log, "record",
                 lambda path, event, **facts: die() if event == "early stop"
                 else record(path, event, **facts),
             )  # fmt: skip
@@ -159,7 +161,7 @@ def test_a_run_that_was_over_goes_on_when_it_is_sent_back(patient, tmp_path):
 @pytest.mark.usefixtures("one_device")
 def test_a_signal_in_between_does_not_change_the_end(patient, known, tmp_path, monkeypatch):
     expected = undisturbed(known, patient, tmp_path / "whole")
-    sent, next_batch = [], session.Loop.go
+    sent, next_batch = [], Loop.go
 
     def go(self, state):
         taken = self.stepper.next_batch
@@ -172,7 +174,7 @@ def test_a_signal_in_between_does_not_change_the_end(patient, known, tmp_path, m
         self.stepper.next_batch = send
         return next_batch(self, state)
 
-    monkeypatch.setattr(session.Loop, "go", go)
+    monkeypatch.setattr(Loop, "go", go)
     stopped = train(patient, tmp_path / "parts")
     assert stopped.signal == signal.SIGTERM and stopped.position.step < 6
     assert train(patient, tmp_path / "parts").position.step == 3

@@ -10,8 +10,8 @@ from gpt3jax.config import Data, Mesh, Source
 from gpt3jax.data import loader
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.sharding.rules import partition
-from gpt3jax.train.feed import Feed, rows_on
-from gpt3jax.train.schedule import Microbatches
+from gpt3jax.train.batches import Feed, rows_on
+from gpt3jax.train.schedules import Microbatches
 
 MICROBATCH, COUNT = 16, 625
 

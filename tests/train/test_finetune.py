@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 from building import changed, randomised
 
+from gpt3jax.checkpoint.array_hash import named_leaves
+from gpt3jax.checkpoint.checkpointer import Checkpoints
 from gpt3jax.config import ConfigError, Data, Mesh, Source
-from gpt3jax.data.prepare import prepare
+from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.trainable import trained, trained_count
-from gpt3jax.run import Run
+from gpt3jax.run_dir import Run
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.train import ledger
-from gpt3jax.train.checkpoint import Checkpoints
-from gpt3jax.train.fingerprint import named_leaves
+from gpt3jax.train.init_from import first_state
 from gpt3jax.train.loss import window_loss
-from gpt3jax.train.parent import first_state
-from gpt3jax.train.replay import replay
-from gpt3jax.train.session import train
+from gpt3jax.train.monitor import event_log
+from gpt3jax.train.monitor.replay import replay
 from gpt3jax.train.state import abstract_state, with_fresh_moments
 from gpt3jax.train.step import compile_train_step
+from gpt3jax.train.train import train
 
 SHAPE = {"n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 8, "context": 48}
 
@@ -247,7 +247,7 @@ def test_a_run_begins_at_its_parent_resumes_bit_for_bit_without_it_and_leaves_it
     sealed = Checkpoints(base / "checkpoints").seal(4)
     parent = {"path": str(base), "step": 4, "state": sealed.state}
     assert Run(tmp_path / "whole").identity()["parent"] == parent
-    start = ledger.read(Run(tmp_path / "whole").ledger_file)[0]
+    start = event_log.read(Run(tmp_path / "whole").ledger_file)[0]
     assert (start["event"], start["parent"]) == ("start", parent)
     assert start["parameters"] == start["trainable"] > 0
     whole = records(tmp_path / "whole")
@@ -281,7 +281,7 @@ def test_moments_begin_at_zero_and_steps_are_counted_anew(base, tuned, tmp_path,
         is_param = name.startswith("params/")
         assert is_same(np.asarray(leaf), expected[name]) == is_param or not leaf.any(), name
         assert is_param or not leaf.any(), name
-    found = replay(run, Checkpoints(run.checkpoints), 0, 0, 1)
+    found = replay(run, Checkpoints(run.checkpoints), 0, 0, 1, lambda each: make_mesh(each.mesh))
     assert found.compared >= 3 and not found.differences
 
 
@@ -289,7 +289,7 @@ def test_a_lora_run_is_complete_and_can_be_a_parent_itself(base, tuned, tmp_path
     only = ("layers/lora", "final_norm/gain")
     lora = changed(tuned, model={"lora_rank": 4}, train={"steps": 3, "only": only})
     train(lora, tmp_path / "lora")
-    start = ledger.read(Run(tmp_path / "lora").ledger_file)[0]
+    start = event_log.read(Run(tmp_path / "lora").ledger_file)[0]
     width = lora.model.d_model
     assert width < start["trainable"] == start["parameters"] - trained_count(tuned) + width
     before, after = state_of(Run(base).experiment(), base, 4), state_of(lora, tmp_path / "lora", 3)

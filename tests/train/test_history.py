@@ -9,11 +9,11 @@ from building import changed
 
 from gpt3jax.commands.data import data_show
 from gpt3jax.config import ConfigError, Mesh
-from gpt3jax.run import Changes, Run
-from gpt3jax.train import ledger
+from gpt3jax.doctor.verify import verify
+from gpt3jax.run_dir import Changes, Run
 from gpt3jax.train.history import sessions, windows_read
-from gpt3jax.train.session import train
-from gpt3jax.verify import verify
+from gpt3jax.train.monitor import event_log
+from gpt3jax.train.train import train
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -89,7 +89,7 @@ def test_a_rewind_passes_over_what_was_read_and_can_be_asked_for_twice(short, tm
     train(smaller, tmp_path, changes=back)
     assert Run(tmp_path).skips()[0].windows == 2 * 8 + 2 * 4
     assert train(smaller, tmp_path, changes=back).steps_taken == 0
-    assert [e["event"] for e in ledger.read(Run(tmp_path).ledger_file)].count("rewind") == 1
+    assert [e["event"] for e in event_log.read(Run(tmp_path).ledger_file)].count("rewind") == 1
     assert batches(tmp_path, 4)[1:] == [range(8, 16), range(16, 20), range(20, 24)]
 
 
@@ -99,7 +99,7 @@ def test_another_dtype_is_refused_or_recorded_and_replayed_as_it_was(short, tmp_
     with pytest.raises(ConfigError, match="model.dtype was .float32., now .bfloat16."):
         train(other, tmp_path)
     train(other, tmp_path, changes=Changes(allow_change=("model.dtype",)))
-    (event,) = (e for e in ledger.read(Run(tmp_path).ledger_file) if e["event"] == "change")
+    (event,) = (e for e in event_log.read(Run(tmp_path).ledger_file) if e["event"] == "change")
     assert event["what"] == ['model.dtype was "float32", now "bfloat16"']
     assert [each.dtype for each in sessions(Run(tmp_path))] == ["float32", "bfloat16"]
     assert train(changed(other, train={"steps": 5}), tmp_path).steps_taken == 1, "recorded once"
@@ -134,7 +134,7 @@ def test_a_run_without_recorded_settings_is_read_where_its_record_suffices(
         run = Run(path)
         events = [
             {k: v for k, v in event.items() if k not in ("experiment", "dtype", "sequences")}
-            for event in ledger.read(run.ledger_file)
+            for event in event_log.read(run.ledger_file)
         ]
         run.ledger_file.write_text("".join(json.dumps(event) + "\n" for event in events))
         kept = [r for r in run.metrics() if r["step"] % 5 == 0 or r["step"] == 12]

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from gpt3jax.train import ledger
+from gpt3jax.train.monitor import event_log
 
 
 def git(folder, *words):
@@ -34,13 +34,13 @@ def test_a_commit_is_recorded_only_of_a_checkout_of_this_package(
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "own.py", *([place] if tracked else []))
     git(tmp_path, "commit", "-qm", "first")
-    monkeypatch.setattr(ledger, "__file__", str(package / "train/ledger.py"))
-    commit = ledger.code_version()["commit"]
+    monkeypatch.setattr(event_log, "__file__", str(package / "train/monitor/event_log.py"))
+    commit = event_log.code_version()["commit"]
     assert commit == (git(tmp_path, "rev-parse", "--short", "HEAD") if is_known else "unknown")
     (package / "__init__.py").write_text("changed")
-    assert ledger.code_version()["commit"] == (f"{commit}-dirty" if is_known else "unknown")
+    assert event_log.code_version()["commit"] == (f"{commit}-dirty" if is_known else "unknown")
 
 
 def test_without_a_repository_the_commit_is_unknown(tmp_path, monkeypatch):
-    monkeypatch.setattr(ledger, "__file__", str(tmp_path / "gpt3jax/train/ledger.py"))
-    assert ledger.code_version()["commit"] == "unknown"
+    monkeypatch.setattr(event_log, "__file__", str(tmp_path / "gpt3jax/train/monitor/event_log.py"))
+    assert event_log.code_version()["commit"] == "unknown"

@@ -9,16 +9,16 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
 
 from gpt3jax.config import Mesh
-from gpt3jax.model.table import table
-from gpt3jax.run import Run
+from gpt3jax.model.param_specs import table
+from gpt3jax.run_dir import Run
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.sharding.rules import partition, partitions
 from gpt3jax.train import step as step_module
 from gpt3jax.train.loss import window_loss
-from gpt3jax.train.noise import NoiseScale, estimate
-from gpt3jax.train.session import train
+from gpt3jax.train.monitor.noise_scale import NoiseScale, estimate
 from gpt3jax.train.state import new_state, sharded_state
 from gpt3jax.train.step import compile_train_step
+from gpt3jax.train.train import train
 
 ALONE, SPREAD = Mesh(data=1), Mesh(data=2, fsdp=2, tensor=2)
 

@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 from building import changed
 
+from gpt3jax.checkpoint.checkpointer import Checkpoints
 from gpt3jax.config import ConfigError, Data, Mesh, Source
 from gpt3jax.data import loader
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.run import Changes, Run
+from gpt3jax.run_dir import Changes, Run
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.train import ledger
-from gpt3jax.train.checkpoint import Checkpoints
-from gpt3jax.train.feed import Feed
+from gpt3jax.train.batches import Feed
 from gpt3jax.train.loop import NotFiniteError
+from gpt3jax.train.monitor import event_log
 from gpt3jax.train.resume import furthest
-from gpt3jax.train.schedule import Microbatches, batch_range
-from gpt3jax.train.session import train
+from gpt3jax.train.schedules import Microbatches, batch_range
 from gpt3jax.train.state import abstract_state
+from gpt3jax.train.train import train
 
 EXACT = ("step", "sequences", "tokens", "loss", "grad_norm", "learning_rate", "batch_tokens")
 
@@ -93,7 +93,7 @@ def test_the_run_folder_is_complete_in_itself(experiment, tmp_path):
     assert {int(p.name) for p in run.checkpoints.iterdir() if p.name.isdigit()} == {8, 12}
     assert {p.name for p in run.samples.iterdir()} == {"0.txt", "6.txt", "12.txt"}
     assert any(run.tensorboard.iterdir())
-    events = [event["event"] for event in ledger.read(run.ledger_file)]
+    events = [event["event"] for event in event_log.read(run.ledger_file)]
     assert events[0] == "start" and events[-2:] == ["stop", "clock"]
     assert events.count("save") == 3
     records = {record["step"]: record for record in run.metrics()}
@@ -145,7 +145,7 @@ def test_a_signal_between_any_two_lines_of_the_loop_loses_no_step(
     experiment, tmp_path, monkeypatch, question
 ):
     caught = contextlib.nullcontext(CaughtAtQuestion(question))
-    monkeypatch.setattr("gpt3jax.train.session.caught_signals", lambda: caught)
+    monkeypatch.setattr("gpt3jax.train.train.caught_signals", lambda: caught)
     outcome = train(experiment, tmp_path)
     assert outcome.position.step < 12 and outcome.signal == signal.SIGTERM
     assert furthest(Checkpoints(Run(tmp_path).checkpoints)) == outcome.position
@@ -243,8 +243,11 @@ def test_missing_data_and_meshes_that_do_not_fit_are_refused_in_words(experiment
 
 
 def test_an_event_behind_a_torn_line_is_not_lost(tmp_path):
-    ledger.record(tmp_path / "ledger.jsonl", "start", step=0)
+    event_log.record(tmp_path / "ledger.jsonl", "start", step=0)
     with (tmp_path / "ledger.jsonl").open("a") as file:
         file.write('{"event": "sa')
-    ledger.record(tmp_path / "ledger.jsonl", "resume", step=4)
-    assert [each["event"] for each in ledger.read(tmp_path / "ledger.jsonl")] == ["start", "resume"]
+    event_log.record(tmp_path / "ledger.jsonl", "resume", step=4)
+    assert [each["event"] for each in event_log.read(tmp_path / "ledger.jsonl")] == [
+        "start",
+        "resume",
+    ]

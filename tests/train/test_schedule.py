@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt3jax.config import Mesh, Schedule
-from gpt3jax.experiments import load_experiment
-from gpt3jax.train.schedule import (
+from gpt3jax.train.schedules import (
     Microbatches,
     batch_range,
     batch_windows,
@@ -17,6 +16,7 @@ from gpt3jax.train.schedule import (
     stretches,
     total_tokens,
 )
+from gpt3jax.user_code import load_experiment
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 B = 1_000_000_000

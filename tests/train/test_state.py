@@ -9,12 +9,12 @@ from building import changed
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.manifest import Seal
 from gpt3jax.config import ConfigError, Mesh
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train import state as train_state
 from gpt3jax.train import step as train_step
-from gpt3jax.train.checkpoint import Checkpoints
-from gpt3jax.train.seal import Seal
 
 PLACES = {
     "token_embedding": P("tensor", "fsdp"),

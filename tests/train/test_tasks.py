@@ -10,11 +10,11 @@ from building import changed
 from gpt3jax.cli import main
 from gpt3jax.config import Mesh
 from gpt3jax.data.manifest import TOKENIZER
-from gpt3jax.run import Run
+from gpt3jax.run_dir import Run
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.evaluation import Evaluation
-from gpt3jax.train.session import train
 from gpt3jax.train.state import new_state
+from gpt3jax.train.train import train
 
 
 @pytest.fixture

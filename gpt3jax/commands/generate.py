@@ -1,0 +1,120 @@
+"""`gpt3jax generate`: continue a prompt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from gpt3jax.commands.inputs import check_range, read_prompt
+from gpt3jax.config import ConfigError, Weights
+
+MOST_SAMPLES = 4096
+"""Written together: more would not fit."""
+
+
+def generate(
+    run: Positional[Path],
+    prompt: str | None = None,
+    prompt_file: Path | None = None,
+    new_tokens: int = 200,
+    samples: int = 1,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    stop: tuple[str, ...] = (),
+    seed: int = 0,
+    beams: int = 0,
+    weights: Weights = "full",
+    step: int | None = None,
+    json: bool = False,
+) -> None:
+    """Continue a prompt, token by token.
+
+    Examples:
+      gpt3jax generate runs/tiny --prompt 'def main('
+      gpt3jax generate runs/tiny --prompt 'class ' --samples 4 --top-p 0.9 --seed 7
+      gpt3jax generate runs/tiny --prompt 'import ' --beams 4 --new-tokens 20
+      head -c 200 code.py | gpt3jax generate runs/tiny
+
+    Args:
+      run: The run to write with.
+      prompt: Text to continue; empty starts a new document. -, or no prompt where standard input
+        is not a terminal: standard input, as it is.
+      prompt_file: A file with the text to continue.
+      new_tokens: At most this many; fewer at the end of a document or a stop string.
+      samples: How many continuations.
+      temperature: Below 1 is bolder in what is likely; 0 always takes the likeliest token.
+      top_k: Draw from the k likeliest tokens; 0 from all.
+      top_p: Draw from the fewest tokens whose probability adds up to this.
+      stop: End before any of these strings.
+      seed: The same seed writes the same text.
+      beams: Beam search of this width instead of drawing (the paper: 4, length penalty 0.6).
+      weights: Keep matrices in fewer bytes, a half or a quarter of float32's, of a slightly
+        different model (see `perplexity --weights`).
+      step: The checkpoint; the newest if not given.
+      json: One JSON object with the prompt and the texts.
+    """
+    check_range(0, 2**32 - 1, seed=seed)
+    check_range(1, MOST_SAMPLES, samples=samples)
+    if prompt is not None and prompt_file is not None:
+        raise ConfigError("--prompt and --prompt-file are both given: which is it? Drop one")
+    text = read_prompt(prompt, prompt_file)
+    write(
+        run, text, new_tokens=new_tokens, samples=samples, temperature=temperature,
+        top_k=top_k, top_p=top_p, stop=stop, seed=seed, beams=beams, weights=weights, step=step,
+        as_json=json,
+    )  # fmt: skip
+
+
+def write(
+    path: Path,
+    prompt: str,
+    *,
+    new_tokens: int,
+    samples: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    stop: tuple[str, ...],
+    seed: int,
+    beams: int,
+    weights: Weights,
+    step: int | None,
+    as_json: bool,
+) -> None:
+    """Print continuations of a prompt; a single one appears as it is written."""
+    import json
+
+    from gpt3jax.decoding.decode import Sampling
+    from gpt3jax.decoding.generator import load_generator
+
+    if new_tokens < 1 or samples < 1 or beams < 0:
+        raise ConfigError("--new-tokens and --samples are at least 1, --beams 0. Raise them")
+    if 0 < beams < samples:
+        raise ConfigError(
+            f"--samples is {samples}: {beams} beams find at most as many. Raise --beams"
+        )
+    sampling = Sampling(temperature, top_k, top_p)
+    generator = load_generator(path, step, weights)
+    drawing = {"new_tokens": new_tokens, "sampling": sampling, "seed": seed, "stop": stop}
+    if samples == 1 and not beams and not as_json:
+        sys.stdout.write(prompt)
+        for piece in generator.text(prompt, **drawing):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        print()
+        return
+    if beams:
+        found = generator.beam_search(
+            generator.tokenizer.encode(prompt), new_tokens=new_tokens, width=beams
+        )
+        texts = [generator.decode_until(each.tokens, stop) for each in found[:samples]]
+    else:
+        texts = generator.samples(prompt, samples, **drawing)
+    if as_json:
+        print(json.dumps({"prompt": prompt, "texts": texts, "seed": seed}, ensure_ascii=False))
+        return
+    for number, text in enumerate(texts, 1):
+        print(f"--- {number}\n{prompt}{text}")

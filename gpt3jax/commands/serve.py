@@ -1,0 +1,80 @@
+"""`gpt3jax serve`: OpenAI's completions on this machine."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from gpt3jax.commands.inputs import check_range
+from gpt3jax.config import ConfigError
+
+LONGEST_TOKEN = 1000
+
+
+def serve(
+    run: Positional[Path],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    rows: int = 16,
+    queue: int = 256,
+    max_tokens: int = 4096,
+    token_file: Path | None = None,
+    step: int | None = None,
+) -> None:
+    """Answer OpenAI's /v1/completions on this machine, with a page to type at.
+
+    Examples:
+      gpt3jax serve runs/tiny
+      gpt3jax serve runs/tiny --port 9000 --token-file token --host 0.0.0.0
+
+    Args:
+      run: The run to write with.
+      host: The address to listen on; what is not loopback lets others use the model.
+      port: The port; 0 takes any that is free.
+      rows: Texts that are written together, at most; a power of two.
+      queue: Texts that wait for that, at most; further requests are answered with 429.
+      max_tokens: Of one text, at most.
+      token_file: A file with the bearer token that requests must carry.
+      step: The checkpoint; the newest if not given.
+    """
+    check_range(0, 65_535, port=port)
+    check_range(1, 1024, rows=rows)
+    check_range(1, 10**6, queue=queue, max_tokens=max_tokens)
+    if rows & (rows - 1):
+        raise ConfigError(f"--rows is {rows}: steps are compiled for powers of two. Use one")
+    token = None
+    if token_file:
+        try:
+            token = token_file.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--token-file cannot be read: {error}. Check it") from error
+        if not token.isprintable() or not 0 < len(token) <= LONGEST_TOKEN:
+            raise ConfigError(
+                f"--token-file {token_file} holds no token: one line of up to {LONGEST_TOKEN} "
+                "letters. Write one"
+            )
+    try:
+        from gpt3jax.serve import server
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"serving needs the package {error.name}. pip install 'gpt3jax[serve]'"
+        ) from error
+    from gpt3jax.decoding.generator import load_generator
+    from gpt3jax.serve.api import Served
+    from gpt3jax.serve.batching import Owner
+
+    bound = server.listen(host, port)
+    server.warn_of_strangers(host, token)
+    say = partial(print, file=sys.stderr, flush=True)
+    say(f"reading {run}")
+    generator = load_generator(run, step)
+    name = run.resolve().name
+    served = Served(name, generator.model, generator.tokenizer, max_tokens, queue)
+    owner = Owner(generator, rows, queue)
+    owner.start(say)
+    bound.listen(server.BACKLOG)
+    print(f"{name} is served on {server.address_of(bound)} (Ctrl-C ends it)", flush=True)
+    server.make_server(served, owner, bound, token).run(sockets=[bound])

@@ -1,0 +1,68 @@
+"""The command that searches: many runs, of which one is the best."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from gpt3jax.commands.inputs import check_range
+from gpt3jax.config import ConfigError
+
+
+def sweep(
+    file: Positional[Path],
+    overrides: Positional[tuple[str, ...]] = (),
+    trials: int = 20,
+    workers: int = 1,
+    storage: str | None = None,
+    sampler: Literal["tpe", "random", "grid"] = "tpe",
+    pruner: Literal["median", "halving", "none"] = "median",
+    seed: int = 0,
+    launch: str = "gpt3jax train",
+    serve: str | None = None,
+    json: bool = False,
+) -> int:
+    """Search the space of an experiment file: each trial is one `gpt3jax train`, and one run.
+
+    Examples:
+      gpt3jax sweep experiments/sweep_learning_rate.py --trials 20 --workers 2
+      gpt3jax sweep experiments/sweep_learning_rate.py --sampler grid --trials 8 -- --seed 1
+      gpt3jax sweep FILE.py --storage /shared/rates.journal --launch 'srun gpt3jax train'
+      gpt3jax sweep FILE.py --storage rates.db --serve 10.0.0.1:13000
+      gpt3jax sweep FILE.py --storage grpc://10.0.0.1:13000
+
+    The same command goes on with a sweep that was stopped or killed; on another machine, it
+    joins it.
+
+    Args:
+      file: The experiment file, with a function space(trial); first() may name what is tried
+        before anything else.
+      overrides: For all trials, after --.
+      trials: In all, over all machines; more may be asked for later.
+      workers: Trials at a time on this machine, which share its cores and GPUs evenly.
+      storage: FILE.journal, on a disk that all machines share, FILE.db or grpc://HOST:PORT;
+        sweeps/NAME.journal if not given. The runs lie beside it, in a folder of that name.
+      sampler: tpe learns from the trials before; random; or a grid over the ranges.
+      pruner: Which losers are stopped: worse than the median, successive halving, or none.
+      seed: Of what is drawn.
+      launch: What trains one trial on one whole mesh.
+      serve: HOST:PORT for other machines to join by; for trusted networks only.
+      json: Print the trials as JSON at the end.
+    """
+    check_range(1, 10**6, trials=trials)
+    check_range(1, 1024, workers=workers)
+    check_range(0, 2**32 - 1, seed=seed)
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("sweep needs Optuna, which is not here. pip install 'gpt3jax[sweep]'")
+    from gpt3jax.sweep.driver import Plan
+    from gpt3jax.sweep.results import run_sweep
+    from gpt3jax.user_code import load_experiment
+
+    name = storage or f"sweeps/{load_experiment(file).name}.journal"
+    is_file = not name.startswith("grpc://")
+    folder = Path(name).with_suffix("") if is_file else Path("sweeps", load_experiment(file).name)
+    plan = Plan(file, overrides, trials, workers, sampler, pruner, seed, name, folder, launch)
+    return run_sweep(plan, serve, as_json=json)

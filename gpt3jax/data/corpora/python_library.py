@@ -1,0 +1,64 @@
+"""The Python library as a corpus: source and documentation that every Python carries."""
+
+from __future__ import annotations
+
+import os
+import re
+import sysconfig
+from collections.abc import Iterator, Sequence
+
+from gpt3jax.config import ConfigError
+from gpt3jax.data.corpora.documents import Document, Part, Skipped, decode_document
+from gpt3jax.data.corpora.text_files import read_text, walk
+
+_NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+_LITERAL = re.compile(r"b?['\"]|0x|[-\d{}\[\]()]")
+_TOPICS = "pydoc_data/topics.py"
+
+
+def python_parts() -> list[Part]:
+    """Every source and text file of the running Python, without tests and installed packages.
+
+    Raises:
+      ConfigError: this Python has no source.
+    """
+    root = sysconfig.get_path("stdlib")
+    parts = []
+    for key, path in sorted(walk(root)):
+        if _NOT_LIBRARY.intersection(key.split("/")) or not os.path.isfile(path):
+            continue
+        size = os.path.getsize(path)
+        if key == _TOPICS:
+            parts.append(Part("topics", path, key, 0, size, size))
+        elif key.endswith(".py"):
+            parts.append(Part("python", path, key, 0, size, size))
+        elif key.endswith((".txt", ".rst")):
+            parts.append(Part("text", path, key, 0, size, size))
+    if not parts:
+        raise ConfigError(
+            f"corpus python-library is empty: {root} holds no source. Give a folder of text"
+        )
+    return parts
+
+
+def read_python(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipped]:
+    """One source file, unless it is a table."""
+    for document in read_text(part, fields):
+        if isinstance(document, Document) and _is_table(document.text):
+            yield Skipped(document.key, "table of data")
+        else:
+            yield document
+
+
+def _is_table(source: str) -> bool:
+    """Whether most lines begin with a literal: generated code tables, not code to learn from."""
+    lines = [line for line in map(str.strip, source.splitlines()) if line]
+    return sum(bool(_LITERAL.match(line)) for line in lines) > len(lines) / 2
+
+
+def read_topics(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipped]:
+    """Each help topic of the language reference, which Python ships as one dict of strings."""
+    from pydoc_data.topics import topics
+
+    for name, text in topics.items():
+        yield decode_document(f"{part.key}:{name}", text.encode())

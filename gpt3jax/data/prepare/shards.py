@@ -1,0 +1,227 @@
+"""One shard of a data folder: `--shard I/N`, by processes that share nothing but a file system.
+
+The groups of files are those that one process deals itself (prepare.py); shard I
+has the groups I, I+N, ... Which documents are held out is known when all are
+counted, so a shard counts its own groups, then those that nobody has counted yet,
+and then encodes its own. None waits for another: a queue may start them in any
+order, one after another or all at once. Files are written beside their names and
+renamed, and their bytes depend on the plan alone, so two processes at one shard,
+or a second attempt, do no harm. What lies where is in pieces.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import socket
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt3jax import serde
+from gpt3jax.config import ConfigError
+from gpt3jax.data.corpora.open import Corpus, Part
+from gpt3jax.data.manifest import TOKENIZER, sha256
+from gpt3jax.data.prepare.census import BUCKETS, Census, merge, take_census, warn_of_special
+from gpt3jax.data.prepare.encode import Encoded, encode_group
+from gpt3jax.data.prepare.pieces import (
+    MOST,
+    PLAN,
+    RECORD,
+    Group,
+    Piece,
+    Plan,
+    read_piece,
+    read_plan,
+    shard_name,
+    work_folder,
+)
+from gpt3jax.data.prepare.prepare import Progress, Request, difference, find_same, make_job, tracked
+from gpt3jax.data.prepare.worker_pool import processes
+from gpt3jax.runtime.atomic_folder import is_free, whole_folder
+from gpt3jax.serde import Count
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`3/16` as (3, 16): the number of a shard, from 0, and how many there are.
+
+    Raises:
+      ConfigError: it is none.
+    """
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
+    if not found:
+        raise ConfigError(f"--shard is {text!r}: it is I/N, as 0/16 to 15/16. Change it")
+    index, count = map(int, found.groups())
+    if not 1 <= count <= MOST:
+        raise ConfigError(f"--shard is {text}: there are from 1 to {MOST:,} shards. Change N")
+    if index >= count:
+        raise ConfigError(
+            f"--shard is {text}: shards count from 0, so the last is {count - 1}/{count}. "
+            f"Change I (of a Slurm array: --array 0-{count - 1})"
+        )
+    return index, count
+
+
+def prepare_shard(
+    made: Request, shard: tuple[int, int], progress: Progress | None = None
+) -> Piece | None:
+    """Make one shard of a data folder, or find that it is there already and whole.
+
+    Args:
+      made: what all shards are asked for; the tokenizer is given.
+      shard: which it is, from 0, and how many there are.
+      progress: called with the name of a stage and the share of it that is done.
+
+    Returns:
+      Its record; None if all were merged before.
+
+    Raises:
+      ConfigError: the request cannot work, is not that of the other shards, or the corpus
+        has changed.
+    """
+    index, count = shard
+    if made.tokenizer is None:
+        raise ConfigError(
+            "--shard goes with --tokenizer: all shards use the same. Train one on a part of the "
+            "text, gpt3jax data prepare --corpus PART --out data/part, and name data/part"
+        )
+    if not is_free(made.out):
+        find_same(made)
+        return None
+    groups = made.groups
+    plan = Plan(count, len(groups), made.tokenizer.hash, **made.settings)
+    work = _begin(made.out, plan)
+    target = work / shard_name(plan, index)
+    if is_free(target):
+        try:
+            with whole_folder(target) as folder:
+                _encode(made, plan, index, folder, groups, progress or (lambda stage, share: None))
+        except OSError:
+            if is_free(target):
+                raise  # Else another process was first, with the same bytes.
+    try:
+        return read_piece(work, plan, index)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{target} is damaged: {error}. Delete it, and make the shard again"
+        ) from error
+
+
+def _begin(out: str, plan: Plan) -> Path:
+    """The work folder of a plan; one that was begun with another is refused."""
+    work = work_folder(out)
+    if is_free(work):
+        try:
+            with whole_folder(work) as folder:
+                (folder / PLAN).write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
+        except OSError:
+            if is_free(work):
+                raise  # Else another shard was first.
+    if why := difference(read_plan(out), dataclasses.asdict(plan)):
+        raise ConfigError(
+            f"{work} was begun differently: {why}. All shards take the same settings: change "
+            "them, choose another --out, or delete that folder"
+        )
+    return work
+
+
+def _encode(
+    made: Request,
+    plan: Plan,
+    index: int,
+    folder: Path,
+    groups: Sequence[tuple[Part, ...]],
+    progress: Progress,
+) -> None:
+    """Write all files of a shard into its folder, the record last."""
+    own = range(index, len(groups), plan.shards)
+    # Its own groups, then its neighbour's: those who help each begin elsewhere.
+    neighbours = [(index + i) % plan.shards for i in range(plan.shards)]
+    order = [n for shard in neighbours for n in range(shard, len(groups), plan.shards)]
+    counted = {}
+
+    def each(found: Iterator[Census]) -> Iterator[Census]:
+        for number, census in zip(order, found, strict=True):
+            counted[number] = (census.documents, int(census.bytes.sum()))
+            yield census
+
+    with processes(max(1, min(made.workers, len(groups)))) as run:
+        count = partial(_count, folder.parent, plan.hash, made.reader, made.tokenizer.special)
+        reading = run(count, [(number, groups[number]) for number in order])
+        census = merge(each(tracked(progress, "reading", reading, len(groups))), made.corpus)
+        made.tokenizer.save(folder / TOKENIZER)
+        warn_of_special(census.special)
+        job = make_job(made, folder, census)
+        encoding = run(partial(encode_group, job), [(number, groups[number]) for number in own])
+        results = list(tracked(progress, "encoding", encoding, len(own)))
+    for number, result in zip(own, results, strict=True):
+        _check_counts(counted[number], result, groups[number], job.has_pairs)
+    found = tuple(map(_group, own, results))
+    piece = Piece(plan.hash, census.documents, dict(census.skipped), job.held_out, found)
+    (folder / RECORD).write_text(json.dumps(dataclasses.asdict(piece)) + "\n")
+
+
+def _count(
+    work: Path,
+    plan: str,
+    corpus: Corpus,
+    special: Sequence[str],
+    numbered: tuple[int, tuple[Part, ...]],
+) -> Census:
+    """The census of a group: from its file, or taken now and written there."""
+    number, group = numbered
+    file = work / f"census-{number:05d}.json"
+    try:
+        record = serde.build(dict[str, Any], serde.read(file))
+        if record["plan"] == plan:
+            return _parse_census(record)
+    except (OSError, ValueError, KeyError):
+        pass  # Not there yet, or damaged: it is taken again.
+    census = take_census(corpus, special, group)
+    held = {str(bucket): int(census.bytes[bucket]) for bucket in np.flatnonzero(census.bytes)}
+    record = {"plan": plan, "documents": census.documents, "bytes": held, "detail": census.detail,
+              "skipped": census.skipped, "special": census.special}  # fmt: skip
+    own = file.with_name(f"{file.name}.partial-{socket.gethostname()}-{os.getpid()}")
+    own.write_text(json.dumps(record) + "\n")
+    own.replace(file)
+    return census
+
+
+def _parse_census(record: dict[str, Any]) -> Census:
+    census = Census(
+        documents=serde.build(Count, record["documents"]),
+        skipped=Counter(serde.build(dict[str, Count], record["skipped"])),
+        detail=serde.build(str, record["detail"]),
+        special=Counter(serde.build(dict[str, Count], record["special"])),
+    )
+    held = serde.build(dict[str, Count], record["bytes"])
+    buckets = list(map(int, held))
+    if buckets and not 0 <= min(buckets) <= max(buckets) < BUCKETS:
+        raise ValueError("a bucket is out of range")
+    census.bytes[buckets] = list(held.values())
+    return census
+
+
+def _check_counts(
+    counted: tuple[int, int], result: Encoded, group: Sequence[Part], has_pairs: bool
+) -> None:
+    """Refuse a group that is not what the census, perhaps of another shard, was taken of."""
+    documents = result.train.documents + result.validation["documents"] + result.skipped.total()
+    size = result.train.bytes + result.validation["bytes"]
+    if documents != counted[0] or (size != counted[1] and not has_pairs):
+        raise ConfigError(
+            f"the corpus has changed: {group[0].key} and {len(group) - 1} parts with it had "
+            f"{counted[0]} documents, {counted[1]} bytes, now {documents}, {size}. Delete the "
+            "folder of the shards, and make them again"
+        )
+
+
+def _group(number: int, result: Encoded) -> Group:
+    digest = sha256(result.validation_tokens)
+    return Group(number, result.train, dict(result.validation), digest, dict(result.skipped))

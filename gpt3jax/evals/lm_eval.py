@@ -1,0 +1,144 @@
+"""A run as a model of EleutherAI's lm-evaluation-harness (extra `eval`).
+
+    python -m gpt3jax.evals.lm_eval --model gpt3jax --model_args run=runs/tiny \
+        --tasks lambada_openai
+
+Everything after the module's name goes to the harness's own `lm_eval` command,
+which cannot find models of other packages by itself (0.4.13); from Python, import this
+file first. Prompts, scoring rules and tasks are the harness's; it does not ask as
+the paper does. Generation is greedy.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gpt3jax.checkpoint.load import load_model
+from gpt3jax.config import ConfigError, Mesh, RunError
+from gpt3jax.evals.scoring import Scorer
+from gpt3jax.sharding.mesh import make_mesh
+
+try:
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ModuleNotFoundError as missing:
+    why = f"the harness needs the package {missing.name}. pip install 'gpt3jax[eval]'"
+    if __name__ != "__main__":
+        raise ConfigError(why) from missing
+    print(f"error: {why}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+MAX_NEW_TOKENS = 256
+"""Where a task does not say; the harness's own default."""
+
+
+@register_model("gpt3jax")
+class Gpt3Jax(TemplateLM):
+    """The model of a run.
+
+    Args:
+      run: its folder.
+      step: the checkpoint; the newest if not given.
+      **ignored: what the harness passes to every model, as batch_size; batches are ours.
+    """
+
+    def __init__(self, run: str, step: int | None = None, **ignored: Any) -> None:
+        super().__init__()
+        mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
+        saved = load_model(Path(run), step, mesh)
+        self._scorer = Scorer(saved.params, saved.model, saved.tokenizer, mesh)
+        self._context = saved.model.context
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._scorer.tokenizer.end_of_text
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names what the harness keeps of tokenized requests."""
+        return f"gpt3jax-{self._scorer.tokenizer.hash}"
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        return self._scorer.tokenizer.encode(string)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        pairs = []
+        for texts, prompt, completion in requests:
+            if not completion:
+                raise ConfigError(
+                    f"the continuation in {str(texts)[:80]} has no token of its own: there is "
+                    "nothing to score. Give it text that the context does not end with"
+                )
+            if len(completion) > self._context:
+                raise ConfigError(
+                    f"a continuation has {len(completion)} tokens, the model sees {self._context}: "
+                    "it cannot be scored at once. Take a model with more context"
+                )
+            room = self._context + 1 - len(completion)
+            # The harness moves spaces that end a context to the continuation: of nothing but
+            # spaces no context is left, and that is scored as an empty one.
+            context = prompt[-room:] or [self.prefix_token_id]
+            pairs.append((tuple(context), tuple(completion)))
+        found = self._scorer.score(pairs) if pairs else []
+        return [(sum(each.log_probabilities), all(each.is_likeliest)) for each in found]
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        windows, counts = [], []
+        for (text,) in (request.args for request in requests):
+            found = get_rolling_token_windows(
+                token_list=self.tok_encode(text), prefix_token=self.prefix_token_id,
+                max_seq_len=self._context, context_len=1,
+            )  # fmt: skip
+            of_text = [(None, *make_disjoint_window(window)) for window in found]
+            windows += of_text
+            counts.append(len(of_text))
+        scores = iter(score for score, _ in self._loglikelihood_tokens(windows))
+        return [sum(next(scores) for _ in range(count)) for count in counts]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        texts: dict[int, str] = {}
+        alike: dict[tuple[tuple[str, ...], int], list[int]] = {}
+        for number, request in enumerate(requests):
+            _, how = request.args
+            if how.get("do_sample") or how.get("temperature"):
+                raise ConfigError(
+                    "the task samples its answers: generation is greedy here. Pass --gen_kwargs "
+                    "do_sample=False,temperature=0"
+                )
+            until = how.get("until") or ()
+            stop = (until,) if isinstance(until, str) else tuple(until)
+            most = min(int(how.get("max_gen_toks", MAX_NEW_TOKENS)), self._context - 1)
+            alike.setdefault((stop, most), []).append(number)
+        for (stop, most), numbers in alike.items():
+            prompts = [self._prompt(requests[number].args[0], most) for number in numbers]
+            answers = self._scorer.answer(prompts, new_tokens=most, stop=stop, width=1)
+            for number, answer in zip(numbers, answers, strict=True):
+                text = self._scorer.tokenizer.decode(answer.tokens)
+                ends = [text.find(each) for each in stop if each in text]
+                texts[number] = text[: min(ends, default=len(text))]
+        return [texts[number] for number in range(len(requests))]
+
+    def _prompt(self, text: str, most: int) -> tuple[int, ...]:
+        tokens = self.tok_encode(text) or [self.eot_token_id]
+        return tuple(tokens[-(self._context - most) :])
+
+
+if __name__ == "__main__":
+    try:
+        cli_evaluate()
+    except (ConfigError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None

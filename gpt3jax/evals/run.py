@@ -1,0 +1,272 @@
+"""Evaluate a run: its tasks asked, and what came of it printed and written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.load import Saved, load_model
+from gpt3jax.config import ConfigError, Data, Mesh, Source, Weights
+from gpt3jax.data import loader
+from gpt3jax.data.manifest import load_manifest
+from gpt3jax.evals.page import page, percent
+from gpt3jax.evals.perplexity import count_words, perplexity, token_lengths
+from gpt3jax.evals.plot import plot
+from gpt3jax.evals.protocol import Protocol, Setting, ask_setting, check, settings_of
+from gpt3jax.evals.results import (
+    collect,
+    digest,
+    file_of,
+    open_folder,
+    read_setting,
+    write_setting,
+)
+from gpt3jax.evals.scoring import Scorer
+from gpt3jax.evals.summary import summarise
+from gpt3jax.evals.task import Task
+from gpt3jax.evals.tasks.files import load_tasks
+from gpt3jax.evals.tasks.words import read_words, words_in
+from gpt3jax.model.gpt3 import compute_dtype
+from gpt3jax.model.lora import merged
+from gpt3jax.model.param_specs import count
+from gpt3jax.model.quantized import rounded
+from gpt3jax.run_dir import write_whole
+from gpt3jax.runtime.progress import progress
+from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.style import counted
+
+
+def evaluate_runs(
+    paths: Sequence[Path],
+    names: Sequence[str],
+    protocol: Protocol,
+    *,
+    examples: int | None,
+    words: Path | None,
+    mesh: Mesh,
+    step: int | None,
+    out: Path | None,
+    draw_plot: bool,
+    as_json: bool,
+) -> None:
+    """Ask the models of runs, print one table, write results.json and index.html of each.
+
+    What a folder has already is not computed again.
+
+    Raises:
+      ConfigError: runs, tasks or protocol cannot be used.
+    """
+    devices = make_mesh(mesh)
+    if out and len({path.resolve().name for path in paths}) < len(paths):
+        raise ConfigError(
+            f"--out {out} gets a folder named after each run: two have the same name. Drop --out"
+        )
+    rows, folders = [], []
+    for path in paths:
+        with jax.set_mesh(devices):
+            saved = load_model(path, step, devices)
+            model = {
+                "run": str(path), "step": saved.step, "experiment": saved.experiment.name,
+                "parameters": count(saved.model), "tokenizer": saved.tokenizer.hash,
+                "state": Checkpoints(saved.run.checkpoints).seal(saved.step).state,
+            }  # fmt: skip
+            of_out = out / path.resolve().name if out and len(paths) > 1 else out
+            folder = of_out or path / "evaluations" / str(saved.step)
+            open_folder(folder, model)
+            tasks = load_tasks(
+                names, words=partial(_words, words, saved), count=examples, seed=protocol.seed
+            )
+            scorer = Scorer(saved.params, saved.model, saved.tokenizer, devices)
+            try:
+                settings = _ask(scorer, tasks, protocol, folder)
+            finally:  # Also of what was done before Ctrl-C or a failure.
+                _write(folder, model, draw_plot)
+        folders.append(folder)
+        rows += [{"run": str(path), **row} for row in summarise(settings)]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    _print(rows, len(paths) > 1)
+    for folder in folders:
+        print(f"{folder}/index.html shows every question; results.json has all of it")
+
+
+def _words(file: Path | None, saved: Saved) -> list[str]:
+    """The word list: a file's, or the most frequent words of the run's own training data."""
+    if file is not None:
+        return read_words(file)
+    return words_in(saved.experiment.data, saved.model.context, saved.tokenizer)
+
+
+def _ask(
+    scorer: Scorer, tasks: Sequence[Task], protocol: Protocol, folder: Path
+) -> list[dict[str, Any]]:
+    """The settings asked for: read from the folder, or computed and stored there one by one."""
+    how = dataclasses.asdict(protocol) | {"dtype": str(compute_dtype(scorer.model))}
+    del how["shots"], how["draws"]
+    of_task = {
+        id(task): {**how, "examples": len(task.examples), "questions": digest(task)}
+        for task in tasks
+    }
+    asked = {
+        file_of(folder, each.task.name, each.shots, each.draw, of_task[id(each.task)]): each
+        for each in settings_of(scorer, tasks, protocol)
+    }
+    found = {file: read_setting(file) for file in asked}
+    missing = [file for file in asked if found[file] is None]
+    if len(missing) < len(asked):
+        print(
+            f"already in {folder}, and not computed again: {len(asked) - len(missing)} of "
+            f"{counted(len(asked), 'setting')}",
+            file=sys.stderr,
+        )
+    costs = [_cost(asked[file], scorer) for file in missing]
+    what = counted(len(missing), "setting")
+    with progress() as report:
+        for number, (file, cost) in enumerate(zip(missing, costs, strict=True)):
+            name, before, total = str(asked[file]), sum(costs[:number]), sum(costs)
+
+            def show(share: float) -> None:
+                report(what, (before + share * cost) / total, name)  # noqa: B023 (called here)
+
+            setting = ask_setting(scorer, asked[file], protocol, show)
+            found[file] = setting | {"asked": of_task[id(asked[file].task)]}
+            write_setting(file, found[file])
+    for file, setting in found.items():
+        if check(setting, asked[file].task):  # The code of a check may be newer than its results.
+            write_setting(file, setting)
+    return list(found.values())
+
+
+def _cost(setting: Setting, scorer: Scorer) -> int:
+    """About how many tokens of prompts a setting has, for the time left."""
+    size = len(scorer.tokenizer.encode(setting.task.examples[0].shown)) * (setting.shots + 1)
+    return len(setting.task.examples) * min(size, scorer.model.context)
+
+
+def _write(folder: Path, model: dict[str, Any], draw_plot: bool) -> None:
+    """results.json and index.html of all that a folder has."""
+    settings = collect(folder)
+    if not settings:
+        return
+    rows = summarise(settings)
+    figure = folder / "scores.png"
+    try:
+        if draw_plot:
+            plot(rows, figure)
+        title = f"{model['experiment']}, step {model['step']:,}"
+        drawn = figure.read_bytes() if draw_plot else None
+        record = {**model, "scores": rows, "settings": settings}
+        write_whole(folder / "results.json", json.dumps(record, ensure_ascii=False) + "\n")
+        write_whole(folder / "index.html", page(title, rows, settings, drawn))
+    except OSError as error:
+        raise ConfigError(
+            f"--out {folder} cannot be written: {error.strerror or error}. Name another"
+        ) from error
+
+
+def _print(rows: Sequence[dict[str, Any]], has_runs: bool) -> None:
+    checks = list(dict.fromkeys(name for row in rows for name in row["checks"]))
+    table = Table(box=None, pad_edge=False)
+    texts = (("run",) if has_runs else ()) + ("task",)
+    for name in (*texts, "shots", "score, %", "guessing", *checks, "nats", "GPT-3", "metric"):
+        is_text = name in (*texts, "metric")
+        table.add_column(
+            name, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold"
+        )
+    for row in rows:
+        how = row["metric"] + (f", by {row['normalise']}" if "normalise" in row else "")
+        if "draw_deviation" in row:
+            how += f"; {row['draws']} draws, standard deviation {percent(row['draw_deviation'])}"
+        for count_of in ("shortened", "cut"):
+            how += f"; {row[count_of]:,} {count_of}" if row[count_of] else ""
+        table.add_row(
+            *(row[name] for name in texts), str(row["shots"]),
+            percent(row["score"], row["interval"]), percent(row["chance"]),
+            *(percent(row["checks"].get(name)) for name in checks), f"{row['truth_nats']:.2f}",
+            percent(row.get("paper_175b")), how,
+        )  # fmt: skip
+    table.caption, table.caption_justify = "score: with its 95 % interval (Wilson)", "left"
+    console = Console(highlight=False, markup=False)
+    # Into a file nothing is squeezed.
+    Console(highlight=False, markup=False, width=None if console.is_terminal else 160).print(table)
+
+
+def measure_perplexity(
+    path: Path,
+    data: Path | None,
+    windows: int,
+    mesh: Mesh,
+    weights: Weights,
+    step: int | None,
+    as_json: bool,
+) -> None:
+    """Print how well a run's model predicts held-out text: its own, or other prepared data.
+
+    Raises:
+      ConfigError: the run or the data cannot be used, or have two tokenizers.
+    """
+    devices = make_mesh(mesh)
+    with jax.set_mesh(devices):
+        saved = load_model(path, step, devices)
+        held_out = _held_out(saved, data, windows)
+        params, model = saved.params, saved.model
+        if weights != "full":
+            params, model = merged(params, model)
+            params = jax.jit(rounded, static_argnames="weights")(params, weights)
+        lengths = token_lengths(saved.tokenizer, model.padded_vocabulary)
+        with progress() as report:
+            measured = perplexity(
+                params, model, devices, held_out, lengths, lambda share: report("windows", share)
+            )
+    words = count_words(held_out, saved.tokenizer)
+    per_word = measured.per_word(words)
+    record = {
+        "run": str(path), "step": saved.step, "windows": measured.windows,
+        "windows_available": measured.available, "tokens": measured.tokens,
+        "bytes": measured.text_bytes, "words": words,
+        "val_loss": measured.per_token, "val_bits_per_byte": measured.bits_per_byte,
+        "word_perplexity": per_word,
+        "loss_by_position": [measured.at_positions(i, i + 1) for i in range(model.context)],
+    }  # fmt: skip
+    if as_json:
+        print(json.dumps(record))
+        return
+    print(
+        f"{measured.per_token:.4f} nats/token, {measured.bits_per_byte:.4f} bits/byte, perplexity "
+        f"{per_word:,.1f} per word, over {measured.windows:,} of {measured.available:,} held-out "
+        f"windows: {measured.tokens:,} tokens, {measured.text_bytes:,} bytes, {words:,} words and "
+        "line ends"
+    )
+    print("tokens before it, and the loss there in nats/token:")
+    for first in sorted({0, *(1 << n for n in range(model.context.bit_length() - 1))}):
+        stop = min(model.context, max(first + 1, 2 * first))
+        found = measured.at_positions(first, stop)
+        name = f"{first + 1}" if stop == first + 1 else f"{first + 1} to {stop}"
+        print(f"  {name:>14}  {'nothing is learned there' if found is None else f'{found:.3f}'}")
+
+
+def _held_out(saved: Saved, data: Path | None, windows: int) -> loader.HeldOut:
+    """Held-out windows of the run's data, or of another folder; of 0 windows, all."""
+    context, sources = saved.model.context, saved.experiment.data
+    if data is not None:
+        sources = Data(sources=(Source(data.name or "data", str(data)),))
+    for source in sources.sources:
+        manifest = load_manifest(source.path)
+        if manifest.tokenizer != saved.tokenizer.hash:
+            raise ConfigError(
+                f"data {source.path} has tokenizer {manifest.tokenizer}, the run "
+                f"{saved.tokenizer.hash}: ids would not mean the same. Prepare it with "
+                f"--tokenizer {saved.run.tokenizer_file}"
+            )
+    return loader.held_out(sources, windows, context)

@@ -1,0 +1,55 @@
+"""Parameters as arrays: a nested dict, made from the table.
+
+Legend: V vocabulary (padded).
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from gpt3jax.config import Model
+from gpt3jax.model.param_specs import ParamSpec, table
+from gpt3jax.sharding.rules import param_shardings
+
+Params = dict[str, Any]
+
+
+def init_params(key: jax.Array, model: Model) -> Params:
+    """Draw the parameters, float32.
+
+    Each array has its own key, made from its name, so that the same seed gives
+    the same values on every mesh and after a parameter is added elsewhere.
+    Embedding rows past the vocabulary are zero.
+    """
+
+    def draw(path: tuple[str, ...], spec: ParamSpec) -> jax.Array:
+        if spec.init != "normal":
+            return jnp.full(spec.shape, float(spec.init == "ones"), jnp.float32)
+        own_key = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
+        value = spec.std * jax.random.normal(own_key, spec.shape, jnp.float32)
+        if path == ("token_embedding",):
+            is_real = jnp.arange(spec.shape[0]) < model.vocabulary
+            value = jnp.where(is_real[:, None], value, 0.0)
+        return value
+
+    return traverse_util.path_aware_map(draw, table(model))
+
+
+def abstract_params(model: Model, mesh: jax.sharding.Mesh) -> Params:
+    """Shapes, dtypes and shardings of the parameters on a mesh, without arrays."""
+    specs = table(model)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(lambda: init_params(jax.random.key(0), model)),
+        param_shardings(specs, mesh),
+    )
+
+
+def decayed(params: Params) -> Params:
+    """Which leaves weight decay touches: matrices and embeddings, not biases or gains."""
+    return traverse_util.path_aware_map(lambda path, _: path[-1] not in ("bias", "gain"), params)

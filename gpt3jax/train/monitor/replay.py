@@ -1,0 +1,172 @@
+"""Steps done again, to find what changed in silence: memory, a processor, a library, a file."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+
+from gpt3jax.checkpoint import manifest
+from gpt3jax.checkpoint.checkpointer import Checkpoints, Position, leaves_of
+from gpt3jax.checkpoint.manifest import Seal
+from gpt3jax.config import Experiment, Mesh
+from gpt3jax.run_dir import Run
+from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.train import history
+from gpt3jax.train.init_from import first_state
+from gpt3jax.train.monitor import nonfinite
+from gpt3jax.train.state import TrainState, abstract_state
+from gpt3jax.train.step import Metrics, layers_dtype
+from gpt3jax.train.stepper import Batch, Stepper
+
+MeshFor = Callable[[Experiment], jax.sharding.Mesh]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How the steps went this time."""
+
+    compared: int
+    """Logged values and states of checkpoints, of the steps that were asked for."""
+    differences: list[tuple[int, str]]
+    """Step, and what was another."""
+    notes: list[str]
+    """Settings of the sessions that could not be had again."""
+
+
+def replay(
+    run: Run,
+    checkpoints: Checkpoints,
+    begin: int,
+    first: int,
+    last: int,
+    mesh_for: MeshFor,
+) -> Replay:
+    """Do steps begin+1 to last again, and compare those after `first` bit for bit.
+
+    Each step reads the windows, and runs with the settings, that the run's record has for it.
+
+    Args:
+      run: the run; nothing in it is changed.
+      checkpoints: its checkpoints.
+      begin: the step of one of them, or 0 for the start.
+      first: the last step that is not compared.
+      last: the last step to do.
+      mesh_for: gives the mesh for steps whose own needs other devices than there are.
+
+    Raises:
+      ConfigError: the data or the devices do not fit, or the record does not say what was read.
+      DamagedError: the checkpoint is not whole.
+    """
+    logged = {record["step"]: record for record in run.metrics()}
+    seals = {step: manifest.read(checkpoints.path(step)) for step in checkpoints.steps()}
+    compared, differences, notes = 0, [], []
+    for experiment, state, batch, metrics in _steps(run, checkpoints, begin, last, mesh_for, notes):
+        step = batch.after.step
+        if step <= first:
+            continue
+        known, found = _known(logged.get(step, {}), seals.get(step), state, batch, metrics)
+        compared += len(known)
+        whats = [
+            f"{name} was {value}, is {found[name]}"
+            for name, value in known.items()
+            if value != found[name]
+        ]
+        if found["loss"] is None or found["grad_norm"] is None:
+            # Its update was left out: the state is still the one that made it.
+            bad = nonfinite.first_bad(state.params, batch.windows, batch.count, experiment.model)
+            whats.append(f"not finite. First: {bad}")
+        differences += [(step, what) for what in whats]
+    return Replay(compared, differences, notes)
+
+
+def _steps(
+    run: Run, checkpoints: Checkpoints, begin: int, last: int, mesh_for: MeshFor, notes: list[str]
+) -> Iterator[tuple[Experiment, TrainState, Batch, Metrics]]:
+    """Each step after `begin`, done again; the mesh that it ran on is set meanwhile."""
+    found: tuple[TrainState, Position] | None = None
+    for step, end, experiment, mesh in _legs(run, begin, last, mesh_for, notes):
+        spans = [history.windows_read(run, each) for each in range(step + 1, end + 1)]
+        # What is read ahead after the last batch is not used.
+        sizes = [*((len(span), 1) for span in spans), (len(spans[-1]), sys.maxsize)]
+        with jax.set_mesh(mesh):
+            state, start = found or _begin(run, experiment, mesh, checkpoints, begin)
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
+            state = jax.device_put(state, shardings)
+            stepper = Stepper(experiment, mesh, start, run.skips(), sizes)
+            with closing(stepper.feed):
+                while stepper.position.step < end:
+                    batch = stepper.next_batch()
+                    state, metrics = stepper.step(state, batch)
+                    yield experiment, state, batch, metrics
+        found = state, stepper.position
+
+
+def _legs(
+    run: Run, begin: int, last: int, mesh_for: MeshFor, notes: list[str]
+) -> Iterator[tuple[int, int, Experiment, jax.sharding.Mesh]]:
+    """Stretches of steps that one session did: after which step, to which, how, and where.
+
+    `notes` gets what of the session's settings cannot be had here.
+    """
+    sessions = [session for session in history.sessions(run) if session.step < last]
+    sessions = sessions or [history.Session(0, None, None, None, None)]
+    ends = [session.step for session in sessions[1:]] + [last]
+    for session, end in zip(sessions, ends, strict=True):
+        if end <= begin:
+            continue
+        step = max(begin, session.step)
+        which = f"steps {step + 1} to {end}"
+        if session.experiment is None:
+            notes.append(f"{which}: their settings were not recorded, the run's newest are taken")
+        experiment, sizes = session.experiment or run.experiment(), session.mesh
+        if sizes and math.prod(sizes.values()) == jax.device_count():
+            mesh = make_mesh(Mesh(**sizes), jax.devices())
+        else:
+            mesh = mesh_for(replace(experiment, mesh=run.experiment().mesh))
+        with jax.set_mesh(mesh):
+            dtype = layers_dtype(experiment.model)
+        here = history.Session(
+            session.step, experiment, dict(mesh.shape), dtype, jax.devices()[0].device_kind
+        )
+        for name in ("mesh", "dtype", "device"):
+            was, now = getattr(session, name), getattr(here, name)
+            if was not in (None, now):
+                notes.append(f"{which}: {name} was {was}, here it is {now}: bits may differ")
+        yield step, end, experiment, mesh
+
+
+def _known(
+    record: dict[str, Any], sealed: Seal | None, state: TrainState, batch: Batch, metrics: Metrics
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of a step: what the run has of it, and what it comes to now."""
+    found = _numbers(batch, metrics)
+    known = {name: value for name, value in record.items() if name in found}
+    if sealed is not None:
+        known["state"] = sealed.state
+        found["state"] = replace(sealed, leaves=leaves_of(state)).state
+    return known, found
+
+
+def _begin(
+    run: Run, experiment: Experiment, mesh: jax.sharding.Mesh, checkpoints: Checkpoints, step: int
+) -> tuple[TrainState, Position]:
+    if step not in checkpoints.steps():  # The start of a run that was not imported.
+        return first_state(run, experiment, mesh), Position()
+    found = checkpoints.seal(step)
+    state = checkpoints.restore(step, abstract_state(experiment, mesh))
+    return state, Position(found.step, found.sequences)
+
+
+def _numbers(batch: Batch, metrics: Metrics) -> dict[str, Any]:
+    """What a step comes to, as its record has it."""
+    numbers = {name: float(value) for name, value in metrics.items()}
+    finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    return {
+        **finite, "learning_rate": batch.learning_rate, "sequences": batch.after.sequences,
+    }  # fmt: skip
