@@ -5,8 +5,8 @@ in bits/byte, both over `val_windows` of `val_windows_available` held-out window
 second, `*_s` in seconds. `mfu` is model FLOPs (6 per matrix element and token, plus causal
 attention) over the devices' bfloat16 peak; it is absent where no peak is known, as on a CPU.
 Where gradients are accumulated, `grad_square` and `grad_variance` (of one token) are of the step,
-and `noise_scale`, in tokens, of the logged steps so far (monitor/noise_scale.py). All batches after one record
-with `batch_tokens`, up to and including the next one's, are of that next one's size.
+and `noise_scale`, in tokens, of the logged steps so far (monitor/noise_scale.py). All batches
+after one record with `batch_tokens`, up to and including the next one's, are of that next size.
 """
 
 from __future__ import annotations

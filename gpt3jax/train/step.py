@@ -54,8 +54,8 @@ def train_step(
 
     Returns:
       The next state, and `loss` (nats/learned token) and `grad_norm` (of what is trained, before
-      clipping); of several microbatches `grad_square` and `grad_variance`, too (monitor/noise_scale.py).
-      Where either is not finite, the state is the one before.
+      clipping); of several microbatches `grad_square` and `grad_variance`, too
+      (monitor/noise_scale.py). Where either is not finite, the state is the one before.
     """
     parts, other_parts = split(partitions(table(experiment.model)), experiment)
     mean_gradients = each_device(
