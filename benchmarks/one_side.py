@@ -64,8 +64,8 @@ def train_gpt3jax(shape: Shape) -> dict[str, Any]:
 
     from gpt3jax import config
     from gpt3jax.sharding.mesh import make_mesh
-    from gpt3jax.sharding.rules import partition
-    from gpt3jax.train.state import sharded_state
+    from gpt3jax.sharding.rules import partition_spec
+    from gpt3jax.train.state import init_sharded_state
     from gpt3jax.train.step import compile_train_step
 
     experiment = config.Experiment(
@@ -78,10 +78,10 @@ def train_gpt3jax(shape: Shape) -> dict[str, Any]:
     )
     mesh = make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
-        state = sharded_state(experiment, mesh)
+        state = init_sharded_state(experiment, mesh)
         count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         compiled = compile_train_step(experiment, mesh)
-        placed = NamedSharding(mesh, partition((None, "batch", None)))
+        placed = NamedSharding(mesh, partition_spec((None, "batch", None)))
         rng = np.random.default_rng(0)
 
         def step() -> None:
@@ -151,7 +151,7 @@ def write_gpt3jax(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, A
         assert len(list(found)) == new
 
     seconds = median_seconds(write, 1, REPETITIONS)
-    return jax_result(param_specs.count(model), counted(rows, prompt, new) / seconds)
+    return jax_result(param_specs.count_params(model), counted(rows, prompt, new) / seconds)
 
 
 def write_pytorch(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, Any]:
@@ -177,11 +177,11 @@ def floor(what: str, shape: Shape) -> dict[str, Any]:
     from gpt3jax.plan.bench import product_flops_per_s, read_bytes_per_s
 
     model = jax_model(shape)
-    parameters, products = param_specs.count(model), product_flops_per_s()
+    parameters, products = param_specs.count_params(model), product_flops_per_s()
     if what == "train":
         return jax_result(parameters, products / param_specs.flops_per_token(model))
     if what == "first":
-        return jax_result(parameters, products / param_specs.flops_to_read(model))
+        return jax_result(parameters, products / param_specs.forward_flops_per_token(model))
     rows, prompt, new = written(what, shape)
     weights = parameters - shape.context * shape.d_model
     cache = 2 * shape.n_layers * shape.d_model * (prompt + new / 2)
@@ -236,9 +236,9 @@ def torch_model(shape: Shape) -> Any:
 
 def keep_memory() -> None:
     """As `gpt3jax train` does, before jax is imported."""
-    from gpt3jax.runtime.memory import keep_freed_memory
+    from gpt3jax.runtime.memory import retain_freed_memory
 
-    keep_freed_memory()
+    retain_freed_memory()
 
 
 def jax_result(parameters: int, tokens_per_s: float) -> dict[str, Any]:

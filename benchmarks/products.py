@@ -113,9 +113,9 @@ def one_side(side: str) -> dict[str, float]:
 
 
 def of_xla(product: Product) -> Callable[[], None]:
-    from gpt3jax.runtime.memory import keep_freed_memory
+    from gpt3jax.runtime.memory import retain_freed_memory
 
-    keep_freed_memory()  # As PyTorch's allocator does.
+    retain_freed_memory()  # As PyTorch's allocator does.
     import jax
     import jax.numpy as jnp
 

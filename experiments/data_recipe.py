@@ -56,7 +56,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 
 try:
     from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor

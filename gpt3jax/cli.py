@@ -23,8 +23,8 @@ from tyro.conf import FlagConversionOff
 
 from gpt3jax import __version__
 from gpt3jax.commands import COMMANDS
-from gpt3jax.config import ConfigError, RunError, cut
-from gpt3jax.runtime.compilation_cache import keep_compiled
+from gpt3jax.errors import ConfigError, RunError, truncate
+from gpt3jax.runtime.compilation_cache import enable_compilation_cache
 
 LINE = 300
 """Characters that are shown of an error, at most."""
@@ -162,7 +162,7 @@ def _dispatch(words: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, 1, cutoff=0)
         raise ConfigError(f"there is no command {name!r}. Did you mean `gpt3jax {near[0]}`?")
     values = parse(name, words[size:])
-    keep_compiled()
+    enable_compilation_cache()
     return COMMANDS[name](**values) or 0
 
 
@@ -187,6 +187,6 @@ def one_line(error: Exception) -> str:
     # What a file holds must not steer the terminal.
     text = "".join(each if each.isprintable() else "\ufffd" for each in text)
     if isinstance(error, ConfigError | RunError):
-        return cut(text, LINE)
+        return truncate(text, LINE)
     hint = " (--debug shows where)"
-    return cut(f"{type(error).__name__}: {text}", LINE - len(hint)) + hint
+    return truncate(f"{type(error).__name__}: {text}", LINE - len(hint)) + hint

@@ -19,7 +19,6 @@ from typing import Any, Literal, get_args
 from gpt3jax import serde
 from gpt3jax.errors import LARGEST, ConfigError, check, check_choice, check_numbers
 from gpt3jax.errors import RunError as RunError
-from gpt3jax.errors import cut as cut
 from gpt3jax.serde import short_hash as short_hash
 
 VOCABULARY_MULTIPLE = 128

@@ -33,7 +33,7 @@ def check(ok: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def cut(text: str, length: int) -> str:
+def truncate(text: str, length: int) -> str:
     """A text of at most so many characters: of a longer one, what it begins and ends with."""
     half = (length - 3) // 2
     return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"

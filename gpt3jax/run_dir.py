@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError, Experiment, Source
+from gpt3jax.config import Experiment, Source
+from gpt3jax.errors import ConfigError
 from gpt3jax.serde import Count
 
 LONGEST_LOG = 1 << 30
@@ -268,7 +269,7 @@ def open_run(path: str | Path) -> Run:
     return run
 
 
-def check_plain(folder: Path, *left_out: str) -> None:
+def check_output_folder(folder: Path, *left_out: str) -> None:
     """Refuse a folder with links, FIFOs or devices in it: what is written there would go elsewhere.
 
     Args:
@@ -292,7 +293,7 @@ def check_plain(folder: Path, *left_out: str) -> None:
                 )
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str) -> None:
     """Write a file so that a crash leaves the old one or the new one."""
     replacement = path.with_name(path.name + ".new")
     with replacement.open("w") as file:

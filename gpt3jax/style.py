@@ -46,6 +46,6 @@ font:.8rem/1.45 ui-monospace,monospace}
 """
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """`1 shot`, `2,000 shots`."""
     return f"{number:,} {noun}" + "s" * (number != 1)

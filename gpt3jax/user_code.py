@@ -17,7 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.config import Experiment
+from gpt3jax.errors import ConfigError
 
 
 def load_module(path: str | Path, what: str = "experiment") -> ModuleType:

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints
-from gpt3jax.checkpoint.manifest import Seal
-from gpt3jax.config import Mesh, short_hash
+from gpt3jax.checkpoint.checkpointer import Checkpointer
+from gpt3jax.checkpoint.manifest import CheckpointManifest
+from gpt3jax.config import Mesh
 from gpt3jax.model.init import init_params
 from gpt3jax.run_dir import Run
+from gpt3jax.serde import short_hash
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.optimizers import make_optimizer
 from gpt3jax.train.run_setup import create_or_check, data_identity
@@ -43,9 +44,9 @@ def random_run(path, experiment, *, seed=0, mesh=None, step=5, dtype=jnp.float32
             abstract_state(experiment, mesh).params,
         )
         state = TrainState(params, make_optimizer(experiment).init(params))
-        checkpoints = Checkpoints(run.checkpoints, 9)
-        unsealed = Seal(step, 8 * step, (), short_hash(identity), {"jax": "0"}, {})
-        checkpoints.save(state, unsealed, lambda sealed: None)
+        checkpoints = Checkpointer(run.checkpoints, 9)
+        draft = CheckpointManifest(step, 8 * step, (), short_hash(identity), {"jax": "0"}, {})
+        checkpoints.save(state, draft, lambda manifest: None)
         checkpoints.close()
     return run
 

@@ -35,10 +35,10 @@ from gpt3jax.config import (  # noqa: E402
     Train,
 )
 from gpt3jax.data.prepare.prepare import prepare  # noqa: E402
-from gpt3jax.runtime.compilation_cache import tidy  # noqa: E402
+from gpt3jax.runtime.compilation_cache import prune  # noqa: E402
 
 CACHE.mkdir(parents=True, exist_ok=True)
-tidy(CACHE)  # Tests kill processes.
+prune(CACHE)  # Tests kill processes.
 
 
 @pytest.fixture

@@ -31,11 +31,11 @@ RANK = {room: rank for rank, line in enumerate(ROOMS.strip().splitlines()) for r
 
 ONLY = {
     "config": {"errors", "serde"},
-    "sharding": {"config"},
-    "model": {"config", "sharding"},
-    "user_code": {"config"},
+    "sharding": {"config", "errors"},
+    "model": {"config", "errors", "sharding"},
+    "user_code": {"config", "errors"},
     "data": {"config", "errors", "serde", "runtime", "user_code"},  # A corpus may be a Python file.
-    "decoding": {"config", "sharding", "data", "model", "checkpoint"},
+    "decoding": {"config", "errors", "sharding", "data", "model", "checkpoint"},
 }
 """What these may import, where that is less than all that is above them."""
 

@@ -5,7 +5,7 @@ from unittest import mock
 import pytest
 from building import changed
 
-from gpt3jax.model.param_specs import count, flops_per_token
+from gpt3jax.model.param_specs import count_params, flops_per_token
 from gpt3jax.plan import bench
 
 RATE = 1e9
@@ -33,7 +33,7 @@ def test_a_step_cannot_be_faster_than_its_products(experiment):
 def test_a_token_cannot_be_written_faster_than_the_weights_are_read(experiment):
     found, model = bench.bench_decode(experiment, 2), experiment.model
     padding = (model.padded_vocabulary - model.vocabulary) * model.d_model
-    size = 4 * (count(model) + padding)
+    size = 4 * (count_params(model) + padding)
     # A factor for each output beside the values: its rows are 8 to 128 numbers long here.
     assert size < found["full"]["floor_s"] * RATE < 1.1 * size
     assert 0.25 * size < found["int8"]["floor_s"] * RATE < 0.5 * size

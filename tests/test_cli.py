@@ -10,7 +10,7 @@ import pytest
 from building import random_run
 
 from gpt3jax import cli
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "experiments/tiny.py")

@@ -13,8 +13,8 @@ from gpt3jax.doctor import machine
 from gpt3jax.runtime import compilation_cache
 
 PROGRAM = """
-from gpt3jax.compiled import keep_compiled
-keep_compiled()
+from gpt3jax.runtime.compilation_cache import enable_compilation_cache
+enable_compilation_cache()
 import jax
 print(jax.jit(lambda x: x * 3 + 1)(4.0))
 """
@@ -69,15 +69,15 @@ def test_only_new_files_are_checked_and_the_oldest_go(tmp_path, monkeypatch):
         path = tmp_path / f"{age}-cache"
         path.write_bytes(zlib.compress(bytes(1000), level=0))
         os.utime(path, (1000 - age, 1000 - age))
-    compilation_cache.tidy(tmp_path)
-    assert len(compilation_cache.kept(tmp_path)) == 5
+    compilation_cache.prune(tmp_path)
+    assert len(compilation_cache.cache_files(tmp_path)) == 5
     for age, written in ((0, 1000), (1, None)):
         (tmp_path / f"{age}-cache").write_bytes(b"\x78half")
         if written:
             os.utime(tmp_path / f"{age}-cache", (written, written))
     monkeypatch.setattr(compilation_cache, "MOST_BYTES", 2100)
-    compilation_cache.tidy(tmp_path)
-    assert [each.name for each in compilation_cache.kept(tmp_path)] == [
+    compilation_cache.prune(tmp_path)
+    assert [each.name for each in compilation_cache.cache_files(tmp_path)] == [
         "3-cache",
         "2-cache",
         "0-cache",

@@ -15,13 +15,14 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from building import changed
 
 from gpt3jax import cli
 from gpt3jax.config import Mesh
 from gpt3jax.data.manifest import load_manifest
 from gpt3jax.doctor import diagnose, machine
 from gpt3jax.doctor.diagnose import attempt, examine
-from gpt3jax.model.param_specs import leaves, table
+from gpt3jax.model.param_specs import param_specs, spec_leaves
 from gpt3jax.run_dir import Run
 from gpt3jax.runtime.chips import CHIPS, GiB
 from gpt3jax.train.monitor import event_log
@@ -206,7 +207,9 @@ def test_checkpoints_that_no_disk_holds_are_refused(run):
 
 
 def test_a_full_disk_is_told_and_what_is_saved_counts(experiment, run, monkeypatch):
-    elements = sum(jax.numpy.zeros(spec.shape).size for spec in leaves(table(experiment.model)))
+    elements = sum(
+        jax.numpy.zeros(spec.shape).size for spec in spec_leaves(param_specs(experiment.model))
+    )
     each = 12 * 1.05 * elements
     usage = shutil.disk_usage(run.path.parents[1])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(3 * each)))
@@ -319,9 +322,7 @@ def test_data_that_is_not_there_not_whole_or_not_for_this_model_is_refused(
 ):
     copy = tmp_path / "copy"
     source = dataclasses.replace(experiment.data.sources[0], path=str(copy))
-    at_copy = dataclasses.replace(
-        experiment, data=dataclasses.replace(experiment.data, sources=(source,))
-    )
+    at_copy = changed(experiment, data={"sources": (source,)})
     status, finding, cure = found(diagnose.data, at_copy, Run(tmp_path))
     assert status == "failure" and finding == "words is not there"
     assert cure.startswith("gpt3jax data prepare --corpus FILES --out ")
@@ -355,8 +356,7 @@ def gpt3jax(*words, cwd):
 
 def test_the_command_prints_json_and_exits_0_or_1(experiment, tmp_path):
     (tmp_path / "saved.json").write_text(experiment.to_json())
-    file = tmp_path / "mine.py"
-    file.write_text(
+    (file := tmp_path / "mine.py").write_text(
         "from pathlib import Path\nfrom gpt3jax.config import Experiment\ndef experiment():\n"
         "    text = Path(__file__).with_name('saved.json').read_text()\n"
         "    return Experiment.from_json(text)\n"

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import pytest
 
 from gpt3jax.config import (
-    ConfigError,
     Data,
     Evaluate,
     Experiment,
@@ -23,8 +22,9 @@ from gpt3jax.config import (
     Train,
 )
 from gpt3jax.data.prepare.prepare import prepare
-from gpt3jax.model.param_specs import count
-from gpt3jax.train.state import new_state
+from gpt3jax.errors import ConfigError
+from gpt3jax.model.param_specs import count_params
+from gpt3jax.train.state import init_state
 from gpt3jax.train.step import train_step
 from gpt3jax.user_code import load_experiment, load_module
 
@@ -106,7 +106,9 @@ def test_each_size_is_its_row_of_table_2_1(size):
     assert shape == (layers, width, heads, head_width, 4 * width)
     assert found.train.batch_tokens == pytest.approx(batch, rel=0.05)
     assert found.schedule.peak_learning_rate == rate
-    assert count(model) == parameters == load_module(FOLDER / "gpt3.py").ROWS[size].parameters
+    assert (
+        count_params(model) == parameters == load_module(FOLDER / "gpt3.py").ROWS[size].parameters
+    )
 
 
 def test_the_table_lists_the_eight_sizes_in_the_papers_order():
@@ -139,14 +141,14 @@ def test_the_shapes_that_the_paper_prints_run_when_the_width_is_freed(size, prin
     model = of_size(size).model
     with pytest.raises(ConfigError, match="--model.free-head-width"):
         dataclasses.replace(model, **printed)
-    assert count(dataclasses.replace(model, **printed, free_head_width=True)) == parameters
+    assert count_params(dataclasses.replace(model, **printed, free_head_width=True)) == parameters
 
 
 @pytest.mark.parametrize("size", TABLE)
 def test_a_training_step_of_every_size_traces_without_allocating(size):
     experiment = of_size(size)
     before = len(jax.live_arrays())
-    state = jax.eval_shape(lambda: new_state(experiment))
+    state = jax.eval_shape(lambda: init_state(experiment))
     windows = jax.ShapeDtypeStruct((2, 1, experiment.model.context + 1), jnp.int32)
     step = partial(train_step, experiment=experiment)
     after, metrics = jax.eval_shape(step, state, windows, jnp.int32(2), jnp.float32(1e-4))

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt3jax.config import ConfigError, Model
+from gpt3jax.config import Model
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.decoding import beam_search, decode
 from gpt3jax.decoding.decode import Sampling
 from gpt3jax.decoding.generator import Generator
+from gpt3jax.errors import ConfigError
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.init import init_params
 

@@ -15,10 +15,10 @@ from gpt3jax.decoding import decode
 from gpt3jax.model import attention
 from gpt3jax.model.gpt3 import block, forward
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.sharding.rules import partition
+from gpt3jax.sharding.rules import partition_spec
 from gpt3jax.train.loss import window_loss
 from gpt3jax.train.optimizers import make_optimizer
-from gpt3jax.train.state import TrainState, abstract_state, sharded_state
+from gpt3jax.train.state import TrainState, abstract_state, init_sharded_state
 from gpt3jax.train.step import compile_train_step
 
 
@@ -55,7 +55,7 @@ def test_no_position_sees_the_future(model, params):
 def test_a_banded_layer_sees_its_band_and_nothing_else(model, params):
     layer = jax.tree.map(lambda leaf: leaf[1], params["layers"])
     x_BTD = jax.random.normal(jax.random.key(0), (1, model.context, model.d_model))
-    five = partial(attention.causal, band=5)
+    five = partial(attention.causal_attention, band=5)
     last = jax.jit(jax.grad(lambda x: block(layer, x, five, model)[0][0, 30].sum()))
     size = np.abs(np.asarray(last(x_BTD)))[0].sum(-1)
     assert np.flatnonzero(size).tolist() == [26, 27, 28, 29, 30]
@@ -70,7 +70,7 @@ def test_layers_are_dense_and_banded_in_turn(model):
 def test_cached_decoding_equals_the_full_forward(model, params):
     tokens = tokens_of(model)
     whole = jax.jit(partial(forward, model=model))(params, tokens).logits[..., : model.vocabulary]
-    ready = decode.for_decoding(params, model)
+    ready = decode.decoding_params(params, model)
     read = 9
     padded = tokens[:, :16].at[:, read:].set(7)
     prefill, step = (jax.jit(f, static_argnames="model") for f in (decode.prefill, decode.decode))
@@ -127,7 +127,7 @@ def steps_on(experiment, mesh_sizes, windows_MBT1, steps=3):
         params = randomised(experiment.model)
         moments = make_optimizer(experiment).init(params)
         state = jax.device_put(TrainState(params, moments), shardings)
-        place = NamedSharding(mesh, partition((None, "batch", None)))
+        place = NamedSharding(mesh, partition_spec((None, "batch", None)))
         batch = jax.device_put(windows_MBT1, place)
         step, losses = compile_train_step(experiment, mesh), []
         for _ in range(steps):
@@ -183,7 +183,7 @@ def test_microbatches_add_up_to_the_whole_batch_without_a_new_compilation(experi
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         step = compile_train_step(parts, mesh)
-        state = sharded_state(parts, mesh)
+        state = init_sharded_state(parts, mesh)
         seen = []
         for count in (1, 2, 4):
             batch = windows.reshape(4, 2, 49)

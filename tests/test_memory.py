@@ -41,6 +41,6 @@ def test_freed_memory_is_kept_only_where_jax_computes_on_cpus(
         monkeypatch.setenv("JAX_PLATFORMS", asked)
     monkeypatch.setattr(memory, "find_spec", lambda name: name if name == plugin else None)
     monkeypatch.setattr(memory, "DEVICES", ("nosuch*", "nul[l]" if device else "nosuch/[0-9]*"))
-    memory.keep_freed_memory()
+    memory.retain_freed_memory()
     # M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h.
     assert options == ([(-8, 1), (-4, 0), (-1, -1)] if is_kept else [])

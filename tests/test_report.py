@@ -8,8 +8,9 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from gpt3jax.config import ConfigError, Data, Experiment, Model, Schedule, Source, Train
-from gpt3jax.model.param_specs import count, flops_per_token
+from gpt3jax.config import Data, Experiment, Model, Schedule, Source, Train
+from gpt3jax.errors import ConfigError
+from gpt3jax.model.param_specs import count_params, flops_per_token
 from gpt3jax.report.compare import write_report
 from gpt3jax.report.page import PF_DAY, STYLE, Curve, frontier
 from gpt3jax.report.wall_time import draw_times
@@ -86,7 +87,7 @@ def test_every_figure_is_a_png_and_the_page_holds_them_and_reaches_for_nothing(t
         assert reference not in text
     printed = capsys.readouterr().out
     assert all(name in text and name in printed for name in ("a", "b_$^$", "[c]"))
-    assert f"{count(MODEL):,}" in text and f"{count(MODEL):,}" in printed
+    assert f"{count_params(MODEL):,}" in text and f"{count_params(MODEL):,}" in printed
 
 
 def test_a_json_row_holds_what_the_records_give(tmp_path, capsys):
@@ -95,7 +96,7 @@ def test_a_json_row_holds_what_the_records_give(tmp_path, capsys):
     assert row == {
         "name": "a",
         "path": str(tmp_path / "a"),
-        "parameters": count(MODEL),
+        "parameters": count_params(MODEL),
         "tokens": 960,
         "steps": 30,
         "loss": 5 / 30**0.1,

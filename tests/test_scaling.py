@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.plan import scaling_laws
 from gpt3jax.plan.scaling_laws import Point, fit
 

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from gpt3jax.config import ConfigError, Data, Experiment, Model, Schedule, Source, Train
+from gpt3jax.config import Data, Experiment, Model, Schedule, Source, Train
+from gpt3jax.errors import ConfigError
 from gpt3jax.model.param_specs import flops_per_token
 from gpt3jax.plan.scaling_laws import matrix_parameters, read
 from gpt3jax.plan.show import expected_loss

@@ -28,9 +28,9 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 @jax.jit
-def fingerprints(tree: Any) -> dict[str, jax.Array]:
+def array_hashes(tree: Any) -> dict[str, jax.Array]:
     """Two uint32 per leaf, by path."""
-    return {name: _fingerprint(leaf) for name, leaf in named_leaves(tree).items()}
+    return {name: _array_hash(leaf) for name, leaf in named_leaves(tree).items()}
 
 
 def as_hex(fingerprint: jax.Array) -> str:
@@ -38,7 +38,7 @@ def as_hex(fingerprint: jax.Array) -> str:
     return "".join(f"{int(lane):08x}" for lane in fingerprint)
 
 
-def fingerprint_in_parts(parts: Iterable[np.ndarray]) -> jax.Array:
+def array_hash_of_parts(parts: Iterable[np.ndarray]) -> jax.Array:
     """The same of one array that comes in parts along its first axis, and is never there whole."""
     columns, start = jnp.uint32(0), 0
     for part in parts:
@@ -48,7 +48,7 @@ def fingerprint_in_parts(parts: Iterable[np.ndarray]) -> jax.Array:
     return _of_columns(columns)
 
 
-def _fingerprint(x: jax.Array) -> jax.Array:
+def _array_hash(x: jax.Array) -> jax.Array:
     # The barrier keeps XLA from making one reduction of two; its CPU backend would then use
     # one core. Over the first axis alone, each step of it is a vector.
     columns = _columns(x[None] if x.ndim == 0 else x, jnp.uint32(0))

@@ -1,4 +1,4 @@
-"""Checkpoints: the state and its position, saved in the background, sealed, proved on load.
+"""Checkpoints: the state and its position, saved in the background and verified on load.
 
     state -> hashes per leaf -> STEP.saving/ (Orbax) -> manifest.json -> STEP/ -> old ones go
 
@@ -26,11 +26,18 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from gpt3jax.checkpoint import manifest
-from gpt3jax.checkpoint.array_hash import as_hex, fingerprint_in_parts, fingerprints, named_leaves
-from gpt3jax.checkpoint.manifest import DamagedError, Leaf, Seal
+from gpt3jax.checkpoint.array_hash import array_hash_of_parts, array_hashes, as_hex, named_leaves
+from gpt3jax.checkpoint.manifest import (
+    MANIFEST_FILE,
+    CheckpointManifest,
+    DamagedError,
+    Leaf,
+    check_files,
+    read_manifest,
+)
 from gpt3jax.checkpoint.partial_read import StoredParams, leaf_folder, open_params
-from gpt3jax.config import Model, RunError
+from gpt3jax.config import Model
+from gpt3jax.errors import RunError
 from gpt3jax.model.init import Params
 from gpt3jax.sharding import processes
 
@@ -60,7 +67,7 @@ class Position:
     """Windows consumed since the start."""
 
 
-class Checkpoints:
+class Checkpointer:
     """The checkpoints of one run."""
 
     def __init__(self, folder: Path, keep: int | None = None):
@@ -89,35 +96,40 @@ class Checkpoints:
         """The folder of a step."""
         return self.folder / str(step)
 
-    def seal(self, step: int) -> Seal:
+    def manifest(self, step: int) -> CheckpointManifest:
         """What a checkpoint holds.
 
         Raises:
-          DamagedError: its files are not those that were sealed.
+          DamagedError: its files are not those that the manifest lists.
         """
-        found = manifest.read(self.path(step))
-        manifest.check_files(self.path(step), found)
+        found = read_manifest(self.path(step))
+        check_files(self.path(step), found)
         return found
 
-    def save(self, state: State, unsealed: Seal, on_saved: Callable[[Seal], None]) -> None:
+    def save(
+        self,
+        state: State,
+        draft: CheckpointManifest,
+        on_saved: Callable[[CheckpointManifest], None],
+    ) -> None:
         """Start saving; returns once the state may be donated.
 
         Args:
           state: on the mesh.
-          unsealed: position, identity and versions; leaves and files are filled in.
-          on_saved: called with the seal when all of it is on disk, in another thread.
+          draft: position, identity and versions; leaves and files are filled in.
+          on_saved: called with the manifest when all of it is on disk, in another thread.
 
         Raises:
           SaveError: it could not start, or the save before it failed.
         """
         self.wait()
-        self._check_space(unsealed.step, state)
-        hashes = fingerprints(_parts(state))
+        self._check_space(draft.step, state)
+        hashes = array_hashes(_parts(state))
         is_copy = jax.default_backend() == "cpu"
         if is_copy:
             # Orbax would read the very buffers that the next step overwrites.
             state = _copied(state)
-        unfinished = self.folder / f"{unsealed.step}.saving"
+        unfinished = self.folder / f"{draft.step}.saving"
 
         def begin() -> Any:
             with _plain_files():
@@ -127,22 +139,22 @@ class Checkpoints:
         # A copy has time: Orbax prepares for longer than a small step takes. But several processes
         # wait for each other when they begin, so each does it between the same two steps.
         if not is_copy or jax.process_count() > 1:
-            with _saving(unsealed.step):
+            with _saving(draft.step):
                 writing = begin()
 
         def commit() -> None:
-            with _saving(unsealed.step):
+            with _saving(draft.step):
                 try:
                     (writing or begin()).result()
                     if processes.is_first():
                         leaves = _leaves(_parts(state), hashes)
-                        sealed = dataclasses.replace(unsealed, leaves=leaves)
-                        sealed.write(unfinished)
-                        self._name(unfinished, sealed.step)
-                        on_saved(sealed)
+                        manifest = dataclasses.replace(draft, leaves=leaves)
+                        manifest.write(unfinished)
+                        self._name(unfinished, manifest.step)
+                        on_saved(manifest)
                         self._prune()
                 except Exception:
-                    self._clear(f"{unsealed.step}.saving*")
+                    self._clear(f"{draft.step}.saving*")
                     raise
 
         self._saving = self._saver.submit(commit)
@@ -175,7 +187,7 @@ class Checkpoints:
         steps, reasons = processes.exchange(self.steps())[0], []
         for step in reversed(steps):
             # In two parts, since restoring waits for all hosts: each must know to begin.
-            _, error = _tried(lambda step=step: processes.is_first() and self.seal(step))
+            _, error = _tried(lambda step=step: processes.is_first() and self.manifest(step))
             if error is None:
                 loaded, error = _tried(lambda step=step: load(step))
             if error is None:
@@ -192,7 +204,7 @@ class Checkpoints:
     def restore(self, step: int, abstract: State) -> State:
         """The state of a step, laid out as `abstract` says, whatever mesh it was saved on.
 
-        Its values are compared with the seal, its files are not: see `seal`.
+        Its values are compared with the manifest, its files are not: see `manifest`.
 
         Raises:
           DamagedError: it is not, bit for bit, what was saved.
@@ -206,15 +218,15 @@ class Checkpoints:
     def open_params(self, step: int, model: Model) -> StoredParams:
         """The parameters of a step, to be read part by part; as saved on any mesh.
 
-        All of them are read once, to compare them with the seal.
+        All of them are read once, to compare them with the manifest.
 
         Raises:
           DamagedError: they are not, bit for bit, what was saved.
         """
-        found = self.seal(step)
+        found = self.manifest(step)
         params = open_params(self.path(step), found, model)
         for leaf in params.leaves.values():
-            if as_hex(fingerprint_in_parts(leaf.parts())) != found.leaves[leaf.name].hash:
+            if as_hex(array_hash_of_parts(leaf.parts())) != found.leaves[leaf.name].hash:
                 raise DamagedError(f"leaf {leaf.name} has other values than when it was saved")
         return params
 
@@ -235,7 +247,7 @@ class Checkpoints:
             self._clear("*.saving*")
 
     def _restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        expected = manifest.read(self.path(step)).leaves
+        expected = read_manifest(self.path(step)).leaves
         wanted = named_leaves(abstract)
         for name, leaf in wanted.items():
             if name not in expected or expected[name].shape != leaf.shape:
@@ -249,7 +261,7 @@ class Checkpoints:
             raise DamagedError(
                 f"{(names or ['it'])[0]} cannot be read ({' '.join(text.split())[:80]})"
             ) from error
-        for name, found in fingerprints(parts).items():
+        for name, found in array_hashes(parts).items():
             if as_hex(found) != expected[name].hash:
                 raise DamagedError(f"leaf {name} has other values than when it was saved")
         return parts
@@ -349,8 +361,8 @@ def _parts(state: State) -> dict[str, Any]:
 
 
 def leaves_of(state: State) -> dict[str, Leaf]:
-    """The leaves of a state, as a seal has them."""
-    return _leaves(_parts(state), fingerprints(_parts(state)))
+    """The leaves of a state, as a manifest has them."""
+    return _leaves(_parts(state), array_hashes(_parts(state)))
 
 
 def _leaves(parts: dict[str, Any], hashes: dict[str, jax.Array]) -> dict[str, Leaf]:
@@ -369,7 +381,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _is_checkpoint(folder: Path) -> bool:
     """Whether a save has been here: what a person has put there does not count."""
-    return any((folder / name).exists() for name in (manifest.FILE, "_CHECKPOINT_METADATA"))
+    return any((folder / name).exists() for name in (MANIFEST_FILE, "_CHECKPOINT_METADATA"))
 
 
 def _sync(folder: Path) -> None:

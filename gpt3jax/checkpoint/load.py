@@ -9,16 +9,17 @@ from pathlib import Path
 
 import jax
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints
-from gpt3jax.config import ConfigError, Experiment, Model
+from gpt3jax.checkpoint.checkpointer import Checkpointer
+from gpt3jax.config import Experiment, Model
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import ConfigError
 from gpt3jax.model.init import Params, abstract_params
-from gpt3jax.model.lora import learned
+from gpt3jax.model.lora import merged_model
 from gpt3jax.run_dir import Run, open_run
 
 
 @dataclass(frozen=True)
-class Saved:
+class LoadedModel:
     """What a checkpoint holds, and whose it is."""
 
     run: Run
@@ -31,10 +32,10 @@ class Saved:
     def model(self) -> Model:
         """The shape of the parameters, in the dtype that they are read in: never float8."""
         trained = self.experiment.model
-        return dataclasses.replace(trained, dtype=learned(trained).dtype)
+        return dataclasses.replace(trained, dtype=merged_model(trained).dtype)
 
 
-def load_model(path: Path, step: int | None, mesh: jax.sharding.Mesh) -> Saved:
+def load_model(path: Path, step: int | None, mesh: jax.sharding.Mesh) -> LoadedModel:
     """A run's parameters at a step (the newest whole one if it is None), laid out over a mesh.
 
     Raises:
@@ -43,7 +44,7 @@ def load_model(path: Path, step: int | None, mesh: jax.sharding.Mesh) -> Saved:
     """
     run = open_run(path)
     experiment = run.experiment()
-    checkpoints = Checkpoints(run.checkpoints)
+    checkpoints = Checkpointer(run.checkpoints)
     abstract = abstract_params(experiment.model, mesh)
     tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
     steps = checkpoints.steps()
@@ -54,11 +55,11 @@ def load_model(path: Path, step: int | None, mesh: jax.sharding.Mesh) -> Saved:
             lambda each: (each, checkpoints.restore_params(each, abstract)), _warn
         )
     elif step in steps:
-        checkpoints.seal(step)
+        checkpoints.manifest(step)
         params = checkpoints.restore_params(step, abstract)
     else:
         raise ConfigError(f"{run.path} has no checkpoint of step {step}. It has {steps}")
-    return Saved(run, experiment, tokenizer, step, params)
+    return LoadedModel(run, experiment, tokenizer, step, params)
 
 
 def _warn(step: int, what: str) -> None:

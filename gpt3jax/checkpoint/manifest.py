@@ -1,4 +1,4 @@
-"""The seal of a checkpoint: `manifest.json`, which says what must be found in its folder.
+"""The manifest of a checkpoint: `manifest.json`, which says what must be found in its folder.
 
 It is written last, before the folder gets its name; a folder without one is no
 checkpoint. Importing this file does not import jax.
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt3jax import serde
-from gpt3jax.config import RunError, short_hash
-from gpt3jax.run_dir import Skip, write_whole
-from gpt3jax.serde import Count
+from gpt3jax.errors import RunError
+from gpt3jax.run_dir import Skip, write_atomic
+from gpt3jax.serde import Count, short_hash
 
 FORMAT = 1
-FILE = "manifest.json"
+MANIFEST_FILE = "manifest.json"
 HASHED_BYTES = 1 << 20
 """Larger files of values are not hashed: each byte of theirs is in a leaf's hash."""
 LARGEST = 1 << 30
@@ -55,7 +55,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Seal:
+class CheckpointManifest:
     """What a checkpoint holds."""
 
     step: Count
@@ -79,37 +79,39 @@ class Seal:
 
     def write(self, folder: Path) -> None:
         """Seal a folder with what is in it now."""
-        sealed = dataclasses.replace(self, files=dict(_files(folder)))
-        record = dataclasses.asdict(sealed) | {"state": self.state}
-        write_whole(folder / FILE, json.dumps(record | {"hash": short_hash(record)}) + "\n")
+        manifest = dataclasses.replace(self, files=dict(_files(folder)))
+        record = dataclasses.asdict(manifest) | {"state": self.state}
+        write_atomic(
+            folder / MANIFEST_FILE, json.dumps(record | {"hash": short_hash(record)}) + "\n"
+        )
 
 
-def read(folder: Path) -> Seal:
-    """The seal of a checkpoint.
+def read_manifest(folder: Path) -> CheckpointManifest:
+    """The manifest of a checkpoint.
 
     Raises:
       DamagedError: there is none, or it was changed.
     """
     try:
-        record = serde.build(dict[str, Any], serde.read(folder / FILE))
+        record = serde.build(dict[str, Any], serde.read(folder / MANIFEST_FILE))
         written = record.pop("hash", None)
         if short_hash(record) != written:
             raise ValueError("its own hash does not agree")
         if record.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}, which this gpt3jax reads")
         record.pop("state", None)
-        return serde.build(Seal, record)
+        return serde.build(CheckpointManifest, record)
     except (OSError, ValueError) as error:
-        raise DamagedError(f"{FILE} cannot be trusted: {error}") from error
+        raise DamagedError(f"{MANIFEST_FILE} cannot be trusted: {error}") from error
 
 
-def check_files(folder: Path, seal: Seal) -> None:
-    """Compare names and sizes of all files with the seal, and what small ones hold.
+def check_files(folder: Path, manifest: CheckpointManifest) -> None:
+    """Compare names and sizes of all files with the manifest, and what small ones hold.
 
     Raises:
       DamagedError: a file is missing or differs.
     """
-    for name, expected in seal.files.items():
+    for name, expected in manifest.files.items():
         try:
             found = _file(folder, name, expected.bytes)
         except (OSError, ValueError) as error:
@@ -122,7 +124,7 @@ def check_files(folder: Path, seal: Seal) -> None:
 
 def _files(folder: Path) -> list[tuple[str, File]]:
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return [(name, _file(folder, name)) for name in names if name != FILE]
+    return [(name, _file(folder, name)) for name in names if name != MANIFEST_FILE]
 
 
 def _file(folder: Path, name: str, expected: int | None = None) -> File:

@@ -19,10 +19,10 @@ import ml_dtypes
 import numpy as np
 
 from gpt3jax import serde
-from gpt3jax.checkpoint.manifest import DamagedError, Seal
+from gpt3jax.checkpoint.manifest import CheckpointManifest, DamagedError
 from gpt3jax.config import Model
-from gpt3jax.model.lora import with_changes
-from gpt3jax.model.param_specs import named, table
+from gpt3jax.model.lora import apply_lora
+from gpt3jax.model.param_specs import named_specs, param_specs
 from gpt3jax.serde import Count
 
 PART_BYTES = 64 << 20
@@ -115,7 +115,7 @@ class StoredParams:
         found, factors = self._stored(index, name), self._stored(index, f"lora/{name}")
         if not factors:
             return found
-        changed = with_changes({name: found, "lora": {name: factors}}, self.model)[name]
+        changed = apply_lora({name: found, "lora": {name: factors}}, self.model)[name]
         return {kind: np.asarray(values) for kind, values in changed.items()}
 
     def _stored(self, index: int, name: str) -> dict[str, np.ndarray]:
@@ -127,13 +127,13 @@ class StoredParams:
         }
 
 
-def open_params(checkpoint: Path, seal: Seal, model: Model) -> StoredParams:
+def open_params(checkpoint: Path, manifest: CheckpointManifest, model: Model) -> StoredParams:
     """The parameters of a checkpoint. Raises as `open_leaf`."""
     return StoredParams(
         model,
         {
-            path: open_leaf(checkpoint, seal, f"params/{path}", spec.shape)
-            for path, spec in named(table(model))
+            path: open_leaf(checkpoint, manifest, f"params/{path}", spec.shape)
+            for path, spec in named_specs(param_specs(model))
         },
     )
 
@@ -144,12 +144,14 @@ def leaf_folder(name: str) -> str:
     return f"{part}/{'.'.join(rest)}"
 
 
-def open_leaf(checkpoint: Path, seal: Seal, name: str, shape: tuple[int, ...]) -> StoredLeaf:
-    """A leaf by its name in the seal, as `params/layers/qkv/kernel`.
+def open_leaf(
+    checkpoint: Path, manifest: CheckpointManifest, name: str, shape: tuple[int, ...]
+) -> StoredLeaf:
+    """A leaf by its name in the manifest, as `params/layers/qkv/kernel`.
 
     Args:
       checkpoint: its folder.
-      seal: what the folder holds; its files have been checked (`seal.check_files`).
+      manifest: what the folder holds; its files have been checked (`manifest.check_files`).
       name: of the leaf.
       shape: what the model has there.
 
@@ -157,8 +159,8 @@ def open_leaf(checkpoint: Path, seal: Seal, name: str, shape: tuple[int, ...]) -
       DamagedError: it is not there, has another shape, or is not stored as we store.
     """
     folder = leaf_folder(name)
-    leaf = seal.leaves.get(name)
-    if leaf is None or leaf.shape != shape or f"{folder}/.zarray" not in seal.files:
+    leaf = manifest.leaves.get(name)
+    if leaf is None or leaf.shape != shape or f"{folder}/.zarray" not in manifest.files:
         found = "missing" if leaf is None else leaf.shape
         raise DamagedError(f"leaf {name} is {found}, the model's is {shape}")
     try:
@@ -178,10 +180,10 @@ def open_leaf(checkpoint: Path, seal: Seal, name: str, shape: tuple[int, ...]) -
         raise DamagedError(f"leaf {name} is not stored as we store: {error}") from error
     grid = [-(-size // each) for size, each in zip(shape, block, strict=True)]
     size = math.prod(block) * dtype.itemsize
-    if math.prod(grid) > len(seal.files):
+    if math.prod(grid) > len(manifest.files):
         raise DamagedError(f"leaf {name} is not whole: files of it are missing")
     for place in itertools.product(*map(range, grid)):
-        file = seal.files.get(f"{folder}/{'.'.join(map(str, place))}")
+        file = manifest.files.get(f"{folder}/{'.'.join(map(str, place))}")
         if file is None or file.bytes != size:
             raise DamagedError(f"leaf {name} is not whole: files of it are missing or cut short")
     return StoredLeaf(name, checkpoint / folder, shape, block, dtype)

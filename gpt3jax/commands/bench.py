@@ -30,9 +30,9 @@ def bench(
       json: Print the figures as JSON.
     """
     if what in ("train", "save"):
-        from gpt3jax.runtime.memory import keep_freed_memory
+        from gpt3jax.runtime.memory import retain_freed_memory
 
-        keep_freed_memory()
+        retain_freed_memory()
     from gpt3jax.plan.bench import bench as run_bench
 
     run_bench(what, experiment, repeats, as_json=json)

@@ -9,10 +9,11 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from gpt3jax.commands.inputs import MOST_BATCHES, check_range
-from gpt3jax.config import MOST_WINDOWS, ConfigError
+from gpt3jax.config import MOST_WINDOWS
 from gpt3jax.data.corpora.documents import count_of, count_reasons
 from gpt3jax.data.manifest import Manifest
 from gpt3jax.data.prepare.pieces import Piece, finished
+from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Run
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from gpt3jax.commands.inputs import check_range, read_prompt
-from gpt3jax.config import ConfigError, Weights
+from gpt3jax.config import Weights
+from gpt3jax.errors import ConfigError
 
 MOST_SAMPLES = 4096
 """Written together: more would not fit."""

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 
 MOST_BATCHES = 10**12
 LONGEST_PROMPT = 1 << 20

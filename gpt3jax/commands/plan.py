@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from gpt3jax.commands.inputs import check_range
-from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.config import Experiment
+from gpt3jax.errors import ConfigError
 
 
 def plan(

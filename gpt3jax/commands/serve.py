@@ -9,7 +9,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from gpt3jax.commands.inputs import check_range
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 
 LONGEST_TOKEN = 1000
 

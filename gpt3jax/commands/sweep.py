@@ -9,7 +9,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from gpt3jax.commands.inputs import check_range
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 
 
 def sweep(

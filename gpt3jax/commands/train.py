@@ -14,7 +14,7 @@ from gpt3jax.commands.inputs import MOST_BATCHES, check_range
 from gpt3jax.config import Experiment
 from gpt3jax.run_dir import Changes, Run
 from gpt3jax.sharding.distributed import Hosts
-from gpt3jax.style import counted
+from gpt3jax.style import pluralize
 
 if TYPE_CHECKING:
     from gpt3jax.checkpoint.checkpointer import Position
@@ -61,9 +61,9 @@ def train(
         data_identity(experiment)
         if experiment.init_from and not Run(path).exists():
             check_base(experiment)
-    from gpt3jax.runtime.memory import keep_freed_memory
+    from gpt3jax.runtime.memory import retain_freed_memory
 
-    keep_freed_memory()
+    retain_freed_memory()
     join(hosts)
     return train_and_tell(experiment, path, stuck_after, changes, began)
 
@@ -95,7 +95,7 @@ def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from gpt3jax.model.param_specs import count
+    from gpt3jax.model.param_specs import count_params
     from gpt3jax.train.monitor.display import held_out_losses
 
     console = Console(highlight=False, markup=False)
@@ -115,7 +115,7 @@ def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:
         console.print(side_by_side)
     measured = [r for r in run.metrics() if "val_loss" in r and r["step"] <= step]
     figures = measured[-1] if measured else {}
-    size = count(experiment.model)
+    size = count_params(experiment.model)
     console.print(f"{path}: {size:,} parameters, {figures.get('tokens', 0):,} tokens", markup=False)
     for line in held_out_losses(figures):
         console.print(line)
@@ -178,6 +178,6 @@ def _panel(run: Run, step: int) -> Any:
     from rich.panel import Panel
     from rich.text import Text
 
-    title = "untrained" if step == 0 else f"after {counted(step, 'step')}"
+    title = "untrained" if step == 0 else f"after {pluralize(step, 'step')}"
     text = _sample(run, step).read_text(encoding="utf-8")
     return Panel(Text(text.replace("\0", " ")), title=title)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError, cut
+from gpt3jax.errors import ConfigError, truncate
 from gpt3jax.serde import Count
 
 END_OF_TEXT = "<|endoftext|>"
@@ -106,7 +106,7 @@ def from_json(text: bytes) -> tuple[list[str], list[tuple[str, str]], set[int]]:
     for token in serde.build(tuple[dict[str, Any], ...], record.get("added_tokens", [])):
         content, i = token.get("content"), serde.build(Count, token.get("id"), "id")
         if token.get("special") is not True or ids.setdefault(str(content), i) != i:
-            raise ValueError(f"token {cut(str(content), 40)!r} is added, and is not special")
+            raise ValueError(f"token {truncate(str(content), 40)!r} is added, and is not special")
         special.add(i)
     return check(ids, merges, special)
 
@@ -129,12 +129,12 @@ def check(
     plain = {piece for piece in pieces if ids[piece] not in special}
     wrong = next((piece for piece in plain if not piece or set(piece) - LETTERS.keys()), None)
     if wrong is not None:
-        raise ValueError(f"its token {cut(wrong, 40)!r} is not spelled in bytes")
+        raise ValueError(f"its token {truncate(wrong, 40)!r} is not spelled in bytes")
     if not plain >= LETTERS.keys():
         raise ValueError("it has no id for some byte")
     for pair in merges:
         if len(pair) != 2 or not {*pair, "".join(pair)} <= plain:
-            raise ValueError(f"its merge {cut(str(pair), 60)} is not of two tokens to a third")
+            raise ValueError(f"its merge {truncate(str(pair), 60)} is not of two tokens to a third")
     return pieces, [(left, right) for left, right in merges], special
 
 

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from gpt3jax.config import ConfigError, Data, short_hash
+from gpt3jax.config import Data
 from gpt3jax.data.manifest import Manifest, Shard, Split, load_manifest, prepare_again
 from gpt3jax.data.pairs import tokens_of
+from gpt3jax.errors import ConfigError
+from gpt3jax.serde import short_hash
 
 THREADS = 4
 PREFETCH = 16

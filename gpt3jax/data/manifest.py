@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError, short_hash
-from gpt3jax.serde import Count
+from gpt3jax.errors import ConfigError
+from gpt3jax.serde import Count, short_hash
 
 VERSION = 1
 MANIFEST = "manifest.json"

@@ -19,8 +19,8 @@ from pathlib import Path
 import sentencepiece
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError
 from gpt3jax.data.byte_level import END_OF_TEXT, ByteLevel
+from gpt3jax.errors import ConfigError
 
 SAMPLE_BYTES = 8 << 20
 """Text a tokenizer is trained on, at most."""

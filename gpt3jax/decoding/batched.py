@@ -17,7 +17,7 @@ from flax import struct
 
 from gpt3jax.config import Model
 from gpt3jax.decoding import decode
-from gpt3jax.model.gpt3 import Cache, compute_dtype, trunk
+from gpt3jax.model.gpt3 import Cache, compute_dtype, hidden_states
 from gpt3jax.model.init import Params
 from gpt3jax.model.layers import unembed
 
@@ -93,9 +93,9 @@ def _without_rows(cache: Cache) -> Cache:
 
 def draw_each(logits_BV: jax.Array, how: Drawing, vocabulary: int | None = None) -> Drawn:
     """Draw as `decode.draw` does, each row in its own way."""
-    token_B = decode.sample_each(
-        decode.with_text(logits_BV, vocabulary),
-        decode.keys(how.seed, how.position, how.sample), how.temperature, how.top_p,
+    token_B = decode.sample_rows(
+        decode.tokenizer_logits(logits_BV, vocabulary),
+        decode.row_keys(how.seed, how.position, how.sample), how.temperature, how.top_p,
     )  # fmt: skip
 
     def nothing(logits_BV, token_B):
@@ -156,7 +156,7 @@ def resized(cache: Cache, rows: jax.Array, slots: int) -> Cache:
 
 def score(params: Params, tokens_1T: jax.Array, model: Model) -> Drawn:
     """Each token of a text but the first, as if drawn after those before it: rows T - 1."""
-    x_1TD, _, _ = trunk(params, tokens_1T, model)
+    x_1TD, _, _ = hidden_states(params, tokens_1T, model)
 
     def of(both):
         x_D, token = both

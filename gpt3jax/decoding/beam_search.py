@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from gpt3jax.config import Model
-from gpt3jax.decoding.decode import with_text
+from gpt3jax.decoding.decode import tokenizer_logits
 from gpt3jax.model.gpt3 import Cache, forward
 from gpt3jax.model.init import Params
 
@@ -59,7 +59,7 @@ def search(
     params: Params,
     logits_BV: jax.Array,
     cache: Cache,
-    place_B: jax.Array,
+    positions_B: jax.Array,
     is_end_V: jax.Array,
     model: Model,
     *,
@@ -75,10 +75,10 @@ def search(
     beams.
 
     Args:
-      params: as `for_decoding` gives them.
+      params: as `decoding_params` gives them.
       logits_BV: after each prompt.
       cache: the prompts.
-      place_B: their lengths.
+      positions_B: their lengths.
       is_end_V: boolean, of each token that may be written: whether it ends an answer.
       model: its shape.
       new_tokens: N.
@@ -105,11 +105,11 @@ def search(
 
     def go(state: tuple[_Search, Cache]) -> tuple[_Search, Cache]:
         now, cache = state
-        distance_BWS = _distance(now, place_B, filled, cache.keys[0].shape[2])
-        place_BW = jnp.broadcast_to((place_B + now.step - 1)[:, None], (B, W))
+        distance_BWS = _distance(now, positions_B, filled, cache.keys[0].shape[2])
+        place_BW = jnp.broadcast_to((positions_B + now.step - 1)[:, None], (B, W))
         output = forward(
             params, now.tokens[:, :, now.step - 1], model,
-            cache=cache.replace(distance=distance_BWS), place_BT=place_BW,
+            cache=cache.replace(distance=distance_BWS), positions_BT=place_BW,
         )  # fmt: skip
         return choose(now, output.logits[..., : model.vocabulary]), output.cache
 
@@ -118,13 +118,13 @@ def search(
     return end.found
 
 
-def _distance(now: _Search, place_B: jax.Array, filled: jax.Array, slots: int) -> jax.Array:
+def _distance(now: _Search, positions_B: jax.Array, filled: jax.Array, slots: int) -> jax.Array:
     """`Cache.distance` [B, W, S + W] of the newest tokens: from `filled` on, W slots a step."""
     B, W, N = now.tokens.shape
     past = now.step - 1
     step_S, beam_S = jnp.divmod(jnp.arange(slots) - filled, W)
     to_prompt_S = past + filled - jnp.arange(slots)
-    to_prompt_BWS = jnp.where(to_prompt_S <= place_B[:, None, None] + past, to_prompt_S, -1)
+    to_prompt_BWS = jnp.where(to_prompt_S <= positions_B[:, None, None] + past, to_prompt_S, -1)
     writer_BWS = jnp.take(now.writer, jnp.clip(step_S, 0, N - 1), axis=2)
     to_written_BWS = jnp.where((writer_BWS == beam_S) & (step_S < past), past - step_S, -1)
     old_BWS = jnp.where(step_S < 0, to_prompt_BWS, to_written_BWS)
@@ -139,7 +139,7 @@ def _choose(
     B, W, N = now.tokens.shape
     take = partial(jnp.take_along_axis, axis=1)
     # Twice the beams are taken, so that as many go on though others end.
-    log_BWV = with_text(jax.nn.log_softmax(logits_BWV, -1), len(is_end_V))
+    log_BWV = tokenizer_logits(jax.nn.log_softmax(logits_BWV, -1), len(is_end_V))
     totals, origins, tokens = _best(log_BWV, now.totals)
     written = take(now.tokens, origins[..., None]).at[:, :, now.step].set(tokens)
     is_end, is_open = is_end_V[tokens], (now.ended < W)[:, None]

@@ -13,12 +13,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from gpt3jax.config import ConfigError, Model, Weights
-from gpt3jax.model.gpt3 import Cache, compute_dtype, forward, trunk
+from gpt3jax.config import Model, Weights
+from gpt3jax.errors import ConfigError
+from gpt3jax.model.gpt3 import Cache, compute_dtype, forward, hidden_states
 from gpt3jax.model.init import Params
 from gpt3jax.model.layers import unembed, unstack
-from gpt3jax.model.lora import merged
-from gpt3jax.model.quantized import packed
+from gpt3jax.model.lora import merge_lora
+from gpt3jax.model.quantized import quantize
 
 CPU_OPTIONS = {
     # Without it the whole cache is copied every token.
@@ -51,15 +52,15 @@ class Sampling:
             raise ConfigError(f"--top-p is {self.top_p}: it must be above 0, at most 1. Change it")
 
 
-def for_decoding(params: Params, model: Model, weights: Weights | None = None) -> Params:
+def decoding_params(params: Params, model: Model, weights: Weights | None = None) -> Params:
     """The parameters as decoding wants them: LoRA's changes in their kernels, cast once, layers in
     a list (no slicing per token), matrices packed as `weights` says; None, which is best for
     reading many tokens at a time and goes on meshes, leaves them arrays."""
-    params, _ = merged(params, model)
+    params, _ = merge_lora(params, model)
     params = jax.tree.map(lambda leaf: leaf.astype(compute_dtype(model)), params)
     layers = unstack(params["layers"], model.n_layers)
     params = {**params, "layers": layers}
-    return params if weights is None else packed(params, weights)
+    return params if weights is None else quantize(params, weights)
 
 
 def prefill(
@@ -75,7 +76,7 @@ def prefill(
     tokens, of which each step reads all: `model.context` where none are given. The padding leaves
     no trace: its keys lie past the cache's length and are overwritten.
     """
-    x_BTD, _, found = trunk(params, tokens_BT, model, want=("keys", "values"))
+    x_BTD, _, found = hidden_states(params, tokens_BT, model, want=("keys", "values"))
 
     def with_room(new_BTHK):
         room = (slots or model.context) - new_BTHK.shape[1]
@@ -133,7 +134,7 @@ def _nucleus(logits_BV: jax.Array, top_p: jax.Array | float) -> jax.Array:
     return jnp.where(logits_BV < smallest_B1, -jnp.inf, logits_BV)
 
 
-def keys(seed: jax.Array, position: jax.Array, row: jax.Array) -> jax.Array:
+def row_keys(seed: jax.Array, position: jax.Array, row: jax.Array) -> jax.Array:
     """A key per row, made of seed, row and position; each is [B], or one for all rows."""
 
     def key(seed, position, row):
@@ -142,7 +143,7 @@ def keys(seed: jax.Array, position: jax.Array, row: jax.Array) -> jax.Array:
     return jax.vmap(key)(*jnp.broadcast_arrays(seed, position, row))
 
 
-def sample_each(
+def sample_rows(
     logits_BV: jax.Array, keys_B: jax.Array, temperature_B: jax.Array, top_p_B: jax.Array
 ) -> jax.Array:
     """`sample`, each row in its own way; what no row asks for is not computed."""
@@ -165,7 +166,7 @@ def sample_each(
     )
 
 
-def with_text(values_BV: jax.Array, vocabulary: int | None) -> jax.Array:
+def tokenizer_logits(values_BV: jax.Array, vocabulary: int | None) -> jax.Array:
     """Logits or log-probabilities of the tokens that may be written; None: of all rows.
 
     A model may have more embedding rows than its tokenizer has tokens. Everywhere in this package
@@ -184,8 +185,8 @@ def draw(
     vocabulary: int | None = None,
 ) -> jax.Array:
     """Sample; the key is made of seed, row and position, never of how many rows there are."""
-    keys_B = keys(seed, position, jnp.arange(len(logits_BV)))
-    return sample(with_text(logits_BV, vocabulary), keys_B, sampling)
+    keys_B = row_keys(seed, position, jnp.arange(len(logits_BV)))
+    return sample(tokenizer_logits(logits_BV, vocabulary), keys_B, sampling)
 
 
 def next_token(
@@ -203,7 +204,7 @@ def next_token(
     return draw(logits_BV, seed, position, sampling, vocabulary), cache
 
 
-def take_rows(cache: Cache, rows: jax.Array) -> Cache:
+def take_cache_rows(cache: Cache, rows: jax.Array) -> Cache:
     """The cache of these rows, in this order; a row may be taken more than once."""
     pick = partial(jnp.take, indices=rows, axis=0)
     return cache.replace(keys=tuple(map(pick, cache.keys)), values=tuple(map(pick, cache.values)))

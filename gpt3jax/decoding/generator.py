@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt3jax.checkpoint.load import load_model
-from gpt3jax.config import ConfigError, Mesh, Model, Weights
+from gpt3jax.config import Mesh, Model, Weights
 from gpt3jax.data.tokenizer import StreamDecoder, Tokenizer
 from gpt3jax.decoding import beam_search, decode
 from gpt3jax.decoding.decode import Sampling
+from gpt3jax.errors import ConfigError
 from gpt3jax.model.gpt3 import Cache
 from gpt3jax.model.init import Params
-from gpt3jax.model.lora import learned
+from gpt3jax.model.lora import merged_model
 from gpt3jax.sharding.mesh import make_mesh
 
 SMALLEST_PREFILL = 16
@@ -48,17 +49,17 @@ class Generator:
     ):
         self.tokenizer = tokenizer
         self.weights = weights
-        self.model = learned(model)  # Once laid out, kernels hold what LoRA has changed.
+        self.model = merged_model(model)  # Once laid out, kernels hold what LoRA has changed.
         self.vocabulary = min(model.vocabulary, tokenizer.vocabulary)
-        """Ids below it may be written (`decode.with_text`)."""
-        self._lay_out = jax.jit(decode.for_decoding, static_argnames=("model", "weights"))
+        """Ids below it may be written (`decode.tokenizer_logits`)."""
+        self._lay_out = jax.jit(decode.decoding_params, static_argnames=("model", "weights"))
         self.load(params)
         options = decode.CPU_OPTIONS if jax.default_backend() == "cpu" else None
         step = partial(jax.jit, donate_argnames="cache", compiler_options=options)
         self._prefill = jax.jit(decode.prefill, static_argnames=("model", "slots"))
         self._next = step(decode.next_token, static_argnames=("model", "sampling", "vocabulary"))
         self._draw = jax.jit(decode.draw, static_argnames=("sampling", "vocabulary"))
-        self._take_rows = jax.jit(decode.take_rows)
+        self._take_rows = jax.jit(decode.take_cache_rows)
         self._search = jax.jit(
             beam_search.search, static_argnames=("model", "new_tokens", "width", "alpha")
         )

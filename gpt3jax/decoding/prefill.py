@@ -2,7 +2,7 @@
 
 Rows are aligned at their ends, so that all go on at the same slot: row b is
 padding up to slot `start_B[b]`, and its prompt after it. A token's place is its
-slot less that, which is its position and as far back as it sees (`trunk`).
+slot less that, which is its position and as far back as it sees (`hidden_states`).
 
 What all prompts begin with, as demonstrations that they share, is read once and
 moved to each row's place.
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from gpt3jax.config import Model
 from gpt3jax.decoding.decode import prefill
-from gpt3jax.model.gpt3 import Cache, trunk
+from gpt3jax.model.gpt3 import Cache, hidden_states
 from gpt3jax.model.init import Params
 from gpt3jax.model.layers import unembed
 
@@ -32,7 +32,7 @@ def read(
     """Read prompts that end at slot T.
 
     Args:
-      params: as `for_decoding` gives them.
+      params: as `decoding_params` gives them.
       tokens_BT: int32, padded on the left.
       start_B: slot of each row's first token.
       model: its shape.
@@ -42,8 +42,10 @@ def read(
       Float32 logits [B, V] after the last token, and the cache.
     """
     B, T = tokens_BT.shape
-    place_BT = jnp.arange(T) - start_B[:, None]
-    x_BTD, _, found = trunk(params, tokens_BT, model, place_BT=place_BT, want=("keys", "values"))
+    positions_BT = jnp.arange(T) - start_B[:, None]
+    x_BTD, _, found = hidden_states(
+        params, tokens_BT, model, positions_BT=positions_BT, want=("keys", "values")
+    )
 
     def placed(new_BTHK):
         room = ((0, 0), (0, 0), (0, slots - T), (0, 0))
@@ -68,7 +70,7 @@ def read_after(
     """Read prompts that begin alike: the beginning once, and the end of each.
 
     Args:
-      params: as `for_decoding` gives them.
+      params: as `decoding_params` gives them.
       shared_1P: what they begin with, padded on the right.
       shared_length: its tokens, int32.
       tokens_BQ: the last Q tokens of each prompt, at least what is not shared; padded on
@@ -88,8 +90,10 @@ def read_after(
     to_places = jax.vmap(lambda one_HSK, start: jnp.roll(one_HSK, start, axis=1), (None, 0))
     moved = jax.tree.map(lambda one_1HSK: to_places(one_1HSK[0], start_B), (once.keys, once.values))
     cache = Cache(*moved, length=length - Q)
-    place_BQ = length - Q + jnp.arange(Q) - start_B[:, None]
-    x_BQD, cache, _ = trunk(params, tokens_BQ, model, cache=cache, place_BT=place_BQ)
+    positions_BQ = length - Q + jnp.arange(Q) - start_B[:, None]
+    x_BQD, cache, _ = hidden_states(
+        params, tokens_BQ, model, cache=cache, positions_BT=positions_BQ
+    )
     return _last_logits(params, x_BQD, model), cache
 
 

@@ -25,10 +25,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpt3jax.config import ConfigError, Experiment, cut
+from gpt3jax.config import Experiment
 from gpt3jax.doctor import machine
 from gpt3jax.doctor.machine import PACKAGE, Check, Status
-from gpt3jax.model.param_specs import count
+from gpt3jax.errors import ConfigError, truncate
+from gpt3jax.model.param_specs import count_params
 from gpt3jax.plan.choose import UNKNOWN, choose
 from gpt3jax.plan.estimate import USABLE, Estimate
 from gpt3jax.plan.layouts import Layout, check_fits, check_some
@@ -36,7 +37,7 @@ from gpt3jax.plan.planner import plan
 from gpt3jax.plan.slices import Slice
 from gpt3jax.run_dir import Run, read_events
 from gpt3jax.runtime.chips import GiB, chip_of
-from gpt3jax.runtime.memory import available
+from gpt3jax.runtime.memory import available_bytes
 from gpt3jax.sharding.distributed import MANAGED
 
 CHECKPOINT = 12 * 1.05
@@ -97,8 +98,8 @@ def attempt(check: Callable[..., Check], *given: Any) -> Check:
     except Exception as error:
         what, fix = _what_and_fix(error)
         found = Check(check.__name__.replace("_", " "), "failure", what, fix)
-    cure = cut(found.cure, CURE)
-    return dataclasses.replace(found, finding=cut(found.finding, LINE - len(cure)), cure=cure)
+    cure = truncate(found.cure, CURE)
+    return dataclasses.replace(found, finding=truncate(found.finding, LINE - len(cure)), cure=cure)
 
 
 def clock(run: Run) -> Check:
@@ -164,7 +165,7 @@ def disk(experiment: Experiment, run: Run) -> Check:
     """Whether the checkpoints that are kept, and one on its way, have room."""
     model, keep = experiment.model, experiment.train.keep
     padding = (model.padded_vocabulary - model.vocabulary) * model.d_model
-    each = CHECKPOINT * (count(model) + padding)
+    each = CHECKPOINT * (count_params(model) + padding)
     held = _bytes_of(run.checkpoints)
     need = max(each, (keep + 1) * each - held)
     folder = _nearest(run.path)
@@ -267,7 +268,7 @@ def _memory_of(local: list[Any]) -> tuple[float, str]:
     chip = chip_of(local[0].device_kind)
     if limit or chip:
         return limit or chip.hbm / chip.devices, "per device"
-    return available() / len(local), "free per device"
+    return available_bytes() / len(local), "free per device"
 
 
 def _bytes_of(checkpoints: Path) -> int:

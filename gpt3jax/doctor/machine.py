@@ -202,7 +202,7 @@ def compiled_programs() -> Check:
         return Check("compiled programs", "warning", what, cure)
     if not Path(folder).is_dir():
         return Check("compiled programs", "ok", f"none yet in {folder}")
-    files = compilation_cache.kept(Path(folder))
+    files = compilation_cache.cache_files(Path(folder))
     size = sum(file.stat().st_size for file in files)
     return Check("compiled programs", "ok", f"{len(files):,} in {folder} ({size / 1e6:,.0f} MB)")
 

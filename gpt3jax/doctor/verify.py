@@ -13,15 +13,16 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.checkpoint.manifest import DamagedError
-from gpt3jax.config import ConfigError, Mesh, RunError, Source
+from gpt3jax.config import Mesh, Source
 from gpt3jax.data.manifest import verify as verify_data
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import ConfigError, RunError
 from gpt3jax.plan.choose import mesh_for
 from gpt3jax.run_dir import Run, open_run
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.style import counted
+from gpt3jax.style import pluralize
 from gpt3jax.train.monitor.replay import replay
 from gpt3jax.train.resume import check_is_own
 from gpt3jax.train.run_setup import identities
@@ -70,7 +71,7 @@ def verify(path: Path, steps: str | None, *, as_json: bool = False) -> int:
 def _checked(run: Run) -> list[Verdict]:
     """The data, the tokenizer, and each checkpoint leaf by leaf."""
     experiment = run.experiment()
-    checkpoints = Checkpoints(run.checkpoints)
+    checkpoints = Checkpointer(run.checkpoints)
     verdicts = [
         _verdict(f"data {source.name}", lambda source=source: _check_data(run, source))
         for source in experiment.data.sources
@@ -100,7 +101,9 @@ def _check_data(run: Run, source: Source) -> str:
     known = {each["name"]: each["manifest"] for each in run.identity()["data"]["sources"]}
     if known.get(source.name) != manifest.hash:
         raise DamagedError(f"{source.path} is not the data that the run began with")
-    return f"{counted(len(manifest.shards), 'shard')}, {counted(manifest.train.windows, 'window')}"
+    return (
+        f"{pluralize(len(manifest.shards), 'shard')}, {pluralize(manifest.train.windows, 'window')}"
+    )
 
 
 def _check_tokenizer(run: Run) -> str:
@@ -108,8 +111,8 @@ def _check_tokenizer(run: Run) -> str:
     return f"{tokenizer.vocabulary:,} tokens"
 
 
-def _check(run: Run, checkpoints: Checkpoints, step: int, abstract: TrainState) -> str:
-    found = checkpoints.seal(step)
+def _check(run: Run, checkpoints: Checkpointer, step: int, abstract: TrainState) -> str:
+    found = checkpoints.manifest(step)
     check_is_own(found, step, identities(run))
     checkpoints.restore(step, abstract)
     values = sum(math.prod(leaf.shape) for leaf in found.leaves.values())
@@ -125,7 +128,7 @@ def _span(steps: str) -> tuple[int, int]:
 
 def _replayed(run: Run, first: int, last: int) -> list[Verdict]:
     """Steps first+1 to last, done again from the newest checkpoint at or before `first`."""
-    checkpoints = Checkpoints(run.checkpoints)
+    checkpoints = Checkpointer(run.checkpoints)
     recorded = {record["step"] for record in run.metrics() if "loss" in record}
     recorded |= set(checkpoints.steps())
     done = max([0, *recorded])
@@ -144,7 +147,7 @@ def _replayed(run: Run, first: int, last: int) -> list[Verdict]:
     compared = f"{found.compared} logged values and states compared, from {_origin(begin)} on"
     bad = len({step for step, _ in found.differences})
     if bad:
-        compared += f": {counted(bad, 'step')} differ"
+        compared += f": {pluralize(bad, 'step')} differ"
     return [*verdicts, Verdict(f"steps {first + 1} to {last}", compared, not bad)]
 
 

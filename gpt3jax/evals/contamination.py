@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import TOKENIZER, load_manifest
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import ConfigError
 from gpt3jax.evals.overlap import Overlap, overlap, scores
 from gpt3jax.evals.page import percent
 from gpt3jax.evals.results import digest

@@ -18,7 +18,8 @@ from typing import Any
 import jax
 
 from gpt3jax.checkpoint.load import load_model
-from gpt3jax.config import ConfigError, Mesh, RunError
+from gpt3jax.config import Mesh
+from gpt3jax.errors import ConfigError, RunError
 from gpt3jax.evals.scoring import Scorer
 from gpt3jax.sharding.mesh import make_mesh
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from gpt3jax.evals.summary import described
 from gpt3jax.serde import short_hash
-from gpt3jax.style import CSS, counted
+from gpt3jax.style import CSS, pluralize
 
 SHOWN = 100
 """Examples of each setting on the page; results.json has all."""
@@ -83,7 +83,7 @@ def _section(setting: dict[str, Any]) -> str:
     left_out = len(examples) - SHOWN
     rest = f"<p>results.json has {left_out:,} more, which went better.</p>" if left_out > 0 else ""
     draw = f", draw {setting['draw']}" if setting["draw"] else ""
-    name = f"{html.escape(setting['task'])}, {counted(setting['shots'], 'shot')}"
+    name = f"{html.escape(setting['task'])}, {pluralize(setting['shots'], 'shot')}"
     return (
         f"<h2 id='{_anchor(setting)}'>{name}{draw}: {percent(setting['score'])}&thinsp;%</h2>"
         + "".join(map(_example, examples[:SHOWN]))

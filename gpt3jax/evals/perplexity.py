@@ -25,12 +25,12 @@ from gpt3jax.data.loader import HeldOut
 from gpt3jax.data.pairs import tokens_of
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.model.init import Params
-from gpt3jax.model.logprobs import token_scores
-from gpt3jax.model.lora import learned
-from gpt3jax.model.param_specs import table
+from gpt3jax.model.logprobs import token_logprobs
+from gpt3jax.model.lora import merged_model
+from gpt3jax.model.param_specs import param_specs
 from gpt3jax.sharding import processes
-from gpt3jax.sharding.collectives import each_device
-from gpt3jax.sharding.rules import batch_sharding, partition, partitions
+from gpt3jax.sharding.collectives import shard_map
+from gpt3jax.sharding.rules import batch_sharding, partition_spec, partition_specs
 
 BATCH_WINDOWS = 8
 """Per row of devices, at most."""
@@ -92,7 +92,7 @@ def perplexity(
     """Measure the loss over windows of context+1 tokens; runs on the mesh, as training does.
 
     Args:
-      params: as `table` describes, laid out over the mesh.
+      params: as `param_specs` describes, laid out over the mesh.
       model: their shape.
       mesh: where they lie.
       held_out: the windows.
@@ -103,7 +103,7 @@ def perplexity(
       None where `on_batch` ended it. The sums are the same on every host.
     """
     windows_BT1 = held_out.windows
-    program = _compiled(replace(model, dtype=learned(model).dtype), mesh)
+    program = _compiled(replace(model, dtype=merged_model(model).dtype), mesh)
     ids_BT1, is_learned_BT = tokens_of(windows_BT1), windows_BT1[:, 1:] >= 0
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     size = rows * min(BATCH_WINDOWS, -(-len(ids_BT1) // rows))
@@ -111,7 +111,9 @@ def perplexity(
     for first in range(0, len(ids_BT1), size):
         part_BT1 = ids_BT1[first : first + size]
         padded = np.pad(part_BT1, ((0, size - len(part_BT1)), (0, 0)))
-        scores_BT = np.asarray(program(params, processes.spread(padded, batch_sharding(mesh))))
+        scores_BT = np.asarray(
+            program(params, processes.shard_across_hosts(padded, batch_sharding(mesh)))
+        )
         is_counted_BT = is_learned_BT[first : first + size]
         scores_BT = np.where(is_counted_BT, scores_BT[: len(part_BT1)], 0)
         nats_T -= scores_BT.sum(0, dtype=np.float64)
@@ -131,12 +133,14 @@ def _compiled(model: Model, mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]
     """The jitted log-probabilities [B, T] of windows [B, T+1], in nats, on every host."""
 
     def run(params: Params, windows_BT1: jax.Array) -> jax.Array:
-        return token_scores(params, windows_BT1, model).log_probability
+        return token_logprobs(params, windows_BT1, model).log_probability
 
-    specs = (partitions(table(model)), partition(("batch", None)))
+    specs = (partition_specs(param_specs(model)), partition_spec(("batch", None)))
     # Where `tensor` is more than one device, tokens come out split over it.
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.jit(each_device(run, specs, partition(("batch", "heads"))), out_shardings=everywhere)
+    return jax.jit(
+        shard_map(run, specs, partition_spec(("batch", "heads"))), out_shardings=everywhere
+    )
 
 
 def token_lengths(tokenizer: Tokenizer, rows: int) -> np.ndarray:

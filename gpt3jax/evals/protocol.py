@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.evals.prompts import Asked, ask
 from gpt3jax.evals.scoring import Scored, Scorer
 from gpt3jax.evals.task import Task, exact_match, f1
-from gpt3jax.style import counted
+from gpt3jax.style import pluralize
 
 Report = Callable[[float], None]
 """Gets the share done, from 0 to 1."""
@@ -60,7 +60,7 @@ class Setting:
     """Tokens of the longest answer accepted."""
 
     def __str__(self) -> str:
-        return f"{self.task.name}, {counted(self.shots, 'shot')}"
+        return f"{self.task.name}, {pluralize(self.shots, 'shot')}"
 
 
 def settings_of(scorer: Scorer, tasks: Sequence[Task], protocol: Protocol) -> list[Setting]:

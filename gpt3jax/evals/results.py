@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.evals.task import Task
-from gpt3jax.run_dir import write_whole
+from gpt3jax.run_dir import write_atomic
 from gpt3jax.serde import short_hash
 
 LARGEST = 1 << 30
@@ -75,7 +75,7 @@ def read_setting(file: Path) -> dict[str, Any] | None:
 
 def write_setting(file: Path, setting: dict[str, Any]) -> None:
     """Store a setting; after a crash all of it is there, or nothing."""
-    write_whole(file, json.dumps(setting, ensure_ascii=False) + "\n")
+    write_atomic(file, json.dumps(setting, ensure_ascii=False) + "\n")
 
 
 def collect(folder: Path) -> list[dict[str, Any]]:

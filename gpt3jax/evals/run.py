@@ -14,11 +14,12 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints
-from gpt3jax.checkpoint.load import Saved, load_model
-from gpt3jax.config import ConfigError, Data, Mesh, Source, Weights
+from gpt3jax.checkpoint.checkpointer import Checkpointer
+from gpt3jax.checkpoint.load import LoadedModel, load_model
+from gpt3jax.config import Data, Mesh, Source, Weights
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import load_manifest
+from gpt3jax.errors import ConfigError
 from gpt3jax.evals.page import page, percent
 from gpt3jax.evals.perplexity import count_words, perplexity, token_lengths
 from gpt3jax.evals.plot import plot
@@ -37,13 +38,13 @@ from gpt3jax.evals.task import Task
 from gpt3jax.evals.tasks.files import load_tasks
 from gpt3jax.evals.tasks.words import read_words, words_in
 from gpt3jax.model.gpt3 import compute_dtype
-from gpt3jax.model.lora import merged
-from gpt3jax.model.param_specs import count
-from gpt3jax.model.quantized import rounded
-from gpt3jax.run_dir import write_whole
+from gpt3jax.model.lora import merge_lora
+from gpt3jax.model.param_specs import count_params
+from gpt3jax.model.quantized import quantize_and_restore
+from gpt3jax.run_dir import write_atomic
 from gpt3jax.runtime.progress import progress
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.style import counted
+from gpt3jax.style import pluralize
 
 
 def evaluate_runs(
@@ -77,8 +78,8 @@ def evaluate_runs(
             saved = load_model(path, step, devices)
             model = {
                 "run": str(path), "step": saved.step, "experiment": saved.experiment.name,
-                "parameters": count(saved.model), "tokenizer": saved.tokenizer.hash,
-                "state": Checkpoints(saved.run.checkpoints).seal(saved.step).state,
+                "parameters": count_params(saved.model), "tokenizer": saved.tokenizer.hash,
+                "state": Checkpointer(saved.run.checkpoints).manifest(saved.step).state,
             }  # fmt: skip
             of_out = out / path.resolve().name if out and len(paths) > 1 else out
             folder = of_out or path / "evaluations" / str(saved.step)
@@ -101,7 +102,7 @@ def evaluate_runs(
         print(f"{folder}/index.html shows every question; results.json has all of it")
 
 
-def _words(file: Path | None, saved: Saved) -> list[str]:
+def _words(file: Path | None, saved: LoadedModel) -> list[str]:
     """The word list: a file's, or the most frequent words of the run's own training data."""
     if file is not None:
         return read_words(file)
@@ -127,11 +128,11 @@ def _ask(
     if len(missing) < len(asked):
         print(
             f"already in {folder}, and not computed again: {len(asked) - len(missing)} of "
-            f"{counted(len(asked), 'setting')}",
+            f"{pluralize(len(asked), 'setting')}",
             file=sys.stderr,
         )
     costs = [_cost(asked[file], scorer) for file in missing]
-    what = counted(len(missing), "setting")
+    what = pluralize(len(missing), "setting")
     with progress() as report:
         for number, (file, cost) in enumerate(zip(missing, costs, strict=True)):
             name, before, total = str(asked[file]), sum(costs[:number]), sum(costs)
@@ -167,8 +168,8 @@ def _write(folder: Path, model: dict[str, Any], draw_plot: bool) -> None:
         title = f"{model['experiment']}, step {model['step']:,}"
         drawn = figure.read_bytes() if draw_plot else None
         record = {**model, "scores": rows, "settings": settings}
-        write_whole(folder / "results.json", json.dumps(record, ensure_ascii=False) + "\n")
-        write_whole(folder / "index.html", page(title, rows, settings, drawn))
+        write_atomic(folder / "results.json", json.dumps(record, ensure_ascii=False) + "\n")
+        write_atomic(folder / "index.html", page(title, rows, settings, drawn))
     except OSError as error:
         raise ConfigError(
             f"--out {folder} cannot be written: {error.strerror or error}. Name another"
@@ -222,8 +223,8 @@ def measure_perplexity(
         held_out = _held_out(saved, data, windows)
         params, model = saved.params, saved.model
         if weights != "full":
-            params, model = merged(params, model)
-            params = jax.jit(rounded, static_argnames="weights")(params, weights)
+            params, model = merge_lora(params, model)
+            params = jax.jit(quantize_and_restore, static_argnames="weights")(params, weights)
         lengths = token_lengths(saved.tokenizer, model.padded_vocabulary)
         with progress() as report:
             measured = perplexity(
@@ -256,7 +257,7 @@ def measure_perplexity(
         print(f"  {name:>14}  {'nothing is learned there' if found is None else f'{found:.3f}'}")
 
 
-def _held_out(saved: Saved, data: Path | None, windows: int) -> loader.HeldOut:
+def _held_out(saved: LoadedModel, data: Path | None, windows: int) -> loader.HeldOut:
     """Held-out windows of the run's data, or of another folder; of 0 windows, all."""
     context, sources = saved.model.context, saved.experiment.data
     if data is not None:

@@ -23,14 +23,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gpt3jax.config import Model
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.decoding.beam_search import Found, search
-from gpt3jax.decoding.decode import CPU_OPTIONS, for_decoding, take_rows
+from gpt3jax.decoding.decode import CPU_OPTIONS, decoding_params, take_cache_rows
 from gpt3jax.decoding.prefill import read, read_after
 from gpt3jax.evals import packing
 from gpt3jax.evals.packing import Pair, Tokens
 from gpt3jax.model.gpt3 import Cache
 from gpt3jax.model.init import Params
-from gpt3jax.model.logprobs import TokenScores, suffix_scores, token_scores
-from gpt3jax.model.lora import learned
+from gpt3jax.model.logprobs import TokenLogprobs, suffix_logprobs, token_logprobs
+from gpt3jax.model.lora import merged_model
 from gpt3jax.sharding import processes
 from gpt3jax.sharding.rules import batch_sharding
 
@@ -72,11 +72,11 @@ class Scorer:
 
     def __init__(self, params: Params, model: Model, tokenizer: Tokenizer, mesh: Mesh):
         self.tokenizer, self.mesh = tokenizer, mesh
-        self.model = learned(model)  # Once laid out, kernels hold what LoRA has changed.
+        self.model = merged_model(model)  # Once laid out, kernels hold what LoRA has changed.
         self._rows = mesh.shape["data"] * mesh.shape["fsdp"]
         self._everywhere = NamedSharding(mesh, PartitionSpec())
-        self._lay_out = jax.jit(for_decoding, static_argnames="model")
-        self._packed = self._jit(token_scores, "model")
+        self._lay_out = jax.jit(decoding_params, static_argnames="model")
+        self._packed = self._jit(token_logprobs, "model")
         self._scores = self._jit(_scores, "model", "copies")
         self._answers = self._jit(_answers, "model", "copies", "new_tokens", "width", "alpha")
         self.load(params)
@@ -187,7 +187,7 @@ class Scorer:
             yield found
 
     def _ends(self, stop: Sequence[str]) -> np.ndarray:
-        """Of each token that may be written (`decode.with_text`), whether it ends an answer."""
+        """Of each token of the tokenizer, whether it ends an answer."""
         ends = [
             any(each.encode() in self.tokenizer.token_bytes(token) for each in stop)
             for token in range(min(self.model.vocabulary, self.tokenizer.vocabulary))
@@ -217,13 +217,13 @@ class Scorer:
                 return whole
             return by_row if x.ndim == 2 else one
 
-        return [processes.spread(x, place(x)) for x in arrays]
+        return [processes.shard_across_hosts(x, place(x)) for x in arrays]
 
     def _fetch(self, tree: Any) -> Any:
         return jax.tree.map(np.asarray, tree)
 
 
-def _scored(scores: TokenScores, row: int, first: int, last: int) -> Scored:
+def _scored(scores: TokenLogprobs, row: int, first: int, last: int) -> Scored:
     return Scored(
         tuple(scores.log_probability[row, first:last].tolist()),
         tuple(scores.is_likeliest[row, first:last].tolist()),
@@ -264,27 +264,33 @@ def _read(params, arrays, model, room) -> tuple[jax.Array, Cache, jax.Array]:
     return logits_BV, cache, length - start_B
 
 
-def _scores(params, arrays, suffix_RC, *, model, copies) -> TokenScores:
-    logits_BV, cache, place_B = _read(params, arrays, model, suffix_RC.shape[1])
-    return _score_copies(params, logits_BV, cache, place_B, suffix_RC, model, copies)
+def _scores(params, arrays, suffix_RC, *, model, copies) -> TokenLogprobs:
+    logits_BV, cache, positions_B = _read(params, arrays, model, suffix_RC.shape[1])
+    return _score_copies(params, logits_BV, cache, positions_B, suffix_RC, model, copies)
 
 
-def _score_copies(params, logits_BV, cache, place_B, suffix_RC, model, copies) -> TokenScores:
+def _score_copies(params, logits_BV, cache, positions_B, suffix_RC, model, copies) -> TokenLogprobs:
     if copies > 1:
-        rows_R = jnp.repeat(jnp.arange(len(place_B)), copies)
-        logits_BV, cache, place_B = logits_BV[rows_R], take_rows(cache, rows_R), place_B[rows_R]
-    return suffix_scores(params, logits_BV, cache, place_B, suffix_RC, model)
+        rows_R = jnp.repeat(jnp.arange(len(positions_B)), copies)
+        logits_BV, cache, positions_B = (
+            logits_BV[rows_R],
+            take_cache_rows(cache, rows_R),
+            positions_B[rows_R],
+        )
+    return suffix_logprobs(params, logits_BV, cache, positions_B, suffix_RC, model)
 
 
 def _answers(
     params, arrays, suffix, is_end_V, limit, *, model, copies, new_tokens, width, alpha
-) -> tuple[Found, TokenScores | None]:
-    logits_BV, cache, place_B = _read(params, arrays, model, suffix[0].shape[1] if suffix else 0)
+) -> tuple[Found, TokenLogprobs | None]:
+    logits_BV, cache, positions_B = _read(
+        params, arrays, model, suffix[0].shape[1] if suffix else 0
+    )
     scores = None
     for suffix_RC in suffix:
-        scores = _score_copies(params, logits_BV, cache, place_B, suffix_RC, model, copies)
+        scores = _score_copies(params, logits_BV, cache, positions_B, suffix_RC, model, copies)
     found = search(
-        params, logits_BV, cache, place_B, is_end_V, model,
+        params, logits_BV, cache, positions_B, is_end_V, model,
         new_tokens=new_tokens, width=width, alpha=alpha, limit=limit,
     )  # fmt: skip
     return found, scores

@@ -8,7 +8,7 @@ from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 from gpt3jax.serde import short_hash
-from gpt3jax.style import counted
+from gpt3jax.style import pluralize
 
 
 def summarise(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -37,11 +37,11 @@ def wilson(score: float, count: int) -> tuple[float, float]:
 
 def described(row: dict[str, Any]) -> str:
     """How many examples were asked, and how, in words; results of old may not say how."""
-    text = counted(row["examples"], "example")
+    text = pluralize(row["examples"], "example")
     if row["draws"] > 1:
         text += f", {row['draws']} draws (standard deviation {100 * row['draw_deviation']:.1f})"
     if row["asked"]:
-        text += f", seed {row['asked']['seed']}, {counted(row['asked']['beams'], 'beam')}"
+        text += f", seed {row['asked']['seed']}, {pluralize(row['asked']['beams'], 'beam')}"
         text += ", shared demonstrations" if row["asked"]["shared"] else ""
     return text
 

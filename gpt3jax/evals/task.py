@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 
 Metric = Literal["exact match", "F1", "choice"]
 Normalise = Literal["none", "token", "character", "answer context"]

@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from gpt3jax.config import Model
 from gpt3jax.model.init import Params
-from gpt3jax.model.param_specs import count, flops_per_token, named, table
+from gpt3jax.model.param_specs import count_params, flops_per_token, named_specs, param_specs
 
 BINS = 40
 REACH = 4.0
@@ -27,7 +27,7 @@ def shape_of(model: Model) -> dict[str, Any]:
     fields = ("n_layers", "d_model", "n_heads", "d_head", "vocabulary", "context", "band")
     return {name: getattr(model, name) for name in fields} | {
         "d_ff": model.d_ff,
-        "parameters": count(model),
+        "parameters": count_params(model),
         "flops_per_token": flops_per_token(model),
         "dense": [model.is_dense(layer) for layer in range(model.n_layers)],
     }
@@ -42,11 +42,11 @@ def anatomy(model: Model, params: Params | None = None) -> dict[str, Any]:
 
     Returns:
       `arrays`, each with its `name`, its `shape` in one layer, how many `copies` there are, its
-      `count` (of one), `share` of all, how it begins (`init`, `std`); with values, also
+      `count_params` (of one), `share` of all, how it begins (`init`, `std`); with values, also
       `histogram` (int32 [N, B] from `-reach` to `reach`), `mean` and `rms` [N].
     """
-    total, arrays = count(model), []
-    for name, spec in named(table(model)):
+    total, arrays = count_params(model), []
+    for name, spec in named_specs(param_specs(model)):
         is_stacked = name.startswith("layers/")
         shape = spec.shape[int(is_stacked) :]
         if name == "token_embedding":

@@ -21,14 +21,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from gpt3jax.config import ConfigError, Model
+from gpt3jax.config import Model
+from gpt3jax.errors import ConfigError
 from gpt3jax.model import attention
-from gpt3jax.model.gpt3 import EDITED, Edit, Output, head, trunk
+from gpt3jax.model.gpt3 import EDIT_POINTS, Edit, Output, head, hidden_states
 from gpt3jax.model.init import Params
 from gpt3jax.model.layers import unembed
-from gpt3jax.model.param_specs import table
-from gpt3jax.sharding.collectives import each_device
-from gpt3jax.sharding.rules import partitions
+from gpt3jax.model.param_specs import param_specs
+from gpt3jax.sharding.collectives import shard_map
+from gpt3jax.sharding.rules import partition_specs
 
 OF_HEADS = ("queries", "keys", "values", "heads")
 """Activations [N, B, T, H, K]; the others are as wide as the stream, [N, B, T, D]."""
@@ -48,26 +49,26 @@ def capture(
       params: as `load_model` gives them, laid out over the mesh in use, if there is one.
       tokens_BT: int32 token ids; every device reads all rows.
       model: its shape.
-      want: names out of `EDITED`, which `forward` explains. `embedded` is [B, T, D]; the
+      want: names out of `EDIT_POINTS`, which `forward` explains. `embedded` is [B, T, D]; the
         others lead with the layer.
       edit: as `forward` takes it. Compiled anew for each function: keep and reuse them.
 
     Raises:
       ConfigError: there is no activation of such a name.
     """
-    unknown = [name for name in want if name not in EDITED]
+    unknown = [name for name in want if name not in EDIT_POINTS]
     if unknown:
         raise ConfigError(
-            f"there is no activation {unknown[0]!r} to capture. Choose of {', '.join(EDITED)}"
+            f"there is no activation {unknown[0]!r} to capture. Choose of {', '.join(EDIT_POINTS)}"
         )
     T = tokens_BT.shape[1]
     mesh = jax.sharding.get_abstract_mesh()
     missing = 0 if mesh.empty else -T % mesh.shape["tensor"]
     # Between layers a device has its share of the tokens. What follows a text leaves no trace.
     tokens_BT = jnp.pad(tokens_BT, ((0, 0), (0, missing)))
-    run = each_device(
+    run = shard_map(
         partial(_stream, model=model, want=want, edit=edit),
-        in_specs=(partitions(table(model)), PartitionSpec()),
+        in_specs=(partition_specs(param_specs(model)), PartitionSpec()),
         out_specs=(PartitionSpec(None, "tensor"), {name: _spec(name) for name in want}),
     )
     x_BTD, found = run(params, tokens_BT)
@@ -96,11 +97,11 @@ def of_layer(activation: jax.Array, layer: int) -> jax.Array:
 
 @partial(jax.jit, static_argnames="band")
 def _weights(queries, keys, layer, band):
-    return attention.weights(queries[layer], keys[layer], band)
+    return attention.attention_weights(queries[layer], keys[layer], band)
 
 
 def _stream(params, tokens_BT, *, model, want, edit):
-    x_BTD, _, found = trunk(params, tokens_BT, model, edit=edit, want=want, remat=False)
+    x_BTD, _, found = hidden_states(params, tokens_BT, model, edit=edit, want=want, remat=False)
     stacked = {name: a if name == "embedded" else jnp.stack(list(a)) for name, a in found.items()}
     return x_BTD, stacked
 

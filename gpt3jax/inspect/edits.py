@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.model.gpt3 import Edit
-from gpt3jax.sharding.collectives import index, size
+from gpt3jax.sharding.collectives import axis_index, axis_size
 
 
 def ablate_head(layer: int | jax.Array, head: int | jax.Array) -> Edit:
@@ -28,7 +28,7 @@ def ablate_head(layer: int | jax.Array, head: int | jax.Array) -> Edit:
         if name != "heads":
             return value
         here = value.shape[2]  # A device may have a part of the heads.
-        heads_H = index("tensor") * here + jnp.arange(here)
+        heads_H = axis_index("tensor") * here + jnp.arange(here)
         is_out_H1 = ((heads_H == head) & (at == layer))[:, None]
         return jnp.where(is_out_H1, 0, value)
 
@@ -44,7 +44,7 @@ def patch(
     """Put an activation of another text in the place of this one's.
 
     Args:
-      name: which, as in `EDITED`.
+      name: which, as in `EDIT_POINTS`.
       layer: where; -1 of `embedded`.
       activation: as `capture` gave it of that layer, of a text of as many tokens, [B, T, ...].
       positions: of these tokens only; None: of all.
@@ -60,7 +60,7 @@ def patch(
     def edit(of: str, at: int | jax.Array, value: jax.Array) -> jax.Array:
         if of != name:
             return value
-        if size("tensor") > 1:
+        if axis_size("tensor") > 1:
             raise ConfigError(
                 "patch is for whole texts: --mesh.tensor splits them. Use --mesh.fsdp instead"
             )

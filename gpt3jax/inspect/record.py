@@ -19,14 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints
-from gpt3jax.checkpoint.load import Saved, load_model
+from gpt3jax.checkpoint.checkpointer import Checkpointer
+from gpt3jax.checkpoint.load import LoadedModel, load_model
 from gpt3jax.checkpoint.manifest import DamagedError
-from gpt3jax.config import ConfigError, Experiment, Mesh, Model
+from gpt3jax.config import Experiment, Mesh, Model
 from gpt3jax.data import loader
 from gpt3jax.data.pairs import tokens_of
 from gpt3jax.decoding.decode import Sampling
 from gpt3jax.decoding.generator import Generator
+from gpt3jax.errors import ConfigError
 from gpt3jax.evals.task import Task
 from gpt3jax.evals.tasks.files import load_tasks
 from gpt3jax.evals.tasks.words import words_in
@@ -38,9 +39,9 @@ from gpt3jax.inspect.page import page, texts
 from gpt3jax.inspect.shots import shots_record
 from gpt3jax.inspect.training import Questions, checkpoints_record
 from gpt3jax.model.init import Params, abstract_params
-from gpt3jax.model.lora import merged
-from gpt3jax.model.param_specs import count
-from gpt3jax.run_dir import open_run, write_whole
+from gpt3jax.model.lora import merge_lora
+from gpt3jax.model.param_specs import count_params
+from gpt3jax.run_dir import open_run, write_atomic
 from gpt3jax.runtime.progress import progress
 from gpt3jax.sharding.collectives import platform
 from gpt3jax.sharding.mesh import make_mesh
@@ -136,7 +137,7 @@ def look(
 def look_at_shape(experiment: Experiment) -> dict[str, Any]:
     """All that the page about a model without weights shows: where its parameters will be."""
     return {
-        "title": f"{experiment.name}: {count(experiment.model):,} parameters",
+        "title": f"{experiment.name}: {count_params(experiment.model):,} parameters",
         "name": experiment.name, "model": shape_of(experiment.model), "gpt3": shape_of(GPT3),
         "anatomy": anatomy(experiment.model), "texts": {},
     }  # fmt: skip
@@ -147,7 +148,7 @@ def write_page(record: dict[str, Any], out: Path) -> None:
     text = page(record["title"], record)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, text)
+        write_atomic(out, text)
     except OSError as error:
         raise ConfigError(
             f"--out {out} cannot be written: {error.strerror or error}. Name another"
@@ -158,7 +159,7 @@ def write_page(record: dict[str, Any], out: Path) -> None:
 @contextmanager
 def _compiled_in_haste(path: Path) -> Iterator[None]:
     """On a CPU, XLA leaves out what makes small models faster than they need to be here."""
-    small = count(open_run(path).experiment().model) <= MOST_IN_HASTE
+    small = count_params(open_run(path).experiment().model) <= MOST_IN_HASTE
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", small and platform() == "cpu")
     try:
@@ -174,7 +175,7 @@ def _on_mesh(devices: jax.sharding.Mesh, work: Callable[..., Any], *arguments: A
 
 
 def _written(
-    saved: Saved, model: Model, writing: Writing, report: Report
+    saved: LoadedModel, model: Model, writing: Writing, report: Report
 ) -> tuple[np.ndarray, int]:
     """Token ids of the prompt and what follows, up to the end of the document; and of the prompt
     alone how many."""
@@ -208,7 +209,7 @@ def _check_layers(layers: Sequence[int], model: Model) -> None:
 
 
 def _of_text(
-    saved: Saved,
+    saved: LoadedModel,
     model: Model,
     tokens: np.ndarray,
     sampling: Sampling,
@@ -235,7 +236,7 @@ def _of_text(
     return record | {"lens": lens, "heads": heads}, targets
 
 
-def _task(name: str, saved: Saved) -> Task:
+def _task(name: str, saved: LoadedModel) -> Task:
     words = partial(words_in, saved.experiment.data, saved.model.context, saved.tokenizer)
     tasks = load_tasks([name], words=words, count=ASKED, seed=0)
     if len(tasks) > 1:
@@ -244,7 +245,7 @@ def _task(name: str, saved: Saved) -> Task:
 
 
 def _training(
-    saved: Saved,
+    saved: LoadedModel,
     model: Model,
     beginning: Beginning,
     questions: Questions,
@@ -286,8 +287,8 @@ class Beginning:
     update: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _beginning(saved: Saved, windows: np.ndarray | None) -> Beginning:
-    if 0 in Checkpoints(saved.run.checkpoints).steps():
+def _beginning(saved: LoadedModel, windows: np.ndarray | None) -> Beginning:
+    if 0 in Checkpointer(saved.run.checkpoints).steps():
         return Beginning()
     try:
         state = first_state(saved.run, saved.experiment, _mesh(saved))
@@ -295,37 +296,39 @@ def _beginning(saved: Saved, windows: np.ndarray | None) -> Beginning:
         return Beginning()
     parent = parent_of(saved.run)
     said = f"step {parent.step:,} of {parent.path}" if parent else "untrained"
-    if windows is None or count(saved.model) > MOST_TO_TRAIN:
+    if windows is None or count_params(saved.model) > MOST_TO_TRAIN:
         return Beginning(said, state.params)
     return Beginning(said, state.params, *_update(saved, state, windows[0]))
 
 
-def _mesh(saved: Saved) -> jax.sharding.Mesh:
+def _mesh(saved: LoadedModel) -> jax.sharding.Mesh:
     """What the parameters lie on."""
     return jax.tree.leaves(saved.params)[0].sharding.mesh
 
 
 def _states(
-    saved: Saved, first: Params | None, tell: Callable[[float], None]
+    saved: LoadedModel, first: Params | None, tell: Callable[[float], None]
 ) -> Iterator[tuple[int, Params]]:
     """Steps up to the one that is looked at, evenly chosen, and their parameters."""
     tell(0.0)
     if first is not None:
         yield 0, first
-    checkpoints = Checkpoints(saved.run.checkpoints)
+    checkpoints = Checkpointer(saved.run.checkpoints)
     before = [step for step in checkpoints.steps() if step < saved.step]
     room = min(CHECKPOINTS - 2, len(before))
     chosen = np.linspace(0, len(before) - 1, room).round().astype(int) if room else []
     abstract = abstract_params(saved.model, _mesh(saved))
     for done, index in enumerate(chosen):
         tell((done + 1) / (room + 2))
-        checkpoints.seal(before[index])
+        checkpoints.manifest(before[index])
         yield before[index], checkpoints.restore_params(before[index], abstract)
     yield saved.step, saved.params
     tell(1.0)
 
 
-def _update(saved: Saved, state: TrainState, window: np.ndarray) -> tuple[Params, dict[str, Any]]:
+def _update(
+    saved: LoadedModel, state: TrainState, window: np.ndarray
+) -> tuple[Params, dict[str, Any]]:
     """One step of the run's optimizer on one example alone: the parameters, and how far they went.
 
     In the dtype that the page reads the model in; float8 has no products along `tensor`.
@@ -338,7 +341,8 @@ def _update(saved: Saved, state: TrainState, window: np.ndarray) -> tuple[Params
     def step(state, windows):
         after, _ = train_step(state, windows, jnp.int32(1), rate, experiment=looped)
         old, new = (
-            flatten_dict(merged(each.params, looped.model)[0], sep="/") for each in (state, after)
+            flatten_dict(merge_lora(each.params, looped.model)[0], sep="/")
+            for each in (state, after)
         )
         moved = [
             jnp.linalg.norm(new[name] - x) / jnp.linalg.norm(x)

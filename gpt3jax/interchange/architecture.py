@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpt3jax import serde
-from gpt3jax.config import Activation, ConfigError, Model
+from gpt3jax.config import Activation, Model
+from gpt3jax.errors import ConfigError
 from gpt3jax.serde import Count
 
 Family = Literal["gpt2", "gpt_neo"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gpt3jax.checkpoint.manifest import Seal
+from gpt3jax.checkpoint.manifest import CheckpointManifest
 from gpt3jax.config import Experiment
 from gpt3jax.interchange.certificate import Certificate
 from gpt3jax.run_dir import Run
-from gpt3jax.style import counted
+from gpt3jax.style import pluralize
 from gpt3jax.train.monitor.display import held_out_losses
 from gpt3jax.train.monitor.event_log import read
 
@@ -22,22 +22,25 @@ tags:
 """
 
 
-def card(run: Run, experiment: Experiment, seal: Seal, certificate: Certificate) -> str:
+def card(
+    run: Run, experiment: Experiment, manifest: CheckpointManifest, certificate: Certificate
+) -> str:
     """The text of README.md."""
     model = experiment.model
     data = run.identity()["data"]
     kind = "dense" if certificate.family == "gpt2" else f"dense and banded ({model.band}) layers"
     facts = {
         "Parameters": f"{certificate.parameters:,}",
-        "Shape": f"{counted(model.n_layers, 'layer')}, {model.d_model} wide, "
-        f"{counted(model.n_heads, 'head')} of {model.d_head}, context {model.context}, vocabulary "
-        f"{model.vocabulary:,}; {kind}",
-        "Trained on": f"{seal.sequences * model.context:,} tokens in {counted(seal.step, 'step')}",
+        "Shape": f"{pluralize(model.n_layers, 'layer')}, {model.d_model} wide, "
+        f"{pluralize(model.n_heads, 'head')} of {model.d_head}, context {model.context}, "
+        f"vocabulary {model.vocabulary:,}; {kind}",
+        "Trained on": f"{manifest.sequences * model.context:,} tokens in "
+        f"{pluralize(manifest.step, 'step')}",
         "Data": "; ".join(map(_source, data["sources"])) or _origin(run),
         "Tokenizer": f"`{data['tokenizer']}`",
-        **_measured(run, seal.step),
-        "State": f"`{seal.state}` of run `{experiment.name}`, identity `{seal.identity}`",
-        "Code": ", ".join(f"{name} {version}" for name, version in sorted(seal.code.items())),
+        **_measured(run, manifest.step),
+        "State": f"`{manifest.state}` of run `{experiment.name}`, identity `{manifest.identity}`",
+        "Code": ", ".join(f"{name} {version}" for name, version in sorted(manifest.code.items())),
         "Weights": certificate.dtype,
     }
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())

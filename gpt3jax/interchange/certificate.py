@@ -20,14 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt3jax.checkpoint.partial_read import StoredParams
-from gpt3jax.config import Model, RunError
+from gpt3jax.config import Model
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import RunError
 from gpt3jax.interchange.tokenizer_files import AWKWARD
 from gpt3jax.model import attention
 from gpt3jax.model.gpt3 import block
 from gpt3jax.model.layers import embed, unembed
-from gpt3jax.model.param_specs import count
-from gpt3jax.runtime.memory import available
+from gpt3jax.model.param_specs import count_params
+from gpt3jax.runtime.memory import available_bytes
 
 FILE = "certificate.json"
 TOLERANCE = {"float32": (1e-4, 2e-5), "bfloat16": (1e-1, 3e-2)}
@@ -107,7 +108,7 @@ def certify(
     except ImportError:
         return Certificate(**facts, peer=None, why_not=f"transformers is not installed. {PIP}")
     # Four bytes each, and what a forward pass takes.
-    if why := too_large("transformers", 5 * count(model)):
+    if why := too_large("transformers", 5 * count_params(model)):
         return Certificate(**facts, peer=None, why_not=why)
     texts = _check_tokenizer(folder, tokenizer)
     tokens = prompts(model, tokenizer)
@@ -118,9 +119,11 @@ def certify(
 
 def too_large(what: str, need: int) -> str:
     """Why something is not loaded that takes so many bytes, in words; nothing if it fits."""
-    if need <= available():
+    if need <= available_bytes():
         return ""
-    return f"{what} would take {need / 1e9:.3g} GB of memory, {available() / 1e9:.3g} are free"
+    return (
+        f"{what} would take {need / 1e9:.3g} GB of memory, {available_bytes() / 1e9:.3g} are free"
+    )
 
 
 def compared(ours: np.ndarray, theirs: np.ndarray, **facts: Any) -> Certificate:
@@ -177,7 +180,7 @@ def our_logits(params: StoredParams, tokens_BT: np.ndarray, model: Model) -> np.
 
 
 def _layer(layer: Any, x_BTD: jax.Array, band: int | None, model: Model) -> jax.Array:
-    return block(layer, x_BTD, partial(attention.causal, band=band), model)[0]
+    return block(layer, x_BTD, partial(attention.causal_attention, band=band), model)[0]
 
 
 def _as_float32(tree: Any) -> Any:

@@ -17,22 +17,23 @@ from typing import Literal
 
 import numpy as np
 
-from gpt3jax.checkpoint import manifest
-from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.checkpointer import Checkpointer
+from gpt3jax.checkpoint.manifest import read_manifest
 from gpt3jax.checkpoint.partial_read import StoredParams
-from gpt3jax.config import ConfigError, Model, RunError
+from gpt3jax.config import Model
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import ConfigError, RunError
 from gpt3jax.interchange import huggingface
 from gpt3jax.interchange.architecture import Family, family_of, to_config
 from gpt3jax.interchange.card import card
 from gpt3jax.interchange.certificate import Certificate, certify
 from gpt3jax.interchange.safetensors import FLOATS, Shapes, write_folder
 from gpt3jax.interchange.tokenizer_files import write_tokenizer
-from gpt3jax.model.lora import learned
+from gpt3jax.model.lora import merged_model
 from gpt3jax.model.mup import width_ratio
-from gpt3jax.model.param_specs import count
+from gpt3jax.model.param_specs import count_params
 from gpt3jax.run_dir import Run, open_run
-from gpt3jax.runtime.atomic_folder import is_free, whole_folder
+from gpt3jax.runtime.atomic_folder import atomic_folder, is_free
 from gpt3jax.train.resume import check_is_own
 from gpt3jax.train.run_setup import identities
 
@@ -63,12 +64,12 @@ def export(
       RunError: the disk is too small.
     """
     run = open_run(path)
-    model = learned(run.experiment().model)  # LoRA is merged as it is read.
+    model = merged_model(run.experiment().model)  # LoRA is merged as it is read.
     family = family_of(model)
     check_is_new(out)
     tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
     step, params = opened(run, step, progress)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         shapes = huggingface.shapes(family, model)
         check_space(folder, shapes, DTYPES[dtype])
         tensors = _tensors(family, params, model, progress)
@@ -76,10 +77,10 @@ def export(
         _write_config(folder, model, tokenizer, dtype)
         write_tokenizer(folder, tokenizer, model.context)
         progress("comparing", 0.0)
-        found = manifest.read(run.checkpoints / str(step))
+        found = read_manifest(run.checkpoints / str(step))
         certificate = certify(
             folder, params, model, tokenizer, family=family, dtype=dtype,
-            parameters=count(model), step=step, state=found.state,
+            parameters=count_params(model), step=step, state=found.state,
         )  # fmt: skip
         certificate.write(folder)
         text = card(run, run.experiment(), found, certificate)
@@ -90,12 +91,12 @@ def export(
 
 def opened(run: Run, step: int | None, progress: Progress) -> tuple[int, StoredParams]:
     """A checkpoint, each of its hashes compared; the newest that is whole, if none is named."""
-    checkpoints, model = Checkpoints(run.checkpoints), run.experiment().model
+    checkpoints, model = Checkpointer(run.checkpoints), run.experiment().model
     known, steps = identities(run), checkpoints.steps()
     progress("hashes", 0.0)
 
     def load(each: int) -> tuple[int, StoredParams]:
-        check_is_own(manifest.read(checkpoints.path(each)), each, known)
+        check_is_own(read_manifest(checkpoints.path(each)), each, known)
         return each, checkpoints.open_params(each, model)
 
     if step is not None:

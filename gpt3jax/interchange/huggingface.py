@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from gpt3jax.config import ConfigError, Model
+from gpt3jax.config import Model
+from gpt3jax.errors import ConfigError
 from gpt3jax.interchange.architecture import Family
 from gpt3jax.interchange.safetensors import Shapes
 from gpt3jax.model.mup import query_scale

@@ -19,29 +19,21 @@ import numpy as np
 from flax import traverse_util
 
 from gpt3jax import serde
-from gpt3jax.checkpoint.checkpointer import Checkpoints
-from gpt3jax.checkpoint.manifest import Seal
-from gpt3jax.config import (
-    ConfigError,
-    Data,
-    Experiment,
-    Mesh,
-    Model,
-    Schedule,
-    Train,
-    cut,
-    short_hash,
-)
+from gpt3jax.checkpoint.checkpointer import Checkpointer
+from gpt3jax.checkpoint.manifest import CheckpointManifest
+from gpt3jax.config import Data, Experiment, Mesh, Model, Schedule, Train
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import ConfigError, truncate
 from gpt3jax.interchange import huggingface
 from gpt3jax.interchange.architecture import Family, from_config
 from gpt3jax.interchange.export import opened
 from gpt3jax.interchange.safetensors import Tensor, read_folder
 from gpt3jax.interchange.tokenizer_files import read_tokenizer
-from gpt3jax.model.lora import merged
-from gpt3jax.model.param_specs import count, named, table
-from gpt3jax.run_dir import Run, write_whole
-from gpt3jax.runtime.atomic_folder import is_free, whole_folder
+from gpt3jax.model.lora import merge_lora
+from gpt3jax.model.param_specs import count_params, named_specs, param_specs
+from gpt3jax.run_dir import Run, write_atomic
+from gpt3jax.runtime.atomic_folder import atomic_folder, is_free
+from gpt3jax.serde import short_hash
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.monitor import event_log
 from gpt3jax.train.optimizers import make_optimizer
@@ -64,7 +56,7 @@ class Imported:
     @property
     def parameters(self) -> int:
         """Exact."""
-        return count(self.model)
+        return count_params(self.model)
 
 
 def import_(folder: Path, path: Path, progress: Progress = lambda what, share: None) -> Imported:
@@ -96,7 +88,7 @@ def import_(folder: Path, path: Path, progress: Progress = lambda what, share: N
     for name, values in arrays.items():
         if not np.isfinite(values).all():
             raise ConfigError(f"{folder}: {name} is not finite everywhere. Get it again")
-    with whole_folder(path) as partial:
+    with atomic_folder(path) as partial:
         _write(Run(partial), _experiment(folder, found.model), found, arrays, folder)
     return found
 
@@ -107,7 +99,7 @@ def _from_run(run: Run, progress: Progress) -> tuple[Imported, Arrays]:
     tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
     _, stored_params = opened(run, None, progress)
     arrays = {path: stored_params.whole(path).astype(np.float32) for path in stored_params.leaves}
-    params, model = merged(traverse_util.unflatten_dict(arrays, sep="/"), model)
+    params, model = merge_lora(traverse_util.unflatten_dict(arrays, sep="/"), model)
     arrays = traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
     return Imported("gpt3jax", model, tokenizer), arrays
 
@@ -125,7 +117,9 @@ def _from_huggingface(folder: Path, progress: Progress) -> tuple[Imported, Array
     family, model = from_config(config)
     tokenizer = read_tokenizer(folder)
     tensors = _ours(read_folder(folder), family, model, folder)
-    arrays = {path: np.zeros(spec.shape, np.float32) for path, spec in named(table(model))}
+    arrays = {
+        path: np.zeros(spec.shape, np.float32) for path, spec in named_specs(param_specs(model))
+    }
     for theirs, path in huggingface.TABLES.items():
         # Rows that pad the vocabulary stay zero.
         arrays[path][: tensors[theirs].shape[0]] = tensors[theirs].read()
@@ -178,10 +172,13 @@ def _ours(
         shape = expected.get("wte.weight" if plain == huggingface.HEAD else plain)
         if shape is None or plain in found:
             what = "there twice" if plain in found else "not one of the model's"
-            raise ConfigError(f"{folder}: tensor {cut(name, 80)} is {what}. Get the folder again")
+            raise ConfigError(
+                f"{folder}: tensor {truncate(name, 80)} is {what}. Get the folder again"
+            )
         if tensor.shape != shape:
             raise ConfigError(
-                f"{folder}: tensor {cut(name, 80)} is {list(tensor.shape)[:8]}, by config.json "
+                f"{folder}: tensor {truncate(name, 80)} is {list(tensor.shape)[:8]}, by "
+                "config.json "
                 f"it is {list(shape)}. Get the folder again"
             )
         found[plain] = tensor
@@ -204,21 +201,21 @@ def _experiment(folder: Path, model: Model) -> Experiment:
 
 
 def _write(run: Run, experiment: Experiment, found: Imported, arrays: Arrays, folder: Path) -> None:
-    """A run's folder, sealed at step 0 with fresh moments of the optimizer."""
+    """A run's folder, saved at step 0 with fresh moments of the optimizer."""
     found.tokenizer.save(run.tokenizer_file)
     data = {
         "tokenizer": found.tokenizer.hash, "sources": [], "context": found.model.context,
         "seed": experiment.seed,
     }  # fmt: skip
     identity = {**experiment.identity(), "data": data}
-    write_whole(run.identity_file, json.dumps(identity, indent=2) + "\n")
+    write_atomic(run.identity_file, json.dumps(identity, indent=2) + "\n")
     event_log.record(
         run.ledger_file, "import", folder=folder.resolve().name, family=found.family,
         parameters=found.parameters, **event_log.code_version(),
     )  # fmt: skip
 
-    def on_saved(sealed: Seal) -> None:
-        event_log.record(run.ledger_file, "save", step=0, sequences=0, state=sealed.state)
+    def on_saved(manifest: CheckpointManifest) -> None:
+        event_log.record(run.ledger_file, "save", step=0, sequences=0, state=manifest.state)
 
     mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
     abstract = abstract_state(experiment, mesh)
@@ -230,12 +227,12 @@ def _write(run: Run, experiment: Experiment, found: Imported, arrays: Arrays, fo
             abstract.params,
         )
         state = TrainState(params, make_optimizer(experiment).init(params))
-        checkpoints = Checkpoints(run.checkpoints, experiment.train.keep)
+        checkpoints = Checkpointer(run.checkpoints, experiment.train.keep)
         try:
-            unsealed = Seal(0, 0, (), short_hash(identity), event_log.code_version(), {})
-            checkpoints.save(state, unsealed, on_saved)
+            draft = CheckpointManifest(0, 0, (), short_hash(identity), event_log.code_version(), {})
+            checkpoints.save(state, draft, on_saved)
             checkpoints.wait()
         finally:
             checkpoints.close()
     # Last, since a run is there when this is.
-    write_whole(run.experiment_file, experiment.to_json())
+    write_atomic(run.experiment_file, experiment.to_json())

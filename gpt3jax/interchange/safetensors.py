@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError, cut
+from gpt3jax.errors import ConfigError, truncate
 from gpt3jax.serde import Count
 
 LONGEST_HEADER = 16 << 20
@@ -69,7 +69,7 @@ class Tensor:
         dtype = FLOATS.get(self.dtype)
         if dtype is None:
             raise ConfigError(
-                f"tensor {cut(self.name, 80)} has dtype {self.dtype}: weights are "
+                f"tensor {truncate(self.name, 80)} has dtype {self.dtype}: weights are "
                 f"{', '.join(FLOATS)}. Save the model as one of these"
             )
         try:
@@ -110,7 +110,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
         places = serde.build(dict[str, str], index.get("weight_map"), "weight_map")
         for file in set(places.values()):
             if not PLAIN_NAME.fullmatch(file):
-                raise ValueError(f"{cut(file, 80)!r} is not the name of a file of the folder")
+                raise ValueError(f"{truncate(file, 80)!r} is not the name of a file of the folder")
     except (OSError, ValueError) as error:
         raise _refusal(folder / INDEX, error) from error
     found: dict[str, Tensor] = {}
@@ -118,13 +118,15 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
         for name, tensor in read_header(folder / file).items():
             if places.get(name) != file:
                 raise ConfigError(
-                    f"{folder / file} has a tensor {cut(name, 80)}, of which {INDEX} does not say "
+                    f"{folder / file} has a tensor {truncate(name, 80)}, of which "
+                    f"{INDEX} does not say "
                     "so: which one counts? Get the folder again"
                 )
             found[name] = tensor
     if missing := sorted(places.keys() - found.keys()):
         raise ConfigError(
-            f"{folder / INDEX} names a tensor {cut(missing[0], 80)} that is in no file: the folder "
+            f"{folder / INDEX} names a tensor {truncate(missing[0], 80)} that is in no file: "
+            "the folder "
             "is not whole. Get it again"
         )
     return found
@@ -184,7 +186,7 @@ def _check_entry(name: str, entry: _Entry) -> int:
 
 def _refusal(file: Path, error: Exception) -> ConfigError:
     why = getattr(error, "strerror", None) or error
-    return ConfigError(f"{file} cannot be read: {cut(str(why), 160)}. Get the file again")
+    return ConfigError(f"{file} cannot be read: {truncate(str(why), 160)}. Get the file again")
 
 
 def write_folder(

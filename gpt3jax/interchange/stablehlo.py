@@ -22,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from gpt3jax.checkpoint import manifest
+from gpt3jax.checkpoint.manifest import read_manifest
 from gpt3jax.checkpoint.partial_read import StoredParams
-from gpt3jax.config import ConfigError, Model
+from gpt3jax.config import Model
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.decoding import batched
+from gpt3jax.errors import ConfigError
 from gpt3jax.interchange.certificate import (
     Certificate,
     compared,
@@ -38,10 +39,10 @@ from gpt3jax.interchange.export import DTYPES, Dtype, Progress, check_is_new, ch
 from gpt3jax.interchange.safetensors import Shapes, read_folder, write_folder
 from gpt3jax.model.gpt3 import Cache
 from gpt3jax.model.init import Params
-from gpt3jax.model.lora import learned
-from gpt3jax.model.param_specs import count, named, table
+from gpt3jax.model.lora import merged_model
+from gpt3jax.model.param_specs import count_params, named_specs, param_specs
 from gpt3jax.run_dir import open_run
-from gpt3jax.runtime.atomic_folder import whole_folder
+from gpt3jax.runtime.atomic_folder import atomic_folder
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAMS = ("prefill", "decode")
@@ -112,11 +113,11 @@ def export(
             "jax stores programs by the package flatbuffers. pip install 'gpt3jax[stablehlo]'"
         )
     run = open_run(path)
-    model = learned(run.experiment().model)  # LoRA is merged as it is read.
+    model = merged_model(run.experiment().model)  # LoRA is merged as it is read.
     check_is_new(out)
     tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
     step, params = opened(run, step, progress)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         shapes = shapes_of(model)
         check_space(folder, shapes, DTYPES[dtype])
         write_folder(folder, shapes, DTYPES[dtype], _tensors(params, model, progress))
@@ -124,7 +125,7 @@ def export(
         for name, program in programs(model, shapes).items():
             progress("programs", PROGRAMS.index(name) / len(PROGRAMS))
             (folder / f"{name}.jax_export").write_bytes(program.serialize())
-        found = manifest.read(run.checkpoints / str(step))
+        found = read_manifest(run.checkpoints / str(step))
         facts = {
             "step": step, "state": found.state, "code": found.code, "dtype": dtype,
             "context": model.context, "vocabulary": model.vocabulary,
@@ -137,7 +138,7 @@ def export(
         progress("comparing", 0.0)
         certificate = certify(
             folder, params, model, tokenizer, family="stablehlo", dtype=dtype,
-            parameters=count(model), step=step, state=found.state,
+            parameters=count_params(model), step=step, state=found.state,
         )  # fmt: skip
         certificate.write(folder)
     progress("comparing", 1.0)
@@ -237,7 +238,7 @@ def programs(model: Model, shapes: Shapes) -> dict[str, jax.export.Exported]:
 def shapes_of(model: Model) -> Shapes:
     """Names and shapes of the weights: as the table has them, each layer's own apart."""
     found = {}
-    for path, spec in named(table(model)):
+    for path, spec in named_specs(param_specs(model)):
         top, _, rest = path.partition("/")
         if top == "layers":
             for index in range(model.n_layers):
@@ -263,6 +264,6 @@ def _tensors(
 
 
 def _tree(weights: dict[str, jax.Array], model: Model) -> Params:
-    """Named weights as `decode.for_decoding` lays them out: layers in a list."""
+    """Named weights as `decode.decoding_params` lays them out: layers in a list."""
     tree: dict[str, Any] = traverse_util.unflatten_dict(weights, sep=".")
     return {**tree, "layers": [tree["layers"][str(i)] for i in range(model.n_layers)]}

@@ -19,10 +19,10 @@ from typing import Any
 import sentencepiece
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError
 from gpt3jax.data import byte_level
 from gpt3jax.data.byte_level import END_OF_TEXT
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import ConfigError
 from gpt3jax.serde import Count
 
 SENTENCE_PIECE = "tokenizer.model"

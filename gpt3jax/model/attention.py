@@ -4,7 +4,7 @@ Legend: B batch, T query tokens, S cached keys, H heads, K head width. A band
 of w lets query i see the keys i-w+1 .. i, itself included (Child et al. 2019,
 mode "local"; the paper alternates it with dense layers, section 2.1).
 
-Where a row holds several texts, or begins with padding, `place_BT` gives each
+Where a row holds several texts, or begins with padding, `positions_BT` gives each
 token's place in its own text: a token sees that far back and no further.
 """
 
@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gpt3jax.sharding.collectives import is_per_device, platform
 
-HIDDEN = jnp.finfo(jnp.float32).min
+MASKED = jnp.finfo(jnp.float32).min
 MIN_BLOCK = 128
 MAX_BLOCKS = 8
 
@@ -28,12 +28,12 @@ CUDNN = "dot_product_attention_fwd_wrapper"
 """JAX's primitive of cuDNN's kernel, whose results are the heads and their softmax's sums."""
 
 
-def causal(
+def causal_attention(
     q_BTHK: jax.Array,
     k_BTHK: jax.Array,
     v_BTHK: jax.Array,
     band: int | None,
-    place_BT: jax.Array | None = None,
+    positions_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Attention within a window; `band` None is dense. Returns [B, T, H, K].
 
@@ -42,13 +42,13 @@ def causal(
     blocks of plain products elsewhere, and where rows are not one text each.
     """
     T, dtype = q_BTHK.shape[1], q_BTHK.dtype
-    if place_BT is not None:
-        return blocked(q_BTHK, k_BTHK, v_BTHK, band, place_BT)
+    if positions_BT is not None:
+        return blocked_attention(q_BTHK, k_BTHK, v_BTHK, band, positions_BT)
     if is_per_device() and platform() == "tpu" and T % SPLASH_LANES == 0:
         return splash(q_BTHK, k_BTHK, v_BTHK, band)
     if is_per_device() and platform() == "gpu" and dtype in (jnp.bfloat16, jnp.float16):
         return cudnn(q_BTHK, k_BTHK, v_BTHK, band)
-    return blocked(q_BTHK, k_BTHK, v_BTHK, band)
+    return blocked_attention(q_BTHK, k_BTHK, v_BTHK, band)
 
 
 def splash(
@@ -94,12 +94,12 @@ def cudnn(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, band: int | N
     )  # fmt: skip
 
 
-def blocked(
+def blocked_attention(
     q_BTHK: jax.Array,
     k_BTHK: jax.Array,
     v_BTHK: jax.Array,
     band: int | None,
-    place_BT: jax.Array | None = None,
+    positions_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Plain matrix products and softmax, for any platform.
 
@@ -113,20 +113,20 @@ def blocked(
     for start in range(0, T, block):
         stop = min(start + block, T)
         first = 0 if band is None else max(0, start - band + 1)
-        place = None if place_BT is None else place_BT[:, start:stop]
-        mask = visible(jnp.arange(start, stop), jnp.arange(first, stop), band, place)
+        place = None if positions_BT is None else positions_BT[:, start:stop]
+        mask = causal_mask(jnp.arange(start, stop), jnp.arange(first, stop), band, place)
         outputs.append(_attend(q[:, :, start:stop], k[:, :, first:stop], v[:, :, first:stop], mask))
     out_BTHK = jnp.concatenate(outputs, axis=2).transpose(0, 2, 1, 3)
     return checkpoint_name(out_BTHK, "context")
 
 
-def cached(
+def cached_attention(
     q_BTHK: jax.Array,
     k_BTHK: jax.Array,
     v_BTHK: jax.Array,
     band: int | None,
     past: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None],
-    place_BT: jax.Array | None = None,
+    positions_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of new tokens to cached ones and to themselves.
 
@@ -140,8 +140,8 @@ def cached(
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BTHK, k_BTHK, v_BTHK))
     queries, slots = length + jnp.arange(T), jnp.arange(S)
     if distance_BTS is None:
-        old = visible(queries, slots, band, place_BT) & (slots < length)
-        new = visible(queries, queries, band, place_BT)
+        old = causal_mask(queries, slots, band, positions_BT) & (slots < length)
+        new = causal_mask(queries, queries, band, positions_BT)
     else:
         seen = _within(distance_BTS, band)[:, None]
         old, new = seen[..., :S], seen[..., S:]
@@ -153,18 +153,18 @@ def cached(
     return out.transpose(0, 2, 1, 3)
 
 
-def weights(q_BTHK: jax.Array, k_BTHK: jax.Array, band: int | None) -> jax.Array:
+def attention_weights(q_BTHK: jax.Array, k_BTHK: jax.Array, band: int | None) -> jax.Array:
     """How much each query of a window takes from each key: [B, H, T, T], float32, rows of 1.
 
     Kernels keep no weights. This does what they do over whole windows, and is for looking.
     """
     slots = jnp.arange(q_BTHK.shape[1])
     q, k = (x.transpose(0, 2, 1, 3) for x in (q_BTHK, k_BTHK))
-    return jax.nn.softmax(_scores(q, k, visible(slots, slots, band)), axis=-1)
+    return jax.nn.softmax(_scores(q, k, causal_mask(slots, slots, band)), axis=-1)
 
 
-def visible(
-    queries: jax.Array, keys: jax.Array, band: int | None, place_BT: jax.Array | None = None
+def causal_mask(
+    queries: jax.Array, keys: jax.Array, band: int | None, positions_BT: jax.Array | None = None
 ) -> jax.Array:
     """Boolean mask [queries, keys] of slots: causal, and within the band if there is one.
 
@@ -172,7 +172,7 @@ def visible(
     """
     distance = queries[:, None] - keys[None, :]
     mask = _within(distance, band)
-    return mask if place_BT is None else mask & (distance <= place_BT[:, None, :, None])
+    return mask if positions_BT is None else mask & (distance <= positions_BT[:, None, :, None])
 
 
 def _within(distance: jax.Array, band: int | None) -> jax.Array:
@@ -190,4 +190,4 @@ def _scores(q_BHTK, k_BHSK, mask):
     scores = jnp.einsum(
         "bhtk,bhsk->bhts", q_BHTK * scale, k_BHSK, preferred_element_type=jnp.float32
     )
-    return jnp.where(mask, scores, HIDDEN)
+    return jnp.where(mask, scores, MASKED)

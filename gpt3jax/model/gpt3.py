@@ -22,23 +22,23 @@ from gpt3jax.model import attention
 from gpt3jax.model.float8 import in_float8
 from gpt3jax.model.init import Params
 from gpt3jax.model.layers import embed, layer_norm, linear, linear_sum, mlp, unembed, unstack
-from gpt3jax.model.lora import with_changes
+from gpt3jax.model.lora import apply_lora
 from gpt3jax.model.mup import query_scale
-from gpt3jax.model.param_specs import table
-from gpt3jax.model.quantized import Packed
-from gpt3jax.sharding.collectives import gather_weights, platform, size
+from gpt3jax.model.param_specs import param_specs
+from gpt3jax.model.quantized import Quantized
+from gpt3jax.sharding.collectives import all_gather_params, axis_size, platform
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 Edit = Callable[[str, int | jax.Array, jax.Array], jax.Array]
-"""Gets (name, layer, value) at each place in `EDITED`, and gives the value to go on with. In a
+"""Gets (name, layer, value) at each place in `EDIT_POINTS`, and gives the value to go on with. In a
 loop over layers the layer is a traced integer: choose by `jnp.where(layer == 3, ...)`, never by
 `if`. Of `embedded` it is -1. Spread over devices, the value is this device's part."""
 
-EDITED = ("embedded", "queries", "keys", "values", "heads", "attention", "mlp", "residual")
+EDIT_POINTS = ("embedded", "queries", "keys", "values", "heads", "attention", "mlp", "residual")
 """Where a forward pass can be edited, in its order, and what `want` can name; see `forward`."""
 
-KEPT = {
+SAVED_BY_REMAT_POLICY = {
     "none": ("qkv", "context", "middle", "hidden", "activated", "normed"),
     "dots": ("qkv", "context", "middle", "hidden"),
     "mlp": ("qkv", "context", "middle"),
@@ -78,18 +78,18 @@ def forward(
     model: Model,
     *,
     cache: Cache | None = None,
-    place_BT: jax.Array | None = None,
+    positions_BT: jax.Array | None = None,
     edit: Edit | None = None,
     want: Collection[str] = (),
 ) -> Output:
     """Predict the next token at each position.
 
     Args:
-      params: as `table` describes; `layers` stacked, or a list (see `unstack`).
+      params: as `param_specs` describes; `layers` stacked, or a list (see `unstack`).
       tokens_BT: int32 token ids, at most `model.context` with those in the cache. An id that is
         not in the vocabulary makes its row NaN; tokens that the cache has no room for, all.
       cache: earlier tokens; the result then holds the cache with the new ones.
-      place_BT: int32, each token's place in its own text, where rows are not one text
+      positions_BT: int32, each token's place in its own text, where rows are not one text
         each: the position it gets, and how far back it sees. Of padding, negative.
       edit: a pure function that changes activations on their way, as they are named below.
       want: names of activations to return, after any edit: `residual` (the stream after each
@@ -98,21 +98,21 @@ def forward(
         `finite` (whether all of the stream is, a boolean); and `embedded` (the stream before
         the first layer, [B, T, D], not indexed by layer). Others cost nothing.
     """
-    x_BTD, cache, activations = trunk(
-        params, tokens_BT, model, cache=cache, place_BT=place_BT, edit=edit, want=want
+    x_BTD, cache, activations = hidden_states(
+        params, tokens_BT, model, cache=cache, positions_BT=positions_BT, edit=edit, want=want
     )
     with jax.named_scope("unembed"):
         logits_BTV = unembed(head(params, model), x_BTD, model)
     return Output(logits_BTV, cache, activations)
 
 
-def trunk(
+def hidden_states(
     params: Params,
     tokens_BT: jax.Array,
     model: Model,
     *,
     cache: Cache | None = None,
-    place_BT: jax.Array | None = None,
+    positions_BT: jax.Array | None = None,
     edit: Edit | None = None,
     want: Collection[str] = (),
     remat: bool = True,
@@ -125,24 +125,24 @@ def trunk(
     params = _cast(params, model)
     with jax.named_scope("embed"):
         tables = {name: params[name] for name in ("token_embedding", "position_embedding")}
-        tables = gather_weights(tables, table(model))
+        tables = all_gather_params(tables, param_specs(model))
         start = 0 if cache is None else cache.length
-        x_BTD = embed(tables, tokens_BT, start, model.vocabulary, place_BT)
+        x_BTD = embed(tables, tokens_BT, start, model.vocabulary, positions_BT)
     if edit is not None:
         x_BTD = edit("embedded", -1, x_BTD)
     before = {"embedded": x_BTD} if "embedded" in want else {}
     of_layers, layers = [name for name in want if name != "embedded"], params["layers"]
     if cache is None and isinstance(layers, dict) and model.scan_layers:
-        x_BTD, activations = _scan(layers, x_BTD, model, place_BT, edit, of_layers, remat)
+        x_BTD, activations = _scan(layers, x_BTD, model, positions_BT, edit, of_layers, remat)
         return x_BTD, None, before | activations
 
     per_layer = unstack(layers, model.n_layers) if isinstance(layers, dict) else layers
     names = {*of_layers, "keys", "values"} if cache is not None else of_layers
     is_trained = remat and cache is None and isinstance(layers, dict)
-    run, found = _layer(model, place_BT, names, is_trained), []
+    run, found = _layer(model, positions_BT, names, is_trained), []
     for index, layer in enumerate(per_layer):
         if edit is not None:
-            run = _layer(model, place_BT, names, is_trained, partial(_at, edit, index))
+            run = _layer(model, positions_BT, names, is_trained, partial(_at, edit, index))
         past = cache and (cache.keys[index], cache.values[index], cache.length, cache.distance)
         x_BTD, recorded = run(layer, x_BTD, past, model.is_dense(index))
         found.append(recorded)
@@ -150,7 +150,7 @@ def trunk(
     if cache is not None:
         # JAX would write over the last slots, and take the last positions again.
         slots, positions = cache.keys[0].shape[2], len(tables["position_embedding"])
-        most = slots if place_BT is not None else min(slots, positions)
+        most = slots if positions_BT is not None else min(slots, positions)
         x_BTD = jnp.where(start + tokens_BT.shape[1] <= most, x_BTD, jnp.nan)
         cache = _append(cache, activations["keys"], activations["values"])
     return x_BTD, cache, before | {name: activations[name] for name in of_layers}
@@ -191,16 +191,18 @@ def block(
 def head(params: Params, model: Model) -> Params:
     """What turns the last residual stream into logits, in the dtype of activations."""
     names = ("token_embedding", "final_norm")
-    return gather_weights({name: _cast(params[name], model) for name in names}, table(model))
+    return all_gather_params(
+        {name: _cast(params[name], model) for name in names}, param_specs(model)
+    )
 
 
 def _cast(tree: Any, model: Model) -> Any:
     """Parameters in the dtype of activations; what is packed stays so until it is multiplied."""
 
     def cast(leaf: Any) -> Any:
-        return leaf if isinstance(leaf, Packed) else leaf.astype(compute_dtype(model))
+        return leaf if isinstance(leaf, Quantized) else leaf.astype(compute_dtype(model))
 
-    return jax.tree.map(cast, tree, is_leaf=lambda leaf: isinstance(leaf, Packed))
+    return jax.tree.map(cast, tree, is_leaf=lambda leaf: isinstance(leaf, Quantized))
 
 
 def compute_dtype(model: Model) -> jnp.dtype:
@@ -217,27 +219,27 @@ def _at(edit: Edit, layer: int | jax.Array, name: str, value: jax.Array) -> jax.
 
 def _layer(
     model: Model,
-    place_BT: jax.Array | None,
+    positions_BT: jax.Array | None,
     want: Collection[str],
     remat: bool,
     edit: Callable[[str, jax.Array], jax.Array] = lambda name, value: value,
 ) -> Callable[..., tuple]:
     """A layer as (params, x, past, is_dense) -> (x, wanted), rematerialised as the model says."""
-    specs = table(model)["layers"]
+    specs = param_specs(model)["layers"]
 
     def run(params, x_BTD, past, is_dense):
-        attend = _attention_of(model, past, place_BT, is_dense)
-        params = with_changes(gather_weights(params, specs), model)
+        attend = _attention_of(model, past, positions_BT, is_dense)
+        params = apply_lora(all_gather_params(params, specs), model)
         params = in_float8(params) if model.dtype == "float8" else params
         x_BTD, recorded = block(params, x_BTD, attend, model, edit)
         return x_BTD, {name: recorded[name] for name in want}
 
-    is_alone = platform() == "cpu" and size("fsdp", "tensor") == 1
+    is_alone = platform() == "cpu" and axis_size("fsdp", "tensor") == 1
     if not remat or (model.remat == "none" and is_alone and not model.lora_rank):
         return run
     return jax.checkpoint(
         run,
-        policy=_policy(KEPT[model.remat]),
+        policy=_policy(SAVED_BY_REMAT_POLICY[model.remat]),
         # Outside a loop, XLA would merge what is recomputed with what was computed before.
         prevent_cse=not model.scan_layers,
         static_argnums=() if model.scan_layers else (3,),
@@ -257,11 +259,15 @@ def _policy(kept: Collection[str]) -> Callable[..., Any]:
 
 
 def _attention_of(
-    model: Model, past: tuple | None, place_BT: jax.Array | None, is_dense: bool | jax.Array
+    model: Model, past: tuple | None, positions_BT: jax.Array | None, is_dense: bool | jax.Array
 ) -> Attend:
     """Dense or banded, over a cache if there is one; in a loop over layers, chosen as it runs."""
-    kind = attention.causal if past is None else partial(attention.cached, past=past)
-    kind = partial(kind, place_BT=place_BT)
+    kind = (
+        attention.causal_attention
+        if past is None
+        else partial(attention.cached_attention, past=past)
+    )
+    kind = partial(kind, positions_BT=positions_BT)
     dense, banded = partial(kind, band=None), partial(kind, band=model.band)
     if isinstance(is_dense, bool):
         return dense if is_dense else banded
@@ -274,19 +280,19 @@ def _scan(
     layers: Params,
     x_BTD: jax.Array,
     model: Model,
-    place_BT: jax.Array | None,
+    positions_BT: jax.Array | None,
     edit: Edit | None,
     want: Collection[str],
     remat: bool,
 ):
     """Loop over the layers: one is compiled, for both kinds of attention."""
-    run = _layer(model, place_BT, want, remat)
+    run = _layer(model, positions_BT, want, remat)
     is_dense_N = jnp.array([model.is_dense(index) for index in range(model.n_layers)])
 
     def step(x_BTD, layer):
         here = run
         if edit is not None:
-            here = _layer(model, place_BT, want, remat, partial(_at, edit, layer[2]))
+            here = _layer(model, positions_BT, want, remat, partial(_at, edit, layer[2]))
         return here(layer[0], x_BTD, None, layer[1])
 
     numbers = () if edit is None else (jnp.arange(model.n_layers),)

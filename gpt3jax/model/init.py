@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from gpt3jax.config import Model
-from gpt3jax.model.param_specs import ParamSpec, table
+from gpt3jax.model.param_specs import ParamSpec, param_specs
 from gpt3jax.sharding.rules import param_shardings
 
 Params = dict[str, Any]
@@ -37,12 +37,12 @@ def init_params(key: jax.Array, model: Model) -> Params:
             value = jnp.where(is_real[:, None], value, 0.0)
         return value
 
-    return traverse_util.path_aware_map(draw, table(model))
+    return traverse_util.path_aware_map(draw, param_specs(model))
 
 
 def abstract_params(model: Model, mesh: jax.sharding.Mesh) -> Params:
     """Shapes, dtypes and shardings of the parameters on a mesh, without arrays."""
-    specs = table(model)
+    specs = param_specs(model)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         jax.eval_shape(lambda: init_params(jax.random.key(0), model)),

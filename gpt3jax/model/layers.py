@@ -21,8 +21,8 @@ from gpt3jax.config import Activation, Model
 from gpt3jax.model.float8 import Float8
 from gpt3jax.model.init import Params
 from gpt3jax.model.mup import width_ratio
-from gpt3jax.model.quantized import Packed
-from gpt3jax.sharding.collectives import index, scatter_sum, size
+from gpt3jax.model.quantized import Quantized
+from gpt3jax.sharding.collectives import axis_index, axis_size, reduce_scatter
 from gpt3jax.sharding.ring import gather_matmul, matmul_scatter
 
 NORM_EPSILON = 1e-5
@@ -69,7 +69,7 @@ def linear(params: Params, x_BTD: jax.Array) -> jax.Array:
     Tokens go in split, and come out whole with this device's heads or units.
     """
     kernel = params["kernel"]
-    product = _matmul_rows if size("tensor") == 1 else gather_matmul
+    product = _matmul_rows if axis_size("tensor") == 1 else gather_matmul
     y_BTO = product(x_BTD, kernel.reshape(len(kernel), -1))
     return y_BTO.reshape(*y_BTO.shape[:2], *kernel.shape[1:]) + params["bias"]
 
@@ -82,13 +82,13 @@ def linear_sum(params: Params, x: jax.Array, n_in: int = 1) -> jax.Array:
     """
     kernel = params["kernel"]
     width = math.prod(kernel.shape[:n_in])
-    product = _matmul_rows if size("tensor") == 1 else matmul_scatter
+    product = _matmul_rows if axis_size("tensor") == 1 else matmul_scatter
     return product(x.reshape(*x.shape[:2], width), kernel.reshape(width, -1)) + params["bias"]
 
 
 def _matmul_rows(x_BTI, w_IO):
     x_MI = x_BTI.reshape(-1, x_BTI.shape[-1])
-    is_array = not isinstance(w_IO, Packed | Float8)
+    is_array = not isinstance(w_IO, Quantized | Float8)
     y_MO = matmul(x_MI, w_IO) if is_array else w_IO.products(x_MI)
     return y_MO.reshape(*x_BTI.shape[:2], -1)
 
@@ -105,7 +105,7 @@ def embed(
     tokens_BT: jax.Array,
     start: jax.Array | int,
     vocabulary: int,
-    place_BT: jax.Array | None = None,
+    positions_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Token embedding plus the learned position; tokens come out split.
 
@@ -115,27 +115,27 @@ def embed(
     rows_VD = params["token_embedding"]
     is_known_BT = (tokens_BT >= 0) & (tokens_BT < vocabulary)
     tokens_BT = jnp.where(is_known_BT, tokens_BT, UNKNOWN)
-    if isinstance(rows_VD, Packed):
+    if isinstance(rows_VD, Quantized):
         x_BTD = rows_VD.rows(tokens_BT)
-    elif size("tensor") == 1:
+    elif axis_size("tensor") == 1:
         x_BTD = jnp.take(rows_VD, tokens_BT, axis=0)
     else:
-        here_BT = tokens_BT - index("tensor") * len(rows_VD)
+        here_BT = tokens_BT - axis_index("tensor") * len(rows_VD)
         is_here = (here_BT >= 0) & (here_BT < len(rows_VD))
         found_BTD = jnp.take(rows_VD, here_BT, axis=0, mode="clip")
         missing_BT = jnp.where(is_known_BT, 0, jnp.nan).astype(found_BTD.dtype)
         part_BTD = jnp.where(is_here[..., None], found_BTD, missing_BT[..., None])
-        x_BTD = scatter_sum(part_BTD, "tensor", 1)
+        x_BTD = reduce_scatter(part_BTD, "tensor", 1)
     positions_PD, length = params["position_embedding"], x_BTD.shape[1]
-    first = index("tensor") * length
-    if place_BT is None:
-        if length * size("tensor") > len(positions_PD):
+    first = axis_index("tensor") * length
+    if positions_BT is None:
+        if (tokens := length * axis_size("tensor")) > len(positions_PD):
             raise ValueError(
-                f"a text of {length * size('tensor')} tokens has more than the model has positions "
+                f"a text of {tokens} tokens has more than the model has positions "
                 f"({len(positions_PD)}). Shorten it"
             )
         return x_BTD + jax.lax.dynamic_slice_in_dim(positions_PD, start + first, length)
-    own_BT = jax.lax.dynamic_slice_in_dim(place_BT, first, length, axis=1)
+    own_BT = jax.lax.dynamic_slice_in_dim(positions_BT, first, length, axis=1)
     return x_BTD + jnp.take(positions_PD, own_BT, axis=0, mode="clip")
 
 
@@ -153,7 +153,7 @@ def unembed(params: Params, x_BTD: jax.Array, model: Model) -> jax.Array:
     """
     x_BTD = last_norm(params, x_BTD, model)
     x_MD, rows_VD = x_BTD.reshape(-1, model.d_model), params["token_embedding"]
-    is_packed = isinstance(rows_VD, Packed)
+    is_packed = isinstance(rows_VD, Quantized)
     logits = rows_VD.products(x_MD) if is_packed else matmul(x_MD, rows_VD.T)
     logits_BTV = logits.reshape(*x_BTD.shape[:-1], -1).astype(jnp.float32)
     return hide_padding(logits_BTV, model.vocabulary)
@@ -162,9 +162,9 @@ def unembed(params: Params, x_BTD: jax.Array, model: Model) -> jax.Array:
 def hide_padding(logits: jax.Array, vocabulary: int) -> jax.Array:
     """Logits, of all rows or of this device's, with those past the vocabulary out of reach."""
     rows = logits.shape[-1]
-    if rows * size("tensor") == vocabulary:
+    if rows * axis_size("tensor") == vocabulary:
         return logits
-    is_real = index("tensor") * rows + jnp.arange(rows) < vocabulary
+    is_real = axis_index("tensor") * rows + jnp.arange(rows) < vocabulary
     return jnp.where(is_real, logits, jnp.finfo(jnp.float32).min)
 
 

@@ -1,7 +1,7 @@
 """How likely texts are: the log-probability of each token, given those before it.
 
-`token_scores` reads whole rows, spread over any mesh, as training does;
-`suffix_scores` what may follow prompts that have been read into a cache
+`token_logprobs` reads whole rows, spread over any mesh, as training does;
+`suffix_logprobs` what may follow prompts that have been read into a cache
 (decoding/prefill.py).
 
 Legend: B rows, T tokens of a row, M = B * T, R rows of logits at a time, C
@@ -16,15 +16,15 @@ import jax.numpy as jnp
 from flax import struct
 
 from gpt3jax.config import Model
-from gpt3jax.model.gpt3 import Cache, forward, head, trunk
+from gpt3jax.model.gpt3 import Cache, forward, head, hidden_states
 from gpt3jax.model.init import Params
 from gpt3jax.model.layers import hide_padding, last_norm
 from gpt3jax.model.param_specs import LOGIT_ROWS
-from gpt3jax.sharding.collectives import gather, index, largest, size, total
+from gpt3jax.sharding.collectives import all_gather, axis_index, axis_size, pmax, psum
 
 
 @struct.dataclass
-class TokenScores:
+class TokenLogprobs:
     """Of each token, as the next one: arrays of one shape."""
 
     log_probability: jax.Array
@@ -33,9 +33,9 @@ class TokenScores:
     """Whether no other token was likelier: greedy decoding would have written it."""
 
 
-def token_scores(
-    params: Params, rows_BT1: jax.Array, model: Model, place_BT: jax.Array | None = None
-) -> TokenScores:
+def token_logprobs(
+    params: Params, rows_BT1: jax.Array, model: Model, positions_BT: jax.Array | None = None
+) -> TokenLogprobs:
     """Score every token of each row but the first.
 
     Spread over devices, tokens come out split over `tensor`.
@@ -44,42 +44,44 @@ def token_scores(
       params: as `table` describes; this device's parts.
       rows_BT1: int32 token ids.
       model: its shape.
-      place_BT: places of all but the last token of each row, where it holds several texts
-        (`trunk`); the scores of each text's first token then mean nothing.
+      positions_BT: places of all but the last token of each row, where it holds several texts
+        (`hidden_states`); the scores of each text's first token then mean nothing.
     """
-    x_BTD, _, _ = trunk(params, rows_BT1[:, :-1], model, place_BT=place_BT, remat=False)
+    x_BTD, _, _ = hidden_states(
+        params, rows_BT1[:, :-1], model, positions_BT=positions_BT, remat=False
+    )
     top = head(params, model)
     x_BTD = last_norm(top, x_BTD, model)
     B, T, D = x_BTD.shape
-    targets_BT = jax.lax.dynamic_slice_in_dim(rows_BT1, 1 + index("tensor") * T, T, 1)
+    targets_BT = jax.lax.dynamic_slice_in_dim(rows_BT1, 1 + axis_index("tensor") * T, T, 1)
 
     def score(rows):
-        x_RD, targets_R = (gather(part, "tensor", 0) for part in rows)
+        x_RD, targets_R = (all_gather(part, "tensor", 0) for part in rows)
         logits_RV = logits_of(x_RD, top["token_embedding"], model.vocabulary)
         found, _, _ = scores_of(logits_RV, targets_R)
         R = len(rows[1])
         return jax.tree.map(
-            lambda each_R: jax.lax.dynamic_slice_in_dim(each_R, index("tensor") * R, R), found
+            lambda each_R: jax.lax.dynamic_slice_in_dim(each_R, axis_index("tensor") * R, R), found
         )
 
     found = jax.lax.map(score, in_rows(x_BTD.reshape(-1, D), targets_BT.reshape(-1)))
     return jax.tree.map(lambda each: each.reshape(B, T), found)
 
 
-def suffix_scores(
+def suffix_logprobs(
     params: Params,
     logits_BV: jax.Array,
     cache: Cache,
-    place_B: jax.Array,
+    positions_B: jax.Array,
     suffix_BC: jax.Array,
     model: Model,
-) -> TokenScores:
+) -> TokenLogprobs:
     """Score candidates, each the continuation of the prompt that its row has read.
 
     Args:
-      params: as `for_decoding` gives them.
+      params: as `decoding_params` gives them.
       logits_BV: after each prompt.
-      cache: the prompts, of which `place_B` says how long each is.
+      cache: the prompts, of which `positions_B` says how long each is.
       suffix_BC: int32 token ids, padded on the right.
       model: its shape.
     """
@@ -88,8 +90,8 @@ def suffix_scores(
     C = suffix_BC.shape[1]
     if C == 1:
         return found
-    place_BC = place_B[:, None] + jnp.arange(C - 1)
-    output = forward(params, suffix_BC[:, :-1], model, cache=cache, place_BT=place_BC)
+    place_BC = positions_B[:, None] + jnp.arange(C - 1)
+    output = forward(params, suffix_BC[:, :-1], model, cache=cache, positions_BT=place_BC)
     logits_BCV = output.logits[..., : model.vocabulary]
     rest, _, _ = scores_of(logits_BCV, suffix_BC[:, 1:])
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), found, rest)
@@ -103,24 +105,24 @@ def logits_of(x_RD: jax.Array, w_VD: jax.Array, vocabulary: int) -> jax.Array:
 
 def scores_of(
     logits_RV: jax.Array, targets_R: jax.Array
-) -> tuple[TokenScores, jax.Array, jax.Array]:
+) -> tuple[TokenLogprobs, jax.Array, jax.Array]:
     """Scores of targets; and, of this device's part of the vocabulary, p(token) and is-target.
 
     Any dimensions may lead; where the vocabulary is spread over `tensor`, all of its
     devices get the scores.
     """
-    top_R = largest(logits_RV.max(-1), "tensor")
+    top_R = pmax(logits_RV.max(-1), "tensor")
     e_RV = jnp.exp(logits_RV - top_R[..., None])
-    sum_R = total(e_RV.sum(-1), "tensor")
-    here_R = targets_R - index("tensor") * logits_RV.shape[-1]
+    sum_R = psum(e_RV.sum(-1), "tensor")
+    here_R = targets_R - axis_index("tensor") * logits_RV.shape[-1]
     is_target_RV = here_R[..., None] == jnp.arange(logits_RV.shape[-1])
-    target_R = total(jnp.where(is_target_RV, logits_RV, 0).sum(-1), "tensor")
-    scores = TokenScores(target_R - (jnp.log(sum_R) + top_R), target_R >= top_R)
+    target_R = psum(jnp.where(is_target_RV, logits_RV, 0).sum(-1), "tensor")
+    scores = TokenLogprobs(target_R - (jnp.log(sum_R) + top_R), target_R >= top_R)
     return scores, e_RV / sum_R[..., None], is_target_RV
 
 
 def in_rows(x_MD: jax.Array, targets_M: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Both arrays as [M / R, R, ...], with R the largest divisor of M within bounds."""
-    count, most = len(targets_M), max(1, LOGIT_ROWS // size("tensor"))
+    count, most = len(targets_M), max(1, LOGIT_ROWS // axis_size("tensor"))
     rows = next(n for n in range(min(count, most), 0, -1) if count % n == 0)
     return x_MD.reshape(-1, rows, x_MD.shape[1]), targets_M.reshape(-1, rows)

@@ -22,24 +22,24 @@ from gpt3jax.config import Model
 from gpt3jax.model.init import Params
 
 
-def merged(params: Params, model: Model) -> tuple[Params, Model]:
+def merge_lora(params: Params, model: Model) -> tuple[Params, Model]:
     """Parameters that hold the changes in their kernels, and the model that has no others.
 
     Without LoRA, both are as they were.
     """
     if "lora" not in params["layers"]:
-        return params, learned(model)
-    layers = jax.vmap(lambda layer: with_changes(layer, model))(params["layers"])
-    return {**params, "layers": layers}, learned(model)
+        return params, merged_model(model)
+    layers = jax.vmap(lambda layer: apply_lora(layer, model))(params["layers"])
+    return {**params, "layers": layers}, merged_model(model)
 
 
-def learned(model: Model) -> Model:
+def merged_model(model: Model) -> Model:
     """The model that training leaves: LoRA's changes are in its kernels, products in no float8."""
     dtype = "auto" if model.dtype == "float8" else model.dtype
     return dataclasses.replace(model, lora_rank=0, dtype=dtype)
 
 
-def with_changes(layer: Params, model: Model) -> Params:
+def apply_lora(layer: Params, model: Model) -> Params:
     """One layer, whole or this device's part of it, with its changes in its kernels."""
     if "lora" not in layer:
         return layer

@@ -1,7 +1,7 @@
 """The one table of parameters: shape, logical axes and initialiser of each.
 
 Initialisation, sharding, counting, planning, restore and export all derive
-from `table`. Layers are stacked on a leading axis, so the tree has the same
+from `param_specs`. Layers are stacked on a leading axis, so the tree has the same
 few leaves for 12 layers or 96. Importing this file does not import jax.
 
 Legend: N layers, V vocabulary (padded), P positions, D model width, H heads,
@@ -21,7 +21,7 @@ from gpt3jax.model.mup import width_ratio
 LOGIT_ROWS = 2048
 """At most this many rows of logits exist at a time, over all devices along `tensor`."""
 
-Table = dict[str, Any]
+ParamSpecs = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ParamSpec:
     """What Adam's part of its updates is multiplied by; 1 but of matrices under muP."""
 
 
-def table(model: Model) -> Table:
+def param_specs(model: Model) -> ParamSpecs:
     """Every parameter of the model as a nested dict of `ParamSpec`.
 
     Standard deviations follow GPT-2, which section 2.1 takes over: 0.02 for
@@ -51,14 +51,14 @@ def table(model: Model) -> Table:
     std = model.init_std / math.sqrt(ratio)
     residual_std = std / math.sqrt(2 * n)
 
-    def norm(*lead: int) -> Table:
+    def norm(*lead: int) -> ParamSpecs:
         axes = (*("layers" for _ in lead), "embed")
         return {
             "gain": ParamSpec((*lead, d), axes, "ones"),
             "bias": ParamSpec((*lead, d), axes, "zeros"),
         }
 
-    def linear(shape: tuple, axes: tuple, bias: tuple, bias_axes: tuple, std: float) -> Table:
+    def linear(shape: tuple, axes: tuple, bias: tuple, bias_axes: tuple, std: float) -> ParamSpecs:
         return {
             "kernel": ParamSpec((n, *shape), ("layers", *axes), "normal", std, 1 / ratio),
             "bias": ParamSpec((n, *bias), ("layers", *bias_axes), "zeros"),
@@ -90,7 +90,7 @@ def table(model: Model) -> Table:
     }
 
 
-def _factors(kernel: ParamSpec, model: Model, name: str) -> Table:
+def _factors(kernel: ParamSpec, model: Model, name: str) -> ParamSpecs:
     """Two factors whose product has the kernel's shape; at first it is zero (Hu et al. 2021).
 
     The rank is not split: a device's parts multiply to its part of the change. Under muP the
@@ -109,28 +109,28 @@ def _factors(kernel: ParamSpec, model: Model, name: str) -> Table:
     }
 
 
-def leaves(tree: Table) -> Iterator[ParamSpec]:
+def spec_leaves(tree: ParamSpecs) -> Iterator[ParamSpec]:
     """The entries of a table."""
-    return (spec for _, spec in named(tree))
+    return (spec for _, spec in named_specs(tree))
 
 
-def named(tree: Table, prefix: str = "") -> Iterator[tuple[str, ParamSpec]]:
+def named_specs(tree: ParamSpecs, prefix: str = "") -> Iterator[tuple[str, ParamSpec]]:
     """The entries of a table with their paths, as `layers/qkv/kernel`."""
     for key, value in tree.items():
         if isinstance(value, ParamSpec):
             yield prefix + key, value
         else:
-            yield from named(value, f"{prefix}{key}/")
+            yield from named_specs(value, f"{prefix}{key}/")
 
 
-def count(model: Model) -> int:
+def count_params(model: Model) -> int:
     """Exact number of parameters; padding of the vocabulary is not counted.
 
     >>> count(Model(n_layers=1, d_model=4, n_heads=2, d_head=2, vocabulary=10, context=8))
     324
     """
     padding = (model.padded_vocabulary - model.vocabulary) * model.d_model
-    return sum(math.prod(spec.shape) for spec in leaves(table(model))) - padding
+    return sum(math.prod(spec.shape) for spec in spec_leaves(param_specs(model))) - padding
 
 
 def flops_per_token(model: Model) -> int:
@@ -139,10 +139,10 @@ def flops_per_token(model: Model) -> int:
     The convention of PaLM's MFU with causal (not full) attention: 12 FLOPs per
     visible key and head-width element, forward and backward.
     """
-    return 3 * flops_to_read(model) + 6 * model.vocabulary * model.d_model
+    return 3 * forward_flops_per_token(model) + 6 * model.vocabulary * model.d_model
 
 
-def flops_to_read(model: Model) -> int:
+def forward_flops_per_token(model: Model) -> int:
     """FLOPs per token to read a whole context, forward alone; logits are of its last token only."""
     attention_width = model.n_heads * model.d_head
     matrices = model.n_layers * (

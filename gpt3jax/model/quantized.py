@@ -34,7 +34,7 @@ FEW_ROWS = 128
 
 
 @struct.dataclass
-class Packed:
+class Quantized:
     """A kernel, or the token embedding, with a row for each output."""
 
     values: jax.Array
@@ -53,7 +53,7 @@ class Packed:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def reshape(self, *_: int) -> Packed:
+    def reshape(self, *_: int) -> Quantized:
         """Itself: it is flat already."""
         return self
 
@@ -94,8 +94,8 @@ class Packed:
         )
 
 
-def packed(params: Params, weights: Weights) -> Params:
-    """Kernels and the token embedding as `Packed`; the rest, which is small, as it is.
+def quantize(params: Params, weights: Weights) -> Params:
+    """Kernels and the token embedding as `Quantized`; the rest, which is small, as it is.
 
     Args:
       params: with `layers` as a list.
@@ -111,7 +111,7 @@ def packed(params: Params, weights: Weights) -> Params:
     }  # fmt: skip
 
 
-def rounded(params: Params, weights: Weights) -> Params:
+def quantize_and_restore(params: Params, weights: Weights) -> Params:
     """The same values in arrays as they were: to measure what is lost; `layers` stacked."""
     if weights == "full":
         return params
@@ -137,21 +137,21 @@ def _over_kernels(layer: Params, weights: Weights, change: Any) -> Params:
     }
 
 
-def _pack(kernel: jax.Array, weights: Weights, n_in: int) -> Packed:
+def _pack(kernel: jax.Array, weights: Weights, n_in: int) -> Quantized:
     """Of a kernel whose first `n_in` axes are contracted."""
     width = math.prod(kernel.shape[:n_in])
     return _rows_of(kernel.reshape(width, -1).T, weights, kernel.shape)
 
 
-def _unpack(matrix: Packed) -> jax.Array:
+def _unpack(matrix: Quantized) -> jax.Array:
     return (matrix.values * matrix.scale[:, None]).T.reshape(matrix.shape)
 
 
-def _rows_of(rows_OI: jax.Array, weights: Weights, shape: tuple[int, ...]) -> Packed:
+def _rows_of(rows_OI: jax.Array, weights: Weights, shape: tuple[int, ...]) -> Quantized:
     if weights != "int8":
         values_OI = rows_OI.astype(jnp.bfloat16) if weights == "bfloat16" else rows_OI
-        return Packed(values_OI, jnp.ones(len(rows_OI)), shape)
+        return Quantized(values_OI, jnp.ones(len(rows_OI)), shape)
     rows_OI = rows_OI.astype(jnp.float32)
     largest_O = jnp.abs(rows_OI).max(-1)
     scale_O = jnp.where(largest_O > 0, largest_O, 1) / LARGEST
-    return Packed(jnp.round(rows_OI / scale_O[:, None]).astype(jnp.int8), scale_O, shape)
+    return Quantized(jnp.round(rows_OI / scale_O[:, None]).astype(jnp.int8), scale_O, shape)

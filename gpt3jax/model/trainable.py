@@ -13,8 +13,9 @@ import math
 import re
 from functools import lru_cache
 
-from gpt3jax.config import ConfigError, Experiment, Model
-from gpt3jax.model.param_specs import named, table
+from gpt3jax.config import Experiment, Model
+from gpt3jax.errors import ConfigError
+from gpt3jax.model.param_specs import named_specs, param_specs
 
 Trained = dict[str, tuple[bool, ...]]
 """By path, each leaf of which something is trained; of a stacked one, which layers are."""
@@ -45,7 +46,7 @@ def trained(experiment: Experiment) -> Trained:
 def trained_count(experiment: Experiment) -> int:
     """How many numbers are trained; as in `table.count`, without the padding of the vocabulary."""
     model, total = experiment.model, 0
-    for path, spec in named(table(model)):
+    for path, spec in named_specs(param_specs(model)):
         layers = trained(experiment).get(path, (False,))
         total += math.prod(spec.shape) * sum(layers) // len(layers)
         if path == "token_embedding" and all(layers):
@@ -63,14 +64,14 @@ def _matched(pattern: str, model: Model) -> Trained:
         pattern = f"layers{some[3] or ''}"
     return {
         path: layers if path.startswith("layers/") else (True,)
-        for path, _ in named(table(model))
+        for path, _ in named_specs(param_specs(model))
         if any(layers)
         and (fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern}/*"))
     }
 
 
 def _nothing(pattern: str, model: Model) -> str:
-    paths = [path for path, _ in named(table(model))]
+    paths = [path for path, _ in named_specs(param_specs(model))]
     parts = {"/".join(path.split("/")[:depth]) for path in paths for depth in (1, 2, 3)}
     near = difflib.get_close_matches(pattern, sorted(parts), 3, cutoff=0.0)
     return (

@@ -9,11 +9,12 @@ import dataclasses
 import re
 import time
 
-from gpt3jax.config import ConfigError, Experiment, Mesh
+from gpt3jax.config import Experiment, Mesh
+from gpt3jax.errors import ConfigError
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.hlo import Compiled, collectives, kernels, product_flops
 from gpt3jax.plan.planner import largest, ways_out
-from gpt3jax.plan.topologies import GPU_OPTIONS, describe
+from gpt3jax.plan.topologies import GPU_OPTIONS, describe_devices
 from gpt3jax.runtime.chips import GiB
 
 
@@ -23,7 +24,7 @@ def compile_step(estimate: Estimate) -> Compiled:
     Raises:
       ConfigError: there is no compiler for this chip, or the step does not fit.
     """
-    devices = describe(estimate.slice)
+    devices = describe_devices(estimate.slice)
     import jax
 
     from gpt3jax.sharding.mesh import make_mesh
@@ -69,7 +70,7 @@ def _lower(experiment: Experiment, mesh):
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from gpt3jax.sharding.rules import partition
+    from gpt3jax.sharding.rules import partition_spec
     from gpt3jax.train.state import abstract_state
     from gpt3jax.train.step import compile_train_step
 
@@ -80,7 +81,7 @@ def _lower(experiment: Experiment, mesh):
     windows = jax.ShapeDtypeStruct(
         (count, experiment.microbatch, experiment.model.context + 1),
         jnp.int32,
-        sharding=NamedSharding(mesh, partition((None, "batch", None))),
+        sharding=NamedSharding(mesh, partition_spec((None, "batch", None))),
     )
     step = compile_train_step(experiment, mesh)
     state = abstract_state(experiment, mesh)

@@ -31,8 +31,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints, leaves_of
-from gpt3jax.checkpoint.manifest import Seal
+from gpt3jax.checkpoint.checkpointer import Checkpointer, leaves_of
+from gpt3jax.checkpoint.manifest import CheckpointManifest
 from gpt3jax.config import Experiment, Weights
 from gpt3jax.data import loader
 from gpt3jax.decoding.decode import Sampling
@@ -42,7 +42,7 @@ from gpt3jax.model.init import init_params
 from gpt3jax.plan.choose import mesh_for
 from gpt3jax.runtime.chips import peak_flops
 from gpt3jax.train.schedules import Microbatches
-from gpt3jax.train.state import abstract_state, sharded_state
+from gpt3jax.train.state import abstract_state, init_sharded_state
 from gpt3jax.train.step import compile_train_step
 
 PRODUCT = 2048
@@ -75,7 +75,7 @@ def bench(what: str, experiment: Experiment, repeats: int, *, as_json: bool) -> 
     }[what]  # fmt: skip
     figures = {
         "what": what,
-        "parameters": param_specs.count(experiment.model),
+        "parameters": param_specs.count_params(experiment.model),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "repeats": repeats,
@@ -109,7 +109,7 @@ def bench_train(experiment: Experiment, repeats: int) -> dict[str, Any]:
     draw = np.random.default_rng(experiment.seed)
     with jax.set_mesh(mesh):
         step = compile_train_step(experiment, mesh)
-        state = sharded_state(experiment, mesh)
+        state = init_sharded_state(experiment, mesh)
 
         def once() -> None:
             nonlocal state
@@ -157,7 +157,7 @@ def bench_decode(experiment: Experiment, repeats: int) -> dict[str, Any]:
     whole = _medians({name: write(each, written) for name, each in generators.items()}, repeats)
     bandwidth, (peak, _) = read_bytes_per_s(), _peak()
     figures: dict[str, Any] = {"prompt_tokens": len(prompt), "new_tokens": written}
-    reading = len(prompt) * param_specs.flops_to_read(model) / peak
+    reading = len(prompt) * param_specs.forward_flops_per_token(model) / peak
     for name, each in generators.items():
         rate = (written - 1) / (whole[name] - first[name])
         matrices = sum(leaf.nbytes for leaf in jax.tree.leaves(each.params))
@@ -195,8 +195,8 @@ def bench_save(experiment: Experiment, repeats: int) -> dict[str, Any]:
     """
     mesh, _ = mesh_for(experiment)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory(dir=".") as folder:
-        checkpoints = Checkpoints(Path(folder) / "checkpoints", keep=1)
-        state = sharded_state(experiment, mesh)
+        checkpoints = Checkpointer(Path(folder) / "checkpoints", keep=1)
+        state = init_sharded_state(experiment, mesh)
         steps, late = itertools.count(1), []
         negated = jax.jit(lambda state: jax.tree.map(jnp.negative, state), donate_argnums=0)
 
@@ -206,7 +206,9 @@ def bench_save(experiment: Experiment, repeats: int) -> dict[str, Any]:
 
         def save() -> None:
             began = time.perf_counter()
-            checkpoints.save(state, Seal(next(steps), 0, (), "", {}, {}), lambda _: None)
+            checkpoints.save(
+                state, CheckpointManifest(next(steps), 0, (), "", {}, {}), lambda _: None
+            )
             pass_over()
             late.append(time.perf_counter() - began)
             checkpoints.wait()

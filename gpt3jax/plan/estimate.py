@@ -20,7 +20,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gpt3jax.config import Experiment
-from gpt3jax.model.param_specs import LOGIT_ROWS, flops_per_token, named, table, visible_pairs
+from gpt3jax.model.param_specs import (
+    LOGIT_ROWS,
+    flops_per_token,
+    named_specs,
+    param_specs,
+    visible_pairs,
+)
 from gpt3jax.model.trainable import trained
 from gpt3jax.plan.layouts import Layout
 from gpt3jax.plan.slices import Slice
@@ -195,7 +201,7 @@ class Estimate:
         sizes = {"fsdp": self.layout.fsdp, "tensor": self.layout.tensor}
         return {
             path: math.prod(spec.shape) / math.prod(sizes.get(RULES[axis], 1) for axis in spec.axes)
-            for path, spec in named(table(self.experiment.model))
+            for path, spec in named_specs(param_specs(self.experiment.model))
         }
 
     @property

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import get_args
 
-from gpt3jax.config import ConfigError, Experiment, Remat
+from gpt3jax.config import Experiment, Remat
+from gpt3jax.errors import ConfigError
 
 MOST_TENSOR = 64
 

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.config import Experiment
+from gpt3jax.errors import ConfigError
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.layouts import check_some, layouts
 from gpt3jax.plan.slices import Slice

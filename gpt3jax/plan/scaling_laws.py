@@ -28,7 +28,8 @@ import numpy as np
 from scipy.special import stdtrit
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError, Model
+from gpt3jax.config import Model
+from gpt3jax.errors import ConfigError
 
 COVERED = 0.95
 """Of the cases: by an interval."""

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gpt3jax.config import ConfigError, Experiment
-from gpt3jax.model.param_specs import count, flops_per_token
+from gpt3jax.config import Experiment
+from gpt3jax.errors import ConfigError
+from gpt3jax.model.param_specs import count_params, flops_per_token
 from gpt3jax.plan.budget import PF_DAY, best_by_chinchilla, best_by_paper
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.flags import recommended, variable
@@ -18,7 +19,7 @@ from gpt3jax.plan.planner import Plan, plan
 from gpt3jax.plan.scaling_laws import Laws, matrix_parameters
 from gpt3jax.plan.slices import Slice, parse
 from gpt3jax.runtime.chips import CHIPS, GiB
-from gpt3jax.style import counted
+from gpt3jax.style import pluralize
 
 BEST_FEW, LOSERS = 4, 8
 ARTICLE_FLOPS, ARTICLE_PRICE = 28e12, 1.48
@@ -29,7 +30,7 @@ YEAR_S = 365.25 * 86400
 
 def record(estimate: Estimate, price: float | None, compiled: Compiled | None) -> dict[str, Any]:
     """A layout and what it takes, for --json."""
-    at, size = estimate.layout, count(estimate.experiment.model)
+    at, size = estimate.layout, count_params(estimate.experiment.model)
     dollars = estimate.chip_hours * (price or estimate.slice.chip.price)
     found = {
         "parameters": size,
@@ -99,9 +100,10 @@ def show(
     best, console = found.best, wide_console()
     experiment, chip = best.experiment, best.slice.chip
     console.print(
-        f"{experiment.name} on {best.slice.name}: {counted(best.slice.chips, 'chip')} of "
+        f"{experiment.name} on {best.slice.name}: {pluralize(best.slice.chips, 'chip')} of "
         f"{chip.peak / 1e12:,.0f} TFLOP/s, {chip.hbm / GiB:.1f} GiB at {chip.hbm_rate / 1e12:.2f} "
-        f"TB/s, links of {chip.link / 1e9:.0f} GB/s; {count(experiment.model):,} parameters, "
+        f"TB/s, links of {chip.link / 1e9:.0f} GB/s; "
+        f"{count_params(experiment.model):,} parameters, "
         f"batch {experiment.train.batch_tokens:,} tokens"
     )
     console.print(_table(found))
@@ -159,7 +161,7 @@ def _print_best(console: Console, best: Estimate, price: float | None) -> None:
     console.print(
         f"cost    {best.days:,.1f} days to {best.experiment.train.tokens / 1e9:,.0f}B tokens, "
         f"{best.chip_hours:,.0f} chip-hours, ${dollars:,.0f} at ${each:.2f} ({source}); "
-        f"checkpoint {12 * count(best.experiment.model) / 1e9:,.1f} GB"
+        f"checkpoint {12 * count_params(best.experiment.model) / 1e9:,.1f} GB"
     )
 
 
@@ -209,7 +211,7 @@ def article(experiment: Experiment) -> tuple[float, float]:
 
     To three digits, as the FLOPs of Table D.1 of Brown et al. 2020 are, from which it goes out.
     """
-    flops = float(f"{6 * count(experiment.model) * experiment.train.tokens:.3g}")
+    flops = float(f"{6 * count_params(experiment.model) * experiment.train.tokens:.3g}")
     years = flops / ARTICLE_FLOPS / YEAR_S
     return years, years * YEAR_S / 3600 * ARTICLE_PRICE
 

@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.runtime.chips import CHIPS, Chip
 
 SUFFIX = {"v4": "v4", "v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e", "v7x": "tpu7x"}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.plan.estimate import USABLE
 from gpt3jax.plan.slices import Slice
 
@@ -58,7 +58,7 @@ GPU_OPTIONS = {
 """How XLA compiles for a GPU that is not there."""
 
 
-def describe(slice: Slice) -> list:
+def describe_devices(slice: Slice) -> list:
     """The jax devices of a slice.
 
     Raises:

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from gpt3jax.config import ConfigError
 from gpt3jax.data.corpora.documents import hash_key
+from gpt3jax.errors import ConfigError
 
 ALPHA = 9.0
 """Of the Pareto distribution; the paper's, chosen to give the scores of WebText."""

@@ -20,9 +20,9 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError
 from gpt3jax.data.corpora.documents import Skipped, hash_key
 from gpt3jax.data.corpora.open import open_corpus
+from gpt3jax.errors import ConfigError
 from gpt3jax.evals.tasks.files import load_tasks
 from gpt3jax.recipe.decontaminate import PAPER, grams_of, pieces, shared
 from gpt3jax.recipe.quality import Quality, keeps, train_quality

@@ -19,9 +19,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.report.page import Curve, draw_figures, page
-from gpt3jax.run_dir import Run, check_plain, open_run, read_events
+from gpt3jax.run_dir import Run, check_output_folder, open_run, read_events
 from gpt3jax.serde import short_hash
 from gpt3jax.train.monitor.display import over_windows
 from gpt3jax.train.monitor.goodput import goodput
@@ -113,7 +113,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, as_json: bool
     own = own if len(own) < 100 else f"report-{len(opened)}-runs-{short_hash(own)}"
     folder = out or opened[0].path / own
     if out is None:
-        check_plain(folder)
+        check_output_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         figures = draw_figures(curves, folder)
@@ -135,7 +135,7 @@ def _row_and_curve(run: Run, name: str) -> tuple[Row, Curve]:
     if not records:
         raise ConfigError(f"{run.path} has no metrics: no step was logged yet. Train it for longer")
     # Imported here: it needs jax, which takes seconds.
-    from gpt3jax.model.param_specs import count, flops_per_token
+    from gpt3jax.model.param_specs import count_params, flops_per_token
 
     events = read_events(run.ledger_file)
     # Of a run that ended early, the state that counts is an earlier one; the curve shows all.
@@ -151,7 +151,7 @@ def _row_and_curve(run: Run, name: str) -> tuple[Row, Curve]:
     row = Row(
         name=name,
         path=str(run.path),
-        parameters=count(model),
+        parameters=count_params(model),
         tokens=lasting[-1]["tokens"],
         steps=lasting[-1]["step"],
         loss=(losses or [None])[-1],
@@ -193,7 +193,7 @@ def _begun(events: list[dict[str, Any]], words: str) -> str:
 def _samples(run: Run) -> list[tuple[int, str]]:
     """Step and text of the first and the last sample, or of the only one."""
     files = {int(f.stem): f for f in run.samples.glob("*.txt") if f.stem.isdecimal()}
-    check_plain(run.samples)
+    check_output_folder(run.samples)
     ends = sorted(files)[:1] + sorted(files)[1:][-1:]
     return [(step, files[step].read_text(encoding="utf-8", errors="replace")) for step in ends]
 

@@ -23,11 +23,12 @@ from matplotlib.ticker import NullFormatter
 from rich.console import Console
 from rich.table import Table
 
-from gpt3jax.config import ConfigError, cut, short_hash
+from gpt3jax.errors import ConfigError, truncate
 from gpt3jax.plan import scaling_laws
 from gpt3jax.plan.scaling_laws import Law, Laws, Point
 from gpt3jax.report.page import PF_DAY, frontier, plain_log, short
-from gpt3jax.run_dir import Run, check_plain, open_run
+from gpt3jax.run_dir import Run, check_output_folder, open_run
+from gpt3jax.serde import short_hash
 from gpt3jax.style import COLOURS, CSS, GREY, STYLE
 
 FORMULAS = {
@@ -58,7 +59,7 @@ def write_laws(runs: Sequence[Path], out: Path | None = None, *, as_json: bool =
     laws = scaling_laws.fit(points, data)
     folder = out or opened[0].path.parent / "scaling-law"
     if out is None:
-        check_plain(folder)
+        check_output_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context(STYLE):
@@ -273,7 +274,7 @@ def _tell(points: Sequence[Point], laws: Laws, named: int, file: Path) -> None:
     for name in ("parameters", "tokens", "petaflop/s-days", "val_loss"):
         table.add_column(name, justify="right")
     for p in points:
-        table.add_row(cut(p.name, 40), *_cells(p))
+        table.add_row(truncate(p.name, 40), *_cells(p))
     console.print(table)
     if len(points) < named:
         console.print(f"{named - len(points)} of the runs are not at their end: left out")

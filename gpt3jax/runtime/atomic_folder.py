@@ -19,7 +19,7 @@ def is_free(path: str | os.PathLike[str]) -> bool:
 
 
 @contextmanager
-def whole_folder(out: Path, is_only: bool = False) -> Iterator[Path]:
+def atomic_folder(out: Path, is_only: bool = False) -> Iterator[Path]:
     """A folder beside `out` to write in, which gets that name at the end.
 
     It is locked as long as somebody writes in it. After an exception nothing is left. What dead

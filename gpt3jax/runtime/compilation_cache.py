@@ -23,7 +23,7 @@ OF_CPU = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU p
 """Lines of /proc/cpuinfo on which compiled code depends: home folders are shared by hosts."""
 
 
-def keep_compiled() -> None:
+def enable_compilation_cache() -> None:
     """Say where compiled programs are kept; before jax is imported. Without room, nowhere."""
     if FOLDER in os.environ:
         return
@@ -36,7 +36,7 @@ def keep_compiled() -> None:
         os.environ[FOLDER] = str(folder)
         # Small programs are many, and add up.
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        tidy(folder)
+        prune(folder)
 
 
 def default_folder() -> Path:
@@ -49,13 +49,13 @@ def default_folder() -> Path:
     return Path(home) / "gpt3jax" / f"jaxlib-{version('jaxlib')}-{_cpu()}"
 
 
-def kept(folder: Path) -> list[os.DirEntry[str]]:
+def cache_files(folder: Path) -> list[os.DirEntry[str]]:
     """The files of compiled programs in a folder, the oldest first."""
     files = [each for each in os.scandir(folder) if each.name.endswith("-cache")]
     return sorted(files, key=lambda each: each.stat().st_mtime)
 
 
-def tidy(folder: Path) -> None:
+def prune(folder: Path) -> None:
     """Remove what a killed process left half written, and the oldest beyond `MOST_BYTES`.
 
     JAX would complain of a half program each time, and never replace it. What is
@@ -65,7 +65,7 @@ def tidy(folder: Path) -> None:
     before = checked.stat().st_mtime if checked.exists() else 0
     checked.touch()
     room = MOST_BYTES
-    for each in reversed(kept(folder)):
+    for each in reversed(cache_files(folder)):
         room -= each.stat().st_size
         if room < 0 or (each.stat().st_mtime >= before and not _is_whole(Path(each))):
             Path(each).unlink(missing_ok=True)

@@ -21,7 +21,7 @@ DEVICES = ("nvidia[0-9]*", "kfd", "dxg", "accel*", "vfio/[0-9]*", "dri/renderD*"
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
-def available() -> int:
+def available_bytes() -> int:
     """Bytes of memory that this machine has for new work; all it has, where it does not say."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -38,7 +38,7 @@ def may_have_accelerator() -> bool:
     return has_plugin and any(next(Path("/dev").glob(name), None) for name in DEVICES)
 
 
-def keep_freed_memory() -> None:
+def retain_freed_memory() -> None:
     """Tell glibc to reuse freed blocks; call before jax is imported. Elsewhere, do nothing.
 
     Beside an accelerator the host computes little, and compiles with many threads, which

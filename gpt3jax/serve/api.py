@@ -11,10 +11,11 @@ from functools import cached_property
 from typing import Any
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError, Model
+from gpt3jax.config import Model
 from gpt3jax.data.byte_level import END_OF_TEXT
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.decoding.batched import BEST
+from gpt3jax.errors import ConfigError
 
 LARGEST_BODY = 1 << 20
 """Bytes."""

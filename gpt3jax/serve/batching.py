@@ -22,9 +22,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt3jax.config import RunError
 from gpt3jax.decoding import batched
 from gpt3jax.decoding.generator import Generator, TextStream, padded_size
+from gpt3jax.errors import RunError
 from gpt3jax.model.gpt3 import Cache
 from gpt3jax.serve.programs import Programs
 from gpt3jax.serve.texts import Finish, Job, Offsets, Piece, Row, Scored

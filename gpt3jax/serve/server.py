@@ -25,7 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.serve import page
 from gpt3jax.serve.answers import PATIENCE, RETRY_AFTER, Answer
 from gpt3jax.serve.api import LARGEST_BODY, ApiError, Served, completion

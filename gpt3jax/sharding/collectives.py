@@ -1,9 +1,9 @@
 """What devices send each other, written out: every collective of a step is a call in here.
 
-Training and evaluation run under `jax.shard_map` (`each_device`): a function
+Training and evaluation run under `jax.shard_map` (`shard_map`): a function
 sees one device's part of each array, and nothing moves unless it says so. The
 bytes on the wire are therefore known before anything is compiled
-(plan/estimate.py counts them). Outside of `each_device`, as in generation, and
+(plan/estimate.py counts them). Outside of `shard_map`, as in generation, and
 along an axis of one device, each function returns its argument.
 
 Differentiate the sum over all devices of what each computes: then a gather
@@ -24,29 +24,29 @@ from flax import traverse_util
 from jax.sharding import PartitionSpec
 
 from gpt3jax.sharding.axes import AXES
-from gpt3jax.sharding.rules import partition
+from gpt3jax.sharding.rules import partition_spec
 
-_near: ContextVar[int] = ContextVar("near", default=1)
+_first_stage: ContextVar[int] = ContextVar("first_stage", default=1)
 """Devices of the first of two stages in which weights are gathered; 1 for a single stage."""
 
 
-def each_device(
-    function: Callable[..., Any], in_specs: Any, out_specs: Any, near: int = 1
+def shard_map(
+    function: Callable[..., Any], in_specs: Any, out_specs: Any, first_stage: int = 1
 ) -> Callable[..., Any]:
     """`function` over each device's part of its arguments; without a mesh in use, itself.
 
-    Weights are gathered from `near` neighbours along `fsdp` first, then from the
-    others (mesh.py, `near_devices`); their gradients go back likewise.
+    Weights are gathered from `first_stage` neighbours along `fsdp` first, then from the
+    others (mesh.py, `first_stage_size`); their gradients go back likewise.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return function
 
     def staged(*arguments: Any) -> Any:
-        outer = _near.set(near)
+        outer = _first_stage.set(first_stage)
         try:
             return function(*arguments)
         finally:
-            _near.reset(outer)
+            _first_stage.reset(outer)
 
     # Pallas kernels do not say along which axes their results vary, so JAX cannot check it;
     # tests compare every kind of mesh with one device instead.
@@ -64,7 +64,7 @@ def is_per_device() -> bool:
     return bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
-def size(*axes: str) -> int:
+def axis_size(*axes: str) -> int:
     """Devices along these mesh axes, together."""
     mesh = jax.sharding.get_abstract_mesh()
     count = 1
@@ -73,37 +73,37 @@ def size(*axes: str) -> int:
     return count
 
 
-def index(axis: str) -> jax.Array | int:
+def axis_index(axis: str) -> jax.Array | int:
     """This device's place along a mesh axis."""
-    return jax.lax.axis_index(axis) if size(axis) > 1 else 0
+    return jax.lax.axis_index(axis) if axis_size(axis) > 1 else 0
 
 
-def gather(x: jax.Array, axis: str, dim: int) -> jax.Array:
+def all_gather(x: jax.Array, axis: str, dim: int) -> jax.Array:
     """Join the parts that the devices along `axis` hold of dimension `dim`."""
-    if size(axis) == 1:
+    if axis_size(axis) == 1:
         return x
     return jax.lax.all_gather(x, axis, axis=dim, tiled=True)
 
 
-def scatter_sum(x: jax.Array, axis: str, dim: int) -> jax.Array:
+def reduce_scatter(x: jax.Array, axis: str, dim: int) -> jax.Array:
     """Sum over the devices along `axis`; each keeps its part of dimension `dim`."""
-    if size(axis) == 1:
+    if axis_size(axis) == 1:
         return x
     return jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
 
 
-def total(x: jax.Array, *axes: str) -> jax.Array:
+def psum(x: jax.Array, *axes: str) -> jax.Array:
     """Sum over the devices along the axes; all of them get it."""
-    spread = tuple(axis for axis in axes if size(axis) > 1)
+    spread = tuple(axis for axis in axes if axis_size(axis) > 1)
     return jax.lax.psum(x, spread) if spread else x
 
 
-def largest(x: jax.Array, axis: str) -> jax.Array:
+def pmax(x: jax.Array, axis: str) -> jax.Array:
     """Elementwise maximum over the devices along an axis."""
-    return jax.lax.pmax(x, axis) if size(axis) > 1 else x
+    return jax.lax.pmax(x, axis) if axis_size(axis) > 1 else x
 
 
-def gather_weights(params: Any, specs: Any) -> Any:
+def all_gather_params(params: Any, specs: Any) -> Any:
     """Parameters as a layer uses them: whole along `fsdp`, this device's part along `tensor`.
 
     Args:
@@ -112,8 +112,8 @@ def gather_weights(params: Any, specs: Any) -> Any:
     """
 
     def whole(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
-        parts = partition(by_path[path].axes[-leaf.ndim :])
-        if "fsdp" not in parts or size("fsdp") == 1:
+        parts = partition_spec(by_path[path].axes[-leaf.ndim :])
+        if "fsdp" not in parts or axis_size("fsdp") == 1:
             return leaf
         dim = tuple(parts).index("fsdp")
         front = jnp.moveaxis(leaf, dim, 0)
@@ -136,10 +136,12 @@ def _stages() -> list[tuple[tuple[int, ...], ...] | None]:
 
     None stands for everybody together.
     """
-    n, near = size("fsdp"), _near.get()
-    if near == 1:
+    n, first_stage = axis_size("fsdp"), _first_stage.get()
+    if first_stage == 1:
         return [None]
-    neighbours = tuple(tuple(range(first, first + near)) for first in range(0, n, near))
+    neighbours = tuple(
+        tuple(range(first, first + first_stage)) for first in range(0, n, first_stage)
+    )
     return [neighbours, tuple(zip(*neighbours, strict=True))]
 
 
@@ -161,7 +163,7 @@ def _scatter_stage(groups, _, dx: jax.Array) -> tuple[jax.Array]:
 _gather_stage.defvjp(lambda x, groups: (_gather_stage(x, groups), None), _scatter_stage)
 
 
-def total_of_copies(gradients: Any, parts: Any) -> Any:
+def psum_replicated(gradients: Any, parts: Any) -> Any:
     """Add up the gradients of parameters over the devices that hold the same part of them.
 
     Args:
@@ -170,6 +172,6 @@ def total_of_copies(gradients: Any, parts: Any) -> Any:
     """
 
     def summed(gradient: jax.Array, part: PartitionSpec) -> jax.Array:
-        return total(gradient, *(axis for axis in AXES if axis not in part))
+        return psum(gradient, *(axis for axis in AXES if axis not in part))
 
     return jax.tree.map(summed, gradients, parts)

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 
 MANAGED = (
     "SLURM_STEP_NODELIST",

@@ -11,7 +11,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
-from gpt3jax.config import ConfigError, Mesh
+from gpt3jax.config import Mesh
+from gpt3jax.errors import ConfigError
 
 
 def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -39,7 +40,7 @@ def slices_of(devices: Sequence[jax.Device]) -> int:
     return len({getattr(device, "slice_index", 0) for device in devices})
 
 
-def near_devices(mesh: jax.sharding.Mesh) -> int:
+def first_stage_size(mesh: jax.sharding.Mesh) -> int:
     """Devices of the first of two stages in which weights are gathered along `fsdp`.
 
     Where `fsdp` spans three axes of a TPU's torus: those along the last of them, whose

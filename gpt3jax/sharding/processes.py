@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gpt3jax.config import ConfigError, RunError
+from gpt3jax.errors import ConfigError, RunError
 from gpt3jax.sharding.distributed import HEARTBEAT_S
 
 
@@ -131,7 +131,7 @@ def _any(flags: jax.Array) -> jax.Array:
     return flags.any()
 
 
-def spread(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+def shard_across_hosts(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """An array that every process holds, laid out over the mesh."""
     return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from gpt3jax.sharding.collectives import gather, index, size
+from gpt3jax.sharding.collectives import all_gather, axis_index, axis_size
 
 AXIS = "tensor"
 
@@ -36,7 +36,7 @@ def _gather_forward(x_BtI, w_IO):
 def _gather_backward(residuals, dy_BTO):
     x_BtI, w_IO = residuals
     dx_BtI = _matmul_scatter(dy_BTO, w_IO.T)
-    return _together(dx_BtI, _weight_gradient(gather(x_BtI, AXIS, 1), dy_BTO))
+    return _together(dx_BtI, _weight_gradient(all_gather(x_BtI, AXIS, 1), dy_BTO))
 
 
 gather_matmul.defvjp(_gather_forward, _gather_backward)
@@ -76,8 +76,8 @@ def _weight_gradient(x_BTI, dy_BTO):
 def _gather_matmul(x_BtI, w_IO):
     """The product of all tokens, and all tokens."""
     B, t, I = x_BtI.shape  # noqa: E741
-    y_BTO = jnp.zeros((B, size(AXIS) * t, w_IO.shape[1]), x_BtI.dtype)
-    x_BTI = jnp.zeros((B, size(AXIS) * t, I), x_BtI.dtype)
+    y_BTO = jnp.zeros((B, axis_size(AXIS) * t, w_IO.shape[1]), x_BtI.dtype)
+    x_BTI = jnp.zeros((B, axis_size(AXIS) * t, I), x_BtI.dtype)
     for start, stop, direction in _halves(t):
         for source, part in _passing(x_BtI[:, start:stop], direction):
             place = source * t + start
@@ -88,7 +88,7 @@ def _gather_matmul(x_BtI, w_IO):
 
 def _matmul_scatter(x_BTI, w_IO):
     """Sums that grow as they travel to the device whose tokens they are."""
-    n, me = size(AXIS), index(AXIS)
+    n, me = axis_size(AXIS), axis_index(AXIS)
     t = x_BTI.shape[1] // n
 
     def product(owner, start, stop):
@@ -111,7 +111,7 @@ def _halves(t: int) -> list[tuple[int, int, int]]:
 
 def _passing(x: jax.Array, direction: int) -> Iterator[tuple[jax.Array, jax.Array]]:
     """Every device's x as it passes by, ours first, and whose it is."""
-    n, me = size(AXIS), index(AXIS)
+    n, me = axis_size(AXIS), axis_index(AXIS)
     for hop in range(n):
         yield (me - direction * hop) % n, x
         if hop < n - 1:
@@ -119,5 +119,5 @@ def _passing(x: jax.Array, direction: int) -> Iterator[tuple[jax.Array, jax.Arra
 
 
 def _pass_on(x: jax.Array, direction: int) -> jax.Array:
-    n = size(AXIS)
+    n = axis_size(AXIS)
     return jax.lax.ppermute(x, AXIS, [(i, (i + direction) % n) for i in range(n)])

@@ -20,8 +20,10 @@ from typing import Literal
 import optuna
 from optuna.trial import TrialState
 
-from gpt3jax.config import ConfigError, Experiment, short_hash
+from gpt3jax.config import Experiment
+from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Run
+from gpt3jax.serde import short_hash
 from gpt3jax.sweep import store, worker
 from gpt3jax.sweep.space import Params, Space, grid, load
 from gpt3jax.sweep.worker import Work

@@ -11,8 +11,8 @@ from pathlib import Path
 import optuna
 from rich.console import Console
 
-from gpt3jax.config import ConfigError
-from gpt3jax.run_dir import write_whole
+from gpt3jax.errors import ConfigError
+from gpt3jax.run_dir import write_atomic
 from gpt3jax.sweep import show, store
 from gpt3jax.sweep.driver import Plan, Sweep
 from gpt3jax.sweep.page import write_page
@@ -66,7 +66,7 @@ def write_results(trials: Sequence[Trial], importance: dict[str, float], folder:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "trials.csv", show.as_csv(trials))
+        write_atomic(folder / "trials.csv", show.as_csv(trials))
         return write_page(trials, importance, folder)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error}. Choose another --storage") from (

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from gpt3jax.config import cut
-from gpt3jax.style import counted
+from gpt3jax.errors import truncate
+from gpt3jax.style import pluralize
 from gpt3jax.sweep.store import Trial, best
 
 PF_DAY = 8.64e19
@@ -54,7 +54,7 @@ def table(trials: Sequence[Trial], rows: int | None = None) -> Table:
             f"{'*' if trial is winner else ''}{trial.number}",
             *(short(trial.params[n]) if n in trial.params else "" for n in names(trials)),
             "" if trial.val_loss is None else f"{trial.val_loss:.4f}",
-            f"{tokens_of(trial):,}", f"{trial.seconds / 60:.1f}", cut(state, 80),
+            f"{tokens_of(trial):,}", f"{trial.seconds / 60:.1f}", truncate(state, 80),
         )  # fmt: skip
     return made
 
@@ -106,7 +106,7 @@ def summary(trials: Sequence[Trial]) -> str:
     hours = sum(trial.seconds for trial in trials) / 3600
     days = sum(trial.flops for trial in trials) / PF_DAY
     spent = f"{hours:.2f} worker-hours, {days:.2g} petaflop/s-days"
-    return f"{counted(len(trials), 'trial')}: {ended}. {spent}"
+    return f"{pluralize(len(trials), 'trial')}: {ended}. {spent}"
 
 
 def as_csv(trials: Sequence[Trial]) -> str:

@@ -29,7 +29,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.user_code import load_module, naming
 
 Params = dict[str, Any]

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from gpt3jax.config import ConfigError, RunError
+from gpt3jax.errors import ConfigError, RunError
 from gpt3jax.runtime.atomic_folder import is_alive
 from gpt3jax.sweep.space import Params
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import optuna
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Run, read_events
 from gpt3jax.sweep.store import beat
 

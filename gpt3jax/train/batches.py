@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from gpt3jax.config import Experiment
 from gpt3jax.data import loader
 from gpt3jax.run_dir import Skip
-from gpt3jax.sharding.rules import partition
+from gpt3jax.sharding.rules import partition_spec
 from gpt3jax.train.schedules import Microbatches
 
 
@@ -25,7 +25,7 @@ def rows_on(
     return sorted({row for span in spans for row in range(*span)})
 
 
-class Feed:
+class BatchFeed:
     """The batches of a run, from a position on."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Feed:
         context = experiment.model.context
         most = experiment.batch_sequences // experiment.microbatch
         self._shape = (most, experiment.microbatch, context + 1)
-        self._sharding = NamedSharding(mesh, partition((None, "batch", None)))
+        self._sharding = NamedSharding(mesh, partition_spec((None, "batch", None)))
         devices = self._sharding.addressable_devices
         self._rows = rows_on(devices, self._sharding, self._shape)
         # By device: where the rows that it holds are among those that this process reads.

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.run_dir import Run, read_events
 from gpt3jax.train.monitor import event_log
 
@@ -43,7 +43,7 @@ def verdict(found: Sequence[Sequence[Any]], patience: int) -> Verdict:
     return Verdict(best, 0 < patience <= later)
 
 
-def settle(run: Run, checkpoints: Checkpoints, patience: int) -> bool:
+def finish_interrupted_stop(run: Run, checkpoints: Checkpointer, patience: int) -> bool:
     """Whether the run is over; if so, its newest checkpoint is then the best one.
 
     Later ones become STEP.worse. Doing it twice is doing it once.

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.config import Experiment
+from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Run, read_events
 from gpt3jax.train.schedules import batch_range
 

@@ -12,18 +12,18 @@ import jax
 from jax.sharding import Mesh
 
 from gpt3jax import serde
-from gpt3jax.checkpoint import manifest
-from gpt3jax.checkpoint.checkpointer import Checkpoints
-from gpt3jax.checkpoint.manifest import DamagedError
-from gpt3jax.config import ConfigError, Data, Experiment
+from gpt3jax.checkpoint.checkpointer import Checkpointer
+from gpt3jax.checkpoint.manifest import DamagedError, read_manifest
+from gpt3jax.config import Data, Experiment
 from gpt3jax.data import loader
+from gpt3jax.errors import ConfigError
 from gpt3jax.model.init import Params, abstract_params, init_params
-from gpt3jax.model.lora import merged
+from gpt3jax.model.lora import merge_lora
 from gpt3jax.run_dir import Run, open_run
 from gpt3jax.serde import Count
 from gpt3jax.sharding import processes
 from gpt3jax.train.run_setup import check_base
-from gpt3jax.train.state import TrainState, abstract_state, sharded_state, with_fresh_moments
+from gpt3jax.train.state import TrainState, abstract_state, init_sharded_state, with_fresh_moments
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def find(experiment: Experiment) -> Parent:
       DamagedError: it is not whole, nor is one before it.
     """
     path, step = check_base(experiment)
-    checkpoints = Checkpoints(open_run(path).checkpoints)
+    checkpoints = Checkpointer(open_run(path).checkpoints)
     steps = checkpoints.steps()
     if not steps:
         raise ConfigError(
@@ -56,7 +56,7 @@ def find(experiment: Experiment) -> Parent:
     damage = None
     for each in [step] if step is not None else reversed(steps):
         try:
-            return Parent(os.path.abspath(path), each, checkpoints.seal(each).state)
+            return Parent(os.path.abspath(path), each, checkpoints.manifest(each).state)
         except DamagedError as error:
             damage = damage or DamagedError(f"--init-from {path}: checkpoint {each}: {error}")
     raise damage
@@ -83,7 +83,7 @@ def parent_of(run: Run) -> Parent | None:
 
 def _is_at(run: Run, parent: Parent) -> bool:
     try:
-        return manifest.read(run.checkpoints / str(parent.step)).state == parent.state
+        return read_manifest(run.checkpoints / str(parent.step)).state == parent.state
     except DamagedError:
         return False
 
@@ -99,11 +99,11 @@ def first_state(run: Run, experiment: Experiment, mesh: Mesh) -> TrainState:
     """
     found = processes.on_first(lambda: (parent := parent_of(run)) and dataclasses.asdict(parent))
     if found is None:
-        return sharded_state(experiment, mesh)
+        return init_sharded_state(experiment, mesh)
     parent = Parent(**found)
     base = open_run(parent.path)
-    checkpoints = Checkpoints(base.checkpoints)
-    there = parent.step in checkpoints.steps() and checkpoints.seal(parent.step).state
+    checkpoints = Checkpointer(base.checkpoints)
+    there = parent.step in checkpoints.steps() and checkpoints.manifest(parent.step).state
     if there != parent.state:
         raise ConfigError(
             f"{run.path} began from checkpoint {parent.step} of {parent.path}, which is not there "
@@ -122,7 +122,7 @@ def first_state(run: Run, experiment: Experiment, mesh: Mesh) -> TrainState:
 
 def _begun(params: Params, *, base_model: Any, experiment: Experiment) -> TrainState:
     """A state that begins from the parameters of another run."""
-    params, _ = merged(params, base_model)
+    params, _ = merge_lora(params, base_model)
     if experiment.model.lora_rank:
         drawn = init_params(jax.random.key(experiment.seed), experiment.model)
         layers = params["layers"] | {"lora": drawn["layers"]["lora"]}

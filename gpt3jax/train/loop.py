@@ -14,9 +14,10 @@ from typing import Any
 
 import jax
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints, Position, SaveError
-from gpt3jax.checkpoint.manifest import Seal
-from gpt3jax.config import Data, Experiment, RunError
+from gpt3jax.checkpoint.checkpointer import Checkpointer, Position, SaveError
+from gpt3jax.checkpoint.manifest import CheckpointManifest
+from gpt3jax.config import Data, Experiment
+from gpt3jax.errors import RunError
 from gpt3jax.run_dir import Run
 from gpt3jax.sharding import processes
 from gpt3jax.train import early_stopping
@@ -25,7 +26,7 @@ from gpt3jax.train.metrics import Meter, MetricsLog
 from gpt3jax.train.monitor import event_log, noise_scale, nonfinite
 from gpt3jax.train.monitor.display import Display
 from gpt3jax.train.monitor.loss_spikes import LASTING, Divergence, Spikes
-from gpt3jax.train.monitor.phase_timer import Clock
+from gpt3jax.train.monitor.phase_timer import PhaseTimer
 from gpt3jax.train.run_setup import identities
 from gpt3jax.train.schedules import batch_windows, is_done, total_tokens
 from gpt3jax.train.state import TrainState
@@ -50,10 +51,10 @@ class Loop:
         experiment: Experiment,
         run: Run,
         mesh: jax.sharding.Mesh,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpointer,
         start: Position,
         caught: list[int],
-        clock: Clock,
+        clock: PhaseTimer,
         reached: int,
         base: Data | None = None,
     ):
@@ -97,7 +98,7 @@ class Loop:
 
     def go(self, state: TrainState) -> Position:
         """Train until done or stopped by a signal; the last state is saved either way."""
-        if evaluation_is_owed(self.run, self.position, self.experiment):
+        if evaluation_is_missing(self.run, self.position, self.experiment):
             self._evaluate(state)
         unread: tuple[Batch, Metrics] | None = None
         self.meter.restart()
@@ -191,18 +192,18 @@ class Loop:
         self.log.sync()
         step, sequences = self.position.step, self.position.sequences
         skips = tuple(skip for skip in self.skips if skip.sequences < sequences)
-        unsealed = Seal(step, sequences, skips, self.identity, self.code, leaves={})
+        draft = CheckpointManifest(step, sequences, skips, self.identity, self.code, leaves={})
         began = time.monotonic()
 
-        def saved(sealed: Seal) -> None:
+        def saved(manifest: CheckpointManifest) -> None:
             seconds = round(time.monotonic() - began, 3)
-            self._record("save", step=step, state=sealed.state, seconds=seconds)
+            self._record("save", step=step, state=manifest.state, seconds=seconds)
             self.failed_saves = 0
 
         self._settle_save()
         self.save_again = False
         try:
-            self.checkpoints.save(state, unsealed, saved)
+            self.checkpoints.save(state, draft, saved)
         except SaveError as error:
             self._tell_failed_save(error)
 
@@ -257,7 +258,9 @@ class Loop:
 
     def _end_early(self) -> None:
         patience, best = self.experiment.train.patience, self._verdict().best
-        processes.on_first(lambda: early_stopping.settle(self.run, self.checkpoints, patience))
+        processes.on_first(
+            lambda: early_stopping.finish_interrupted_stop(self.run, self.checkpoints, patience)
+        )
         self.display.note(
             f"validation was best at step {best}, and not better {patience} times since: the run "
             "ends there"
@@ -331,7 +334,7 @@ def evaluation_is_due(at: Position, experiment: Experiment) -> bool:
     return is_done(at.step, tokens, experiment) or at.step % experiment.evaluate.every == 0
 
 
-def evaluation_is_owed(run: Run, at: Position, experiment: Experiment) -> bool:
+def evaluation_is_missing(run: Run, at: Position, experiment: Experiment) -> bool:
     """Whether it was due here and is not there: a session was ended before it."""
 
     def is_there() -> bool:

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 
 from gpt3jax.config import Model
-from gpt3jax.model.gpt3 import head, trunk
+from gpt3jax.model.gpt3 import head, hidden_states
 from gpt3jax.model.init import Params
 from gpt3jax.model.layers import last_norm
 from gpt3jax.model.logprobs import in_rows, logits_of, scores_of
-from gpt3jax.sharding.collectives import gather, index, scatter_sum, size, total
+from gpt3jax.sharding.collectives import all_gather, axis_index, axis_size, psum, reduce_scatter
 
 
 def window_loss(
@@ -41,18 +41,18 @@ def window_loss(
       share: how much of the targets is learned, of these windows if not given. Of a batch in
         several microbatches it is the mean of all, so that each learned token weighs the same.
     """
-    x_BTD, _, _ = trunk(params, tokens_read(windows_BT1[:, :-1]), model)
+    x_BTD, _, _ = hidden_states(params, tokens_read(windows_BT1[:, :-1]), model)
     with jax.named_scope("unembed"):
         top = head(params, model)
         x_BTD = last_norm(top, x_BTD, model)
         T = x_BTD.shape[1]
-        targets_BT = jax.lax.dynamic_slice_in_dim(windows_BT1, 1 + index("tensor") * T, T, 1)
+        targets_BT = jax.lax.dynamic_slice_in_dim(windows_BT1, 1 + axis_index("tensor") * T, T, 1)
         targets_M = targets_BT.reshape(-1)
         loss = head_loss(
             x_BTD.reshape(-1, model.d_model), top["token_embedding"], targets_M, model.vocabulary
         )
     # Devices along `tensor` took part in each other's rows, and each has the whole sum.
-    loss = loss / (len(targets_M) * size("data", "fsdp", "tensor") * size("tensor"))
+    loss = loss / (len(targets_M) * axis_size("data", "fsdp", "tensor") * axis_size("tensor"))
     return loss / (learned_share(windows_BT1) if share is None else share)
 
 
@@ -63,8 +63,8 @@ def learned_share(windows_BT1: jax.Array) -> jax.Array:
     """
     is_learned_BT = windows_BT1[..., 1:] >= 0
     # Devices along `tensor` have the same windows.
-    targets = math.prod(is_learned_BT.shape[-2:]) * size("data", "fsdp")
-    return total(is_learned_BT.sum((-2, -1)), "data", "fsdp") / targets
+    targets = math.prod(is_learned_BT.shape[-2:]) * axis_size("data", "fsdp")
+    return psum(is_learned_BT.sum((-2, -1)), "data", "fsdp") / targets
 
 
 def tokens_read(windows: jax.Array) -> jax.Array:
@@ -80,7 +80,7 @@ def head_loss(x_MD: jax.Array, w_VD: jax.Array, targets_M: jax.Array, vocabulary
     """
 
     def add(loss, rows):
-        x_RD, targets_R = (gather(part, "tensor", 0) for part in rows)
+        x_RD, targets_R = (all_gather(part, "tensor", 0) for part in rows)
         losses_R, _ = _losses(x_RD, w_VD, targets_R, vocabulary)
         return loss + losses_R.sum(), None
 
@@ -92,10 +92,10 @@ def _head_loss_forward(x_MD, w_VD, targets_M, vocabulary):
 
     def add(sums, rows):
         loss, dw_VD = sums
-        x_RD, targets_R = (gather(part, "tensor", 0) for part in rows)
+        x_RD, targets_R = (all_gather(part, "tensor", 0) for part in rows)
         losses_R, dlogits_RV = _losses(x_RD, w_VD, targets_R, vocabulary)
         dw_VD = dw_VD + jnp.matmul(dlogits_RV.T, x_RD, preferred_element_type=jnp.float32)
-        return (loss + losses_R.sum(), dw_VD), scatter_sum(dlogits_RV @ w_VD, "tensor", 0)
+        return (loss + losses_R.sum(), dw_VD), reduce_scatter(dlogits_RV @ w_VD, "tensor", 0)
 
     zero = (jnp.zeros(()), jnp.zeros(w_VD.shape, jnp.float32))
     (loss, dw_VD), dx = jax.lax.scan(add, zero, in_rows(x_MD, targets_M))
@@ -104,7 +104,7 @@ def _head_loss_forward(x_MD, w_VD, targets_M, vocabulary):
 
 def _head_loss_backward(vocabulary, residuals, dloss):
     # Each of the devices along `tensor` has the whole loss, with the same cotangent.
-    scale = dloss * size("tensor")
+    scale = dloss * axis_size("tensor")
     return *((scale * d).astype(d.dtype) for d in residuals), None
 
 

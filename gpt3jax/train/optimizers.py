@@ -7,7 +7,7 @@ from flax.traverse_util import path_aware_map
 
 from gpt3jax.config import Experiment, Model
 from gpt3jax.model.init import decayed
-from gpt3jax.model.param_specs import named, table
+from gpt3jax.model.param_specs import named_specs, param_specs
 
 
 def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
@@ -23,7 +23,7 @@ def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
 
 def _at_rates(model: Model) -> optax.GradientTransformation:
     """Each leaf times its rate in the table; what is trained may be less than all leaves."""
-    rates = {path: spec.rate for path, spec in named(table(model))}
+    rates = {path: spec.rate for path, spec in named_specs(param_specs(model))}
 
     def scaled(updates, params):
         return path_aware_map(lambda path, u: u * rates["/".join(path)], updates)

@@ -8,11 +8,11 @@ from dataclasses import asdict
 
 from jax.sharding import Mesh
 
-from gpt3jax.checkpoint import manifest
-from gpt3jax.checkpoint.checkpointer import Checkpoints, Position, Tell
-from gpt3jax.checkpoint.manifest import DamagedError, Seal
-from gpt3jax.config import ConfigError, Experiment
-from gpt3jax.run_dir import Run, Skip, write_whole
+from gpt3jax.checkpoint.checkpointer import Checkpointer, Position, Tell
+from gpt3jax.checkpoint.manifest import CheckpointManifest, DamagedError, read_manifest
+from gpt3jax.config import Experiment
+from gpt3jax.errors import ConfigError
+from gpt3jax.run_dir import Run, Skip, write_atomic
 from gpt3jax.sharding import processes
 from gpt3jax.train import history
 from gpt3jax.train.metrics import cut_after
@@ -21,11 +21,11 @@ from gpt3jax.train.run_setup import identities
 from gpt3jax.train.state import TrainState, abstract_state
 
 
-def furthest(checkpoints: Checkpoints) -> Position:
-    """The newest position whose seal can be read, without looking at its values."""
+def furthest(checkpoints: Checkpointer) -> Position:
+    """The newest position whose manifest can be read, without looking at its values."""
     for step in reversed(checkpoints.steps()):
         try:
-            found = manifest.read(checkpoints.path(step))
+            found = read_manifest(checkpoints.path(step))
         except DamagedError:
             continue
         return Position(found.step, found.sequences)
@@ -33,9 +33,9 @@ def furthest(checkpoints: Checkpoints) -> Position:
 
 
 def restore(
-    run: Run, experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, tell: Tell
-) -> tuple[TrainState, Seal] | None:
-    """The newest state that can be trusted, and its seal; None where there is no checkpoint.
+    run: Run, experiment: Experiment, mesh: Mesh, checkpoints: Checkpointer, tell: Tell
+) -> tuple[TrainState, CheckpointManifest] | None:
+    """The newest state that can be trusted, and its manifest; None where there is no checkpoint.
 
     One that cannot is told, entered in the ledger and renamed, so that its step
     can be saved again.
@@ -46,8 +46,8 @@ def restore(
     abstract = abstract_state(experiment, mesh)
     known = processes.on_first(lambda: identities(run))
 
-    def load(step: int) -> tuple[TrainState, Seal]:
-        found = manifest.read(checkpoints.path(step))
+    def load(step: int) -> tuple[TrainState, CheckpointManifest]:
+        found = read_manifest(checkpoints.path(step))
         check_is_own(found, step, known)
         return checkpoints.restore(step, abstract), found
 
@@ -70,7 +70,7 @@ def restore(
     return found
 
 
-def rewind(run: Run, checkpoints: Checkpoints, step: int, batches: int) -> None:
+def rewind(run: Run, checkpoints: Checkpointer, step: int, batches: int) -> None:
     """Send the run back to a checkpoint, and pass over the batches that come next.
 
     What PaLM's authors did by hand about loss spikes (arXiv 2204.02311, section
@@ -93,7 +93,7 @@ def rewind(run: Run, checkpoints: Checkpoints, step: int, batches: int) -> None:
         raise ConfigError(f"there is no checkpoint {step} to rewind to. {run.path} has {steps}")
     if batches < 0:
         raise ConfigError(f"--skip is {batches}: it counts batches. Use 0 or more")
-    found = checkpoints.seal(step)
+    found = checkpoints.manifest(step)
     earlier = tuple(skip for skip in run.skips() if skip.sequences < found.sequences)
     windows = _windows_ahead(run, found, batches)
     skips = (*earlier, Skip(step, found.sequences, windows))
@@ -102,14 +102,14 @@ def rewind(run: Run, checkpoints: Checkpoints, step: int, batches: int) -> None:
             run.ledger_file, "rewind", step=step, batches=batches, windows=windows,
             was_at=steps[-1],
         )  # fmt: skip
-        write_whole(run.skips_file, json.dumps([asdict(skip) for skip in skips], indent=2) + "\n")
+        write_atomic(run.skips_file, json.dumps([asdict(skip) for skip in skips], indent=2) + "\n")
     elif steps[-1] > step:
         return
     # What was measured after it no longer counts: it could have ended the run (early_stopping.py).
     cut_after(run.metrics_file, step)
 
 
-def _windows_ahead(run: Run, found: Seal, batches: int) -> int:
+def _windows_ahead(run: Run, found: CheckpointManifest, batches: int) -> int:
     """Windows in the batches after a checkpoint, as the run read them before or would read them."""
     for event in reversed(event_log.read(run.ledger_file)):
         # The run was sent back here before: what it had read then is no longer in the metrics.
@@ -123,19 +123,19 @@ def _windows_ahead(run: Run, found: Seal, batches: int) -> int:
     return history.windows_read(run, found.step + batches).stop - found.sequences
 
 
-def set_rewound_aside(run: Run, checkpoints: Checkpoints) -> None:
+def set_rewound_aside(run: Run, checkpoints: Checkpointer) -> None:
     """Rename the checkpoints that a rewind has left behind to STEP.rewound."""
     skips = run.skips()
     for step in checkpoints.steps():
         try:
-            found = manifest.read(checkpoints.path(step))
+            found = read_manifest(checkpoints.path(step))
         except DamagedError:
             continue
         if found.skips != tuple(skip for skip in skips if skip.sequences < found.sequences):
             checkpoints.set_aside(step, "rewound")
 
 
-def check_is_own(found: Seal, step: int, known: Sequence[str]) -> None:
+def check_is_own(found: CheckpointManifest, step: int, known: Sequence[str]) -> None:
     """Whether a checkpoint is of this run, and of the step that its folder names.
 
     Raises:

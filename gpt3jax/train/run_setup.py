@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt3jax.config import ConfigError, Experiment, short_hash
+from gpt3jax.config import Experiment
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import TOKENIZER, load_manifest
-from gpt3jax.run_dir import Run, check_plain, open_run, write_whole
+from gpt3jax.errors import ConfigError
+from gpt3jax.run_dir import Run, check_output_folder, open_run, write_atomic
+from gpt3jax.serde import short_hash
 from gpt3jax.train import history
 from gpt3jax.train.monitor import event_log
 
@@ -127,13 +129,13 @@ def create_or_check(
         if changed:
             before = short_hash(run.identity())
             event_log.record(run.ledger_file, "change", before=before, what=list(map(str, changed)))
-            write_whole(run.identity_file, json.dumps(identity, indent=2) + "\n")
+            write_atomic(run.identity_file, json.dumps(identity, indent=2) + "\n")
     else:
         tokenizer = Path(experiment.data.sources[0].path) / TOKENIZER
         shutil.copyfile(tokenizer, run.tokenizer_file)
-        write_whole(run.identity_file, json.dumps(identity, indent=2) + "\n")
+        write_atomic(run.identity_file, json.dumps(identity, indent=2) + "\n")
     # Last, since a run is there when this is; rewritten, since how it runs may change.
-    write_whole(run.experiment_file, experiment.to_json())
+    write_atomic(run.experiment_file, experiment.to_json())
 
 
 def _dtype_before(run: Run) -> str | None:
@@ -205,7 +207,7 @@ def only_one(run: Run) -> Iterator[None]:
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        check_plain(run.path, run.checkpoints.name)
+        check_output_folder(run.path, run.checkpoints.name)
         lock = run.lock_file.open("a+")
     except OSError as error:
         raise ConfigError(f"{run.path} cannot be written: {error}. Choose another --run") from error

@@ -14,7 +14,8 @@ from flax import struct
 from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gpt3jax.config import ConfigError, Experiment
+from gpt3jax.config import Experiment
+from gpt3jax.errors import ConfigError
 from gpt3jax.model.init import Params, abstract_params, init_params
 from gpt3jax.model.trainable import trained
 from gpt3jax.train.optimizers import make_optimizer
@@ -28,7 +29,7 @@ class TrainState:
     optimizer: Any
 
 
-def new_state(experiment: Experiment) -> TrainState:
+def init_state(experiment: Experiment) -> TrainState:
     """State 0: parameters drawn from the seed, optimizer moments zero."""
     params = init_params(jax.random.key(experiment.seed), experiment.model)
     return with_fresh_moments(params, experiment)
@@ -36,11 +37,13 @@ def new_state(experiment: Experiment) -> TrainState:
 
 def with_fresh_moments(params: Params, experiment: Experiment) -> TrainState:
     """A state to begin from, with these parameters; moments are zero."""
-    part, _ = split(params, experiment)
+    part, _ = partition(params, experiment)
     return TrainState(params, make_optimizer(experiment).init(part))
 
 
-def split(tree: dict[str, Any], experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
+def partition(
+    tree: dict[str, Any], experiment: Experiment
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """A tree as the parameters are, in two: the leaves that are trained, and the others."""
     flat, chosen = flatten_dict(tree, sep="/"), trained(experiment)
     part = {path: leaf for path, leaf in flat.items() if path in chosen}
@@ -48,13 +51,13 @@ def split(tree: dict[str, Any], experiment: Experiment) -> tuple[dict[str, Any],
     return unflatten_dict(part, sep="/"), unflatten_dict(rest, sep="/")
 
 
-def join(part: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
-    """What `split` took apart."""
+def combine(part: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
+    """What `partition` took apart."""
     flat = flatten_dict(part, sep="/") | flatten_dict(rest, sep="/")
     return unflatten_dict(flat, sep="/")
 
 
-def of_trained_layers(
+def select_trained_layers(
     new: dict[str, Any], old: dict[str, Any], experiment: Experiment
 ) -> dict[str, Any]:
     """Of two trees of trained leaves, the new one; in layers that are not trained, the old one."""
@@ -80,9 +83,9 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
       ConfigError: the optimizer keeps something of a parameter's size that is none of these.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
-    shapes = jax.eval_shape(lambda: new_state(experiment))
+    shapes = jax.eval_shape(lambda: init_state(experiment))
     params = abstract_params(experiment.model, mesh)
-    trained_params = flatten_dict(split(params, experiment)[0], sep="/")
+    trained_params = flatten_dict(partition(params, experiment)[0], sep="/")
     smallest = min(param.size for param in trained_params.values())
 
     def place(at: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -101,19 +104,19 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     return TrainState(params, jax.tree_util.tree_map_with_path(place, shapes.optimizer))
 
 
-def sharded_state(experiment: Experiment, mesh: Mesh) -> TrainState:
+def init_sharded_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     """State 0, made in place on the mesh: no device ever holds more than its part."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
     with jax.set_mesh(mesh):
         make = jax.jit(
-            lambda: new_state(experiment),
+            lambda: init_state(experiment),
             out_shardings=shardings,
-            compiler_options=in_haste(mesh, level=1),
+            compiler_options=fast_compile_options(mesh, level=1),
         )
         return make()
 
 
-def in_haste(mesh: Mesh, level: int) -> dict[str, int] | None:
+def fast_compile_options(mesh: Mesh, level: int) -> dict[str, int] | None:
     """Compile for a CPU with less effort than XLA's third level, where nobody asked for one.
 
     The bits are the same. The first state, which runs once, takes 0.7 s at level 1 rather than 2.5

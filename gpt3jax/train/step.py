@@ -19,15 +19,22 @@ from jax.sharding import Mesh, PartitionSpec
 
 from gpt3jax.config import Experiment, Model
 from gpt3jax.model.gpt3 import compute_dtype
-from gpt3jax.model.param_specs import table
+from gpt3jax.model.param_specs import param_specs
 from gpt3jax.sharding.axes import AXES
-from gpt3jax.sharding.collectives import each_device, size, total, total_of_copies
-from gpt3jax.sharding.mesh import near_devices
-from gpt3jax.sharding.rules import partition, partitions
+from gpt3jax.sharding.collectives import axis_size, psum, psum_replicated, shard_map
+from gpt3jax.sharding.mesh import first_stage_size
+from gpt3jax.sharding.rules import partition_spec, partition_specs
 from gpt3jax.train.loss import learned_share, window_loss
 from gpt3jax.train.monitor.noise_scale import estimate, small_squares
 from gpt3jax.train.optimizers import make_optimizer
-from gpt3jax.train.state import TrainState, abstract_state, in_haste, join, of_trained_layers, split
+from gpt3jax.train.state import (
+    TrainState,
+    abstract_state,
+    combine,
+    fast_compile_options,
+    partition,
+    select_trained_layers,
+)
 
 Metrics = dict[str, jax.Array]
 
@@ -39,7 +46,7 @@ def train_step(
     learning_rate: jax.Array,
     *,
     experiment: Experiment,
-    near: int = 1,
+    first_stage: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """Read a batch, return the corrected state.
 
@@ -50,32 +57,32 @@ def train_step(
         without a new compilation.
       microbatches: int32 scalar, at least 1.
       learning_rate: float32 scalar.
-      near: devices of the first stage in which weights are gathered (mesh.py).
+      first_stage: devices of the first stage in which weights are gathered (mesh.py).
 
     Returns:
       The next state, and `loss` (nats/learned token) and `grad_norm` (of what is trained, before
       clipping); of several microbatches `grad_square` and `grad_variance`, too
       (monitor/noise_scale.py). Where either is not finite, the state is the one before.
     """
-    parts, other_parts = split(partitions(table(experiment.model)), experiment)
-    mean_gradients = each_device(
+    parts, other_parts = partition(partition_specs(param_specs(experiment.model)), experiment)
+    mean_gradients = shard_map(
         partial(_mean_gradients, experiment=experiment, parts=parts),
-        in_specs=(parts, other_parts, partition((None, "batch", None)), PartitionSpec()),
+        in_specs=(parts, other_parts, partition_spec((None, "batch", None)), PartitionSpec()),
         out_specs=(PartitionSpec(), parts, PartitionSpec()),
-        near=near,
+        first_stage=first_stage,
     )
-    params, others = split(state.params, experiment)
+    params, others = partition(state.params, experiment)
     loss, gradients, noise = mean_gradients(params, others, windows_MBT1, microbatches)
     zeros = jax.tree.map(jnp.zeros_like, gradients)
-    gradients = of_trained_layers(gradients, zeros, experiment)
+    gradients = select_trained_layers(gradients, zeros, experiment)
     optimizer = make_optimizer(experiment)
     update, moments = optimizer.update(gradients, state.optimizer, params)
     updated = jax.tree.map(lambda p, u: p - learning_rate * u, params, update)
     # Weight decay moves all that it is given.
-    updated = of_trained_layers(updated, params, experiment)
+    updated = select_trained_layers(updated, params, experiment)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **noise}
     is_good = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
-    after = TrainState(join(updated, others), moments)
+    after = TrainState(combine(updated, others), moments)
     return jax.tree.map(partial(jnp.where, is_good), after, state), metrics
 
 
@@ -86,18 +93,18 @@ def _mean_gradients(params, others, windows_MBT1, microbatches, experiment: Expe
     """
 
     def loss_of(part, windows_BT1, share=None):
-        return window_loss(join(part, others), windows_BT1, experiment.model, share)
+        return window_loss(combine(part, others), windows_BT1, experiment.model, share)
 
     loss_and_gradients = jax.value_and_grad(loss_of)
     if windows_MBT1.shape[0] == 1:
         loss, gradients = loss_and_gradients(params, windows_MBT1[0])
-        return total(loss, *AXES), total_of_copies(gradients, parts), {}
+        return psum(loss, *AXES), psum_replicated(gradients, parts), {}
     is_read_M = jnp.arange(len(windows_MBT1)) < microbatches
     share = jnp.where(is_read_M, learned_share(windows_MBT1), 0).sum() / microbatches
     no_gradients = jax.tree.map(jnp.zeros_like, params)
 
     def trained_only(gradients):
-        return of_trained_layers(gradients, no_gradients, experiment)
+        return select_trained_layers(gradients, no_gradients, experiment)
 
     def add(index, sums):
         before, small = sums
@@ -113,20 +120,20 @@ def _mean_gradients(params, others, windows_MBT1, microbatches, experiment: Expe
     zero = (jnp.zeros(()), no_gradients), no_squares
     (loss, gradients), small = jax.lax.fori_loop(0, microbatches, add, zero)
     loss, gradients = jax.tree.map(lambda value: value / microbatches, (loss, gradients))
-    gradients = total_of_copies(gradients, parts)
-    tokens = windows_MBT1[0, :, 1:].size * size("data", "fsdp")
+    gradients = psum_replicated(gradients, parts)
+    tokens = windows_MBT1[0, :, 1:].size * axis_size("data", "fsdp")
     noise = estimate(small, trained_only(gradients), parts, tokens, microbatches)
-    return total(loss, *AXES), gradients, noise
+    return psum(loss, *AXES), gradients, noise
 
 
 def compile_train_step(experiment: Experiment, mesh: Mesh) -> Callable[..., tuple]:
     """The jitted train step for this mesh; it consumes (donates) the state it is given."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
     return jax.jit(
-        partial(train_step, experiment=experiment, near=near_devices(mesh)),
+        partial(train_step, experiment=experiment, first_stage=first_stage_size(mesh)),
         donate_argnames="state",
         out_shardings=(shardings, None),
-        compiler_options=in_haste(mesh, level=2),
+        compiler_options=fast_compile_options(mesh, level=2),
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from gpt3jax.checkpoint.checkpointer import Position
 from gpt3jax.config import Experiment
 from gpt3jax.run_dir import Skip
-from gpt3jax.train.batches import Feed
+from gpt3jax.train.batches import BatchFeed
 from gpt3jax.train.schedules import Microbatches, Stretch, learning_rate, stretches
 from gpt3jax.train.state import TrainState
 from gpt3jax.train.step import Metrics, compile_train_step
@@ -65,7 +65,7 @@ class Stepper:
         self.position = start
         self._sizes = chain.from_iterable(repeat(size, count) for size, count in sizes())
         microbatches = Microbatches(sizes(), experiment.microbatch, start.sequences)
-        self.feed = Feed(experiment, mesh, microbatches, skips)
+        self.feed = BatchFeed(experiment, mesh, microbatches, skips)
         self._step = compile_train_step(experiment, mesh)
         self.is_compiled = False
 

@@ -11,17 +11,18 @@ from typing import Any
 
 import jax
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints, Position
-from gpt3jax.config import ConfigError, Data, Experiment
+from gpt3jax.checkpoint.checkpointer import Checkpointer, Position
+from gpt3jax.config import Data, Experiment
 from gpt3jax.data.manifest import verify
-from gpt3jax.model.param_specs import count
+from gpt3jax.errors import ConfigError
+from gpt3jax.model.param_specs import count_params
 from gpt3jax.model.trainable import trained, trained_count
 from gpt3jax.run_dir import Changes, Run
 from gpt3jax.sharding import processes
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train import early_stopping, history, resume
 from gpt3jax.train.init_from import base_data, find, first_state
-from gpt3jax.train.loop import Loop, evaluation_is_owed
+from gpt3jax.train.loop import Loop, evaluation_is_missing
 from gpt3jax.train.monitor import event_log, phase_timer
 from gpt3jax.train.run_setup import (
     caught_signals,
@@ -86,19 +87,21 @@ def train(
         # Closed after all that takes time, so that its seconds are counted.
         counted = held.enter_context(ExitStack())
         held.enter_context(jax.set_mesh(mesh))
-        checkpoints = Checkpoints(run.checkpoints, experiment.train.keep)
+        checkpoints = Checkpointer(run.checkpoints, experiment.train.keep)
         held.callback(checkpoints.close)
         identity = {**experiment.identity(), "data": data}
         processes.on_first(lambda: _prepare(run, experiment, identity, checkpoints, changes))
         processes.agree(lambda: {"run": check_is_shared(run)})
         patience = experiment.train.patience
-        is_over = processes.on_first(lambda: early_stopping.settle(run, checkpoints, patience))
+        is_over = processes.on_first(
+            lambda: early_stopping.finish_interrupted_stop(run, checkpoints, patience)
+        )
         start = processes.on_first(lambda: asdict(resume.furthest(checkpoints)))
         if is_over or _is_finished(run, Position(**start), experiment):
             return Outcome(Position(**start), 0, None)
-        reached = processes.on_first(lambda: phase_timer.settle(run))
+        reached = processes.on_first(lambda: phase_timer.close_interrupted_session(run))
         # Alone, nobody waits for us: a slow step of a laptop is no reason to end.
-        kept = phase_timer.Clock(run, began, stuck_after if jax.process_count() > 1 else 0.0)
+        kept = phase_timer.PhaseTimer(run, began, stuck_after if jax.process_count() > 1 else 0.0)
         counted.callback(kept.close)
         kept.enter("restore")
         notes: list[str] = []
@@ -144,7 +147,7 @@ def _prepare(
     run: Run,
     experiment: Experiment,
     identity: dict[str, Any],
-    checkpoints: Checkpoints,
+    checkpoints: Checkpointer,
     changes: Changes,
 ) -> None:
     """Make the folder what it should be before anything is read from it."""
@@ -172,7 +175,7 @@ def _begin(
     run: Run,
     experiment: Experiment,
     mesh: jax.sharding.Mesh,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpointer,
     notes: list[str],
 ) -> tuple[TrainState, Position]:
     """The state to go on from; `notes` gets what there is to say of it."""
@@ -183,11 +186,11 @@ def _begin(
     found = resume.restore(run, experiment, mesh, checkpoints, tell)
     if found is None:
         return first_state(run, experiment, mesh), Position()
-    state, sealed = found
-    if changed := differences(sealed.code, event_log.code_version()):
+    state, manifest = found
+    if changed := differences(manifest.code, event_log.code_version()):
         what = "; ".join(map(str, changed))
         notes.append(f"since the checkpoint, {what}: losses may differ in their last bits")
-    return state, Position(sealed.step, sealed.sequences)
+    return state, Position(manifest.step, manifest.sequences)
 
 
 def _record_start(
@@ -198,7 +201,7 @@ def _record_start(
 
     What has changed since the session before, and how few parameters train, is noted.
     """
-    parameters, trainable = count(experiment.model), trained_count(experiment)
+    parameters, trainable = count_params(experiment.model), trained_count(experiment)
     if trainable < parameters or experiment.init_from:
         notes.append(f"{parameters:,} parameters, {trainable:,} of them trained")
     if processes.is_first():
@@ -243,5 +246,5 @@ def _is_finished(run: Run, at: Position, experiment: Experiment) -> bool:
     return (
         at.step > 0
         and is_done(at.step, tokens, experiment)
-        and not evaluation_is_owed(run, at, experiment)
+        and not evaluation_is_missing(run, at, experiment)
     )

@@ -15,14 +15,15 @@ import pytest
 
 import gpt3jax
 from gpt3jax import cli
-from gpt3jax.config import ConfigError, Data, Source
+from gpt3jax.config import Data, Source
 from gpt3jax.data import loader
 from gpt3jax.data.byte_level import END_OF_TEXT, LETTERS, to_json
 from gpt3jax.data.manifest import load_manifest
 from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import ConfigError
 from gpt3jax.interchange.tokenizer_files import read_tokenizer
-from gpt3jax.runtime.atomic_folder import whole_folder
+from gpt3jax.runtime.atomic_folder import atomic_folder
 
 ENV = os.environ | {"PYTHONPATH": str(Path(gpt3jax.__file__).parents[1])}
 SMALL = ["--context", "32", "--vocabulary", "300", "--workers", "1"]
@@ -245,7 +246,7 @@ def test_of_two_that_begin_the_second_waits_until_the_first_has_its_lock(tmp_pat
     ended = threading.Event()
 
     def run():
-        with whole_folder(tmp_path / "out", is_only=True):
+        with atomic_folder(tmp_path / "out", is_only=True):
             ended.set()
 
     second = threading.Thread(target=run)
@@ -258,19 +259,19 @@ def test_of_two_that_begin_the_second_waits_until_the_first_has_its_lock(tmp_pat
 
 def test_a_process_id_that_another_has_now_blocks_nobody(tmp_path):
     """Of a killed process: its id may be given again, to one that lives long."""
-    with whole_folder(tmp_path / "out") as folder:
+    with atomic_folder(tmp_path / "out") as folder:
         name = folder.name
     (tmp_path / "out").rmdir()
     left = tmp_path / name.replace(str(os.getpid()), "1")
     left.mkdir()
-    with whole_folder(tmp_path / "out", is_only=True):
+    with atomic_folder(tmp_path / "out", is_only=True):
         assert not left.exists()
 
 
 def test_a_folder_that_appears_meanwhile_is_not_overwritten(tmp_path):
     with (
         pytest.raises(ConfigError, match="was made by another process meanwhile"),
-        whole_folder(tmp_path / "out", is_only=True),
+        atomic_folder(tmp_path / "out", is_only=True),
     ):
         (tmp_path / "out").mkdir()
         (tmp_path / "out/thesis.tex").write_text("x")

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpt3jax.config import ConfigError
 from gpt3jax.data.corpora import text_files
 from gpt3jax.data.corpora.documents import Document, Skipped
 from gpt3jax.data.corpora.open import open_corpus
+from gpt3jax.errors import ConfigError
 
 
 def read(spec, field="text"):

@@ -2,12 +2,12 @@
 
 import pytest
 
-from gpt3jax.config import ConfigError
 from gpt3jax.data.corpora.documents import Document
 from gpt3jax.data.corpora.open import open_corpus
 from gpt3jax.data.prepare.census import bucket
 from gpt3jax.data.prepare.prepare import prepare, verify
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import ConfigError
 
 SMALL = {"context": 32, "vocabulary": 300}
 

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
-from gpt3jax.config import ConfigError
 from gpt3jax.data.prepare.census import bucket
 from gpt3jax.data.prepare.prepare import prepare, verify
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import ConfigError
 
 CONTEXT = 32
 SMALL = {"context": CONTEXT, "workers": 1}

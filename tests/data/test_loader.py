@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from gpt3jax.config import ConfigError, Data, Source
+from gpt3jax.config import Data, Source
 from gpt3jax.data.loader import batches, held_out, identity, windows
 from gpt3jax.data.prepare.prepare import prepare
+from gpt3jax.errors import ConfigError
 from gpt3jax.train.schedules import Microbatches
 
 CONTEXT = 32

@@ -7,12 +7,13 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
 from gpt3jax.commands.data import data_show
-from gpt3jax.config import ConfigError, Data, Source
+from gpt3jax.config import Data, Source
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import load_manifest
 from gpt3jax.data.pairs import shown, tokens_of
 from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import ConfigError
 
 CONTEXT = 32
 

@@ -13,12 +13,12 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
 import gpt3jax
-from gpt3jax.config import ConfigError
 from gpt3jax.data.corpora.open import open_corpus
 from gpt3jax.data.prepare.census import bucket
 from gpt3jax.data.prepare.prepare import load_manifest, prepare, verify
 from gpt3jax.data.prepare.worker_pool import processes
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import ConfigError
 
 SMALL = {"context": 32, "vocabulary": 300, "workers": 1}
 

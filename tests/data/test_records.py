@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt3jax import cli
-from gpt3jax.config import ConfigError
 from gpt3jax.data.corpora.documents import Document
 from gpt3jax.data.corpora.open import open_corpus
 from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import ConfigError
 from gpt3jax.evals.tasks.files import read_jsonl
 
 ROWS = [{"id": i, "body": f"text {i} caf\u00e9", "meta": {"body": "inner"}} for i in range(40)]

@@ -13,12 +13,12 @@ import pytest
 
 import gpt3jax
 from gpt3jax import cli
-from gpt3jax.config import ConfigError
 from gpt3jax.data.prepare import merge
 from gpt3jax.data.prepare.merge import merge_shards
 from gpt3jax.data.prepare.pieces import finished, work_folder
 from gpt3jax.data.prepare.prepare import prepare, request, verify
 from gpt3jax.data.prepare.shards import parse_shard, prepare_shard
+from gpt3jax.errors import ConfigError
 
 ENV = os.environ | {"PYTHONPATH": str(Path(gpt3jax.__file__).parents[1])}
 
@@ -277,7 +277,7 @@ PROGRAM = """
 import sys, time
 import gpt3jax.data.prepare as p
 p.SHARD_BYTES = 16_000
-from gpt3jax.data.shards import prepare_shard
+from gpt3jax.data.prepare.shards import prepare_shard
 corpus, out, tokenizer, index, count, wait = sys.argv[1:]
 made = p.request(corpus, out, context=32, vocabulary=300, tokenizer=tokenizer, workers=1)
 def report(stage, share):

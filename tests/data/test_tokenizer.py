@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpt3jax.config import ConfigError
 from gpt3jax.data.tokenizer import StreamDecoder, Tokenizer, train_tokenizer
+from gpt3jax.errors import ConfigError
 
 TEXTS = [
     "def f(x):\n    return x + 1\n",

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.evals.tasks.arithmetic import ARITHMETIC, PAPER, arithmetic
 
 WORDS = {"plus": "+", "minus": "-", "times": "*"}

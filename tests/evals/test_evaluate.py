@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from scipy.stats import binomtest
 
-from gpt3jax.config import ConfigError
 from gpt3jax.data.tokenizer import Tokenizer, train_tokenizer
+from gpt3jax.errors import ConfigError
 from gpt3jax.evals.page import page
 from gpt3jax.evals.plot import plot
 from gpt3jax.evals.protocol import Protocol, evaluate

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.evals.task import Example
 from gpt3jax.evals.tasks.arithmetic import ARITHMETIC, arithmetic
 from gpt3jax.evals.tasks.files import load_tasks, read_jsonl
@@ -24,7 +24,7 @@ DESCRIBED = '''
 """Capitals: a country and its capital."""
 from pathlib import Path
 
-from gpt3jax.evals.files import read_jsonl
+from gpt3jax.evals.tasks.files import read_jsonl
 
 
 def task():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gpt3jax.config import ConfigError
 from gpt3jax.data.tokenizer import Tokenizer, train_tokenizer
+from gpt3jax.errors import ConfigError
 from gpt3jax.evals.prompts import ask
 from gpt3jax.evals.task import Example, Task, exact_match, f1
 

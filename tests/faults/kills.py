@@ -103,7 +103,7 @@ def whole(run: Path) -> list[int]:
     for folder in (run / "checkpoints").glob("[1-9]*"):
         if folder.name.isdecimal():
             try:
-                manifest.check_files(folder, manifest.read(folder))
+                manifest.check_files(folder, manifest.read_manifest(folder))
                 found.append(int(folder.name))
             except manifest.DamagedError:
                 continue
@@ -125,7 +125,7 @@ def outcome(run: Path) -> dict[str, object]:
         "records": records,
         "batches": {step: seen[step] for step in sorted(seen)},
         "states": {event["step"]: event["state"] for event in saves},
-        "last": (last, manifest.read(run / "checkpoints" / str(last)).state),
+        "last": (last, manifest.read_manifest(run / "checkpoints" / str(last)).state),
     }
 
 

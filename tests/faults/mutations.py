@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from gpt3jax.cli import one_line
-from gpt3jax.config import ConfigError, RunError
+from gpt3jax.errors import ConfigError, RunError
 
 FUZZ = int(os.environ.get("GPT3JAX_FUZZ", 0))
 """Mutations per test under `make faults`; 0: few."""

@@ -12,10 +12,10 @@ from pathlib import Path
 from hypothesis import given
 from mutations import bounds, broken_bytes, tries
 
-from gpt3jax.config import ConfigError
 from gpt3jax.data.corpora.documents import Document, Skipped
 from gpt3jax.data.corpora.open import open_corpus
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import ConfigError
 
 TEXTS = ("def f(x):\n    return x + 1\n", "the loss\r\n", "▁ ▅\0 \t日本語 \U0001f469‍\U0001f467", "")
 

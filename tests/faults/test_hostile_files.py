@@ -11,20 +11,13 @@ from hypothesis import strategies as st
 from mutations import HUGE, as_bytes, bounds, broken_bytes, broken_value, refused, tries
 
 from gpt3jax.checkpoint import manifest
-from gpt3jax.checkpoint.checkpointer import Checkpoints
-from gpt3jax.config import (
-    ConfigError,
-    Data,
-    Experiment,
-    Model,
-    Schedule,
-    Source,
-    Train,
-    short_hash,
-)
+from gpt3jax.checkpoint.checkpointer import Checkpointer
+from gpt3jax.config import Data, Experiment, Model, Schedule, Source, Train
 from gpt3jax.data.manifest import load_manifest, verify
+from gpt3jax.errors import ConfigError
 from gpt3jax.report.compare import write_report
 from gpt3jax.run_dir import Run, Skip
+from gpt3jax.serde import short_hash
 from gpt3jax.train.metrics import cut_after
 from gpt3jax.train.monitor import event_log, phase_timer
 from gpt3jax.train.monitor.goodput import goodput
@@ -108,7 +101,9 @@ def test_a_run_with_a_broken_file_is_read_or_refused_in_a_line(folder, broken):
 
 def writers(run):
     """What a resume does to these files."""
-    return lambda: phase_timer.settle(run), lambda: cut_after(run.metrics_file, 2)
+    return lambda: phase_timer.close_interrupted_session(run), lambda: cut_after(
+        run.metrics_file, 2
+    )
 
 
 def readers(run):
@@ -235,7 +230,9 @@ def make_checkpoint(folder):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name * 9)
     leaves = {"params/kernel": manifest.Leaf((4, 2), "float32", "0" * 16)}
-    manifest.Seal(4, 8, (Skip(1, 2, 3),), "0" * 16, {"gpt3jax": "0.1.0"}, leaves).write(folder)
+    manifest.CheckpointManifest(
+        4, 8, (Skip(1, 2, 3),), "0" * 16, {"gpt3jax": "0.1.0"}, leaves
+    ).write(folder)
     return folder
 
 
@@ -243,12 +240,12 @@ def make_checkpoint(folder):
 @given(draw=st.data())
 def test_a_broken_checkpoint_manifest_is_read_or_refused_in_a_line(folder, draw):
     checkpoint = make_checkpoint(folder.parent / "4")
-    whole = (checkpoint / manifest.FILE).read_bytes()
+    whole = (checkpoint / manifest.MANIFEST_FILE).read_bytes()
     broken = draw.draw(broken_manifest(whole, sealed_checkpoint))
-    (checkpoint / manifest.FILE).write_bytes(broken)
+    (checkpoint / manifest.MANIFEST_FILE).write_bytes(broken)
 
     def read():
-        found = manifest.read(checkpoint)
+        found = manifest.read_manifest(checkpoint)
         manifest.check_files(checkpoint, found)
         assert found.state and found.step >= 0 and found.sequences >= 0
 
@@ -326,7 +323,7 @@ def test_what_is_no_file_of_a_checkpoint_is_damage(tmp_path, name, special):
     (checkpoint / name).unlink()
     SPECIAL[special](checkpoint / name)
     with bounds(checkpoint):
-        assert refused(lambda: Checkpoints(tmp_path).seal(4)), "it was taken for whole"
+        assert refused(lambda: Checkpointer(tmp_path).manifest(4)), "it was taken for whole"
 
 
 @pytest.mark.usefixtures("canary")
@@ -347,7 +344,7 @@ def test_what_is_no_file_of_a_checkpoint_is_damage(tmp_path, name, special):
 )
 def test_names_in_a_checkpoint_manifest_lead_nowhere_else(tmp_path, name):
     checkpoint = make_checkpoint(tmp_path / "4")
-    whole = manifest.read(checkpoint)
+    whole = manifest.read_manifest(checkpoint)
     true = {name: whole.files["_METADATA"]}
     wrong = dataclasses.replace(whole, files=whole.files | true)
     with bounds(checkpoint):
@@ -356,13 +353,13 @@ def test_names_in_a_checkpoint_manifest_lead_nowhere_else(tmp_path, name):
 
 def test_a_manifest_of_many_names_takes_no_long_time(tmp_path):
     checkpoint = make_checkpoint(tmp_path / "4")
-    (checkpoint / manifest.FILE).unlink()
-    whole = manifest.Seal(4, 8, (), "0" * 16, {}, {})
+    (checkpoint / manifest.MANIFEST_FILE).unlink()
+    whole = manifest.CheckpointManifest(4, 8, (), "0" * 16, {}, {})
     names = [f"params/{number}" for number in range(100_000)]
     record = json.loads(json.dumps(dataclasses.asdict(whole) | {"state": whole.state}))
     record["files"] = {name: {"bytes": 171, "sha256": "0" * 64} for name in names}
-    (checkpoint / manifest.FILE).write_bytes(as_bytes(sealed_checkpoint(record)))
+    (checkpoint / manifest.MANIFEST_FILE).write_bytes(as_bytes(sealed_checkpoint(record)))
     with bounds(checkpoint):
-        found = manifest.read(checkpoint)
+        found = manifest.read_manifest(checkpoint)
         assert len(found.files) == len(names)
         assert refused(lambda: manifest.check_files(checkpoint, found))

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from mutations import FUZZ, bounds, refused, tries
 
 from gpt3jax import cli
-from gpt3jax.config import ConfigError, Mesh
+from gpt3jax.config import Mesh
 from gpt3jax.data.manifest import load_manifest
 from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.data.tokenizer import Tokenizer, train_tokenizer
+from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Run
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.evaluation import Evaluation

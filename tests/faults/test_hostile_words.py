@@ -17,9 +17,10 @@ from mutations import bounds, tries
 from test_hostile_files import write_run
 
 from gpt3jax import cli, config
-from gpt3jax.config import ConfigError, Experiment, Model, Train
+from gpt3jax.config import Experiment, Model, Train
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.decoding.generator import Generator
+from gpt3jax.errors import ConfigError
 from gpt3jax.train.run_setup import data_identity
 from gpt3jax.train.schedules import batch_windows, sequences_after, total_tokens
 from gpt3jax.user_code import load_experiment

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from building import changed, randomised
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.commands.train import train_and_tell
-from gpt3jax.config import ConfigError, Mesh
+from gpt3jax.config import Mesh
 from gpt3jax.data import loader
 from gpt3jax.doctor.verify import verify
+from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Changes, Run
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train import loss, step
@@ -54,7 +55,7 @@ def test_a_step_that_is_not_finite_leaves_the_state_as_it_was(
     poison(monkeypatch, short, [37], factor)  # Of the fifth batch, 32 to 39.
     train(every, tmp_path)
     states = {event["step"]: event["state"] for event in events(tmp_path, "save")}
-    leaves = [Checkpoints(tmp_path / "checkpoints").seal(step).leaves for step in (4, 5, 6)]
+    leaves = [Checkpointer(tmp_path / "checkpoints").manifest(step).leaves for step in (4, 5, 6)]
     assert leaves[0] == leaves[1] != leaves[2] and len(set(states.values())) == len(states)
     (event,) = events(tmp_path, "not finite")
     assert event["step"] == 5 and event["windows"] == [32, 40]
@@ -92,10 +93,10 @@ def test_what_is_not_finite_for_ever_stops_the_run_with_a_finite_checkpoint(
     poison(monkeypatch, short, range(24, 64))
     with pytest.raises(NotFiniteError, match="3 steps in a row"):
         train(short, tmp_path)
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints = Checkpointer(tmp_path / "checkpoints")
     assert checkpoints.steps()[-1] >= 6
-    last = checkpoints.seal(checkpoints.steps()[-1])
-    assert last.leaves == checkpoints.seal(4).leaves, "as after step 3, the last good one"
+    last = checkpoints.manifest(checkpoints.steps()[-1])
+    assert last.leaves == checkpoints.manifest(4).leaves, "as after step 3, the last good one"
     assert len(list((tmp_path / "incidents").iterdir())) == 1, "the first of them is kept"
 
 

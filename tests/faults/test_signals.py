@@ -13,7 +13,7 @@ from building import changed
 from kills import ENVIRONMENT, ROOT
 from victim import PHASES
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.run_dir import Run
 from gpt3jax.train.monitor import event_log, phase_timer
 from gpt3jax.train.resume import furthest
@@ -33,7 +33,7 @@ def ticking(experiment):
 
 def signal_at(monkeypatch, phase, nth, number=signal.SIGTERM, times=2):
     """Send ourselves a signal, and another, when the main thread enters a phase."""
-    entered, calls = phase_timer.Clock.enter, []
+    entered, calls = phase_timer.PhaseTimer.enter, []
 
     def enter(self, now, step=None):
         calls.append(now)
@@ -43,7 +43,7 @@ def signal_at(monkeypatch, phase, nth, number=signal.SIGTERM, times=2):
                 os.kill(os.getpid(), number)
         entered(self, now, step)
 
-    monkeypatch.setattr(phase_timer.Clock, "enter", enter)
+    monkeypatch.setattr(phase_timer.PhaseTimer, "enter", enter)
     return calls
 
 
@@ -61,7 +61,7 @@ def test_a_signal_in_any_phase_costs_nothing(ticking, tmp_path, monkeypatch, pha
     stopped = train(ticking, tmp_path / "run")
     monkeypatch.undo()
     assert stopped.signal == signal.SIGTERM
-    assert furthest(Checkpoints(tmp_path / "run" / "checkpoints")) == stopped.position
+    assert furthest(Checkpointer(tmp_path / "run" / "checkpoints")) == stopped.position
     logged = [record["step"] for record in Run(tmp_path / "run").metrics()]
     assert max(logged, default=0) == stopped.position.step, "no step was taken and lost"
     train(ticking, tmp_path / "run")

@@ -13,10 +13,11 @@ import pytest
 from building import changed
 from kills import ENVIRONMENT, ROOT, make_data, session, whole
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints, SaveError
-from gpt3jax.config import ConfigError, Data
+from gpt3jax.checkpoint.checkpointer import Checkpointer, SaveError
+from gpt3jax.config import Data
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import load_manifest
+from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Run
 from gpt3jax.train import metrics
 from gpt3jax.train.monitor import phase_timer
@@ -48,14 +49,14 @@ def launch(file, run, *words, limits=()):
 
 def at_step(monkeypatch, step, act):
     """Do something when the run is about to send the step after this one."""
-    entered, done = phase_timer.Clock.enter, []
+    entered, done = phase_timer.PhaseTimer.enter, []
 
     def enter(self, phase, now=None):
         if now == step and not done:
             done.append(act())
         entered(self, phase, now)
 
-    monkeypatch.setattr(phase_timer.Clock, "enter", enter)
+    monkeypatch.setattr(phase_timer.PhaseTimer, "enter", enter)
 
 
 def test_a_write_that_fails_half_way_stops_the_run_in_words(file, tmp_path):
@@ -105,7 +106,7 @@ def test_a_disk_that_is_full_for_metrics_only_costs_the_metrics(short, tmp_path,
         warnings.simplefilter("always")
         assert train(short, tmp_path).position.step == 8
     assert any("No space left on device" in str(each.message) for each in told)
-    assert Checkpoints(tmp_path / "checkpoints").steps() == [2, 4, 6, 8]
+    assert Checkpointer(tmp_path / "checkpoints").steps() == [2, 4, 6, 8]
 
 
 def test_a_folder_that_vanishes_ends_the_run_in_words(short, tmp_path, monkeypatch):

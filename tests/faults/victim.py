@@ -92,7 +92,7 @@ def prepare(stage: str, nth: int) -> None:
     from gpt3jax.train.monitor import event_log, phase_timer
 
     if stage in PHASES:
-        entered = phase_timer.Clock.enter
+        entered = phase_timer.PhaseTimer.enter
         calls = []
 
         def enter(self, phase, step=None):
@@ -101,16 +101,16 @@ def prepare(stage: str, nth: int) -> None:
                 strike()
             entered(self, phase, step)
 
-        phase_timer.Clock.enter = enter
+        phase_timer.PhaseTimer.enter = enter
         return
     {
-        "creating": lambda: before(run_setup, "write_whole", nth, half_a_file),
+        "creating": lambda: before(run_setup, "write_atomic", nth, half_a_file),
         "hashed": lambda: before(checkpointer.ocp, "save_checkpointables_async", nth),
         "writing": lambda: after(checkpointer.ocp, "save_checkpointables_async", nth),
-        "written": lambda: before(manifest.Seal, "write", nth),
-        "sealing": lambda: before(manifest, "write_whole", nth, half_a_file),
-        "sealed": lambda: before(checkpointer.Checkpoints, "_name", nth),
-        "named": lambda: after(checkpointer.Checkpoints, "_name", nth),
+        "written": lambda: before(manifest.CheckpointManifest, "write", nth),
+        "sealing": lambda: before(manifest, "write_atomic", nth, half_a_file),
+        "sealed": lambda: before(checkpointer.Checkpointer, "_name", nth),
+        "named": lambda: after(checkpointer.Checkpointer, "_name", nth),
         "pruning": lambda: before(checkpointer.shutil, "rmtree", nth, half_a_folder),
         "metrics": lambda: before(metrics.MetricsLog, "write", nth, half_a_record),
         "ledger": lambda: before(event_log, "record", nth, half_an_event),

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt3jax.config import ConfigError, Mesh
+from gpt3jax.config import Mesh
+from gpt3jax.errors import ConfigError
 from gpt3jax.inspect.attention import head_facts, induction
 from gpt3jax.inspect.capture import attention_of, capture
 from gpt3jax.inspect.edits import ablate_head, in_turn, patch, steer
 from gpt3jax.inspect.lens import guesses, lens
-from gpt3jax.model.gpt3 import EDITED, forward
-from gpt3jax.model.param_specs import named, table
+from gpt3jax.model.gpt3 import EDIT_POINTS, forward
+from gpt3jax.model.param_specs import named_specs, param_specs
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.sharding.rules import param_shardings
 
@@ -34,8 +35,8 @@ def run(request, model):
 
 def test_asking_for_everything_changes_no_bit_of_the_logits(run, params, tokens):
     plain = jax.jit(partial(forward, model=run))(params, tokens)
-    asked = jax.jit(partial(forward, model=run, want=EDITED))(params, tokens)
-    assert plain.activations == {} and set(asked.activations) == set(EDITED)
+    asked = jax.jit(partial(forward, model=run, want=EDIT_POINTS))(params, tokens)
+    assert plain.activations == {} and set(asked.activations) == set(EDIT_POINTS)
     np.testing.assert_array_equal(np.asarray(plain.logits), np.asarray(asked.logits))
 
 
@@ -51,7 +52,7 @@ def test_nothing_is_kept_that_is_not_asked(run, params, tokens):
 
 
 def test_the_stream_is_the_sum_of_what_was_added(run, params, tokens):
-    found = capture(params, tokens, run, EDITED).activations
+    found = capture(params, tokens, run, EDIT_POINTS).activations
     x = found["embedded"]
     for layer in range(run.n_layers):
         x = x + found["attention"][layer] + found["mlp"][layer]
@@ -178,17 +179,17 @@ def test_a_mesh_gives_the_same_activations_and_edits(model, params, tokens, mesh
     run = dataclasses.replace(model, scan_layers=scan)
     tokens = tokens[:, :19]  # Which no number of devices divides.
     edit = in_turn(ablate_head(1, 3), steer(2, jnp.arange(32.0)))
-    expected = capture(params, tokens, run, EDITED, edit)
+    expected = capture(params, tokens, run, EDIT_POINTS, edit)
     devices = make_mesh(mesh)
     with jax.set_mesh(devices):
-        spread = jax.device_put(params, param_shardings(table(run), devices))
-        found = capture(spread, tokens, run, EDITED, edit)
+        spread = jax.device_put(params, param_shardings(param_specs(run), devices))
+        found = capture(spread, tokens, run, EDIT_POINTS, edit)
         best = guesses(spread, found.activations["residual"][-1], tokens, run, 3)
         looked = attention_of(found.activations, 1, run)
         parts = found.activations["queries"].addressable_shards
         assert parts[0].data.shape[3] == run.n_heads // mesh.tensor
     np.testing.assert_allclose(found.logits, expected.logits, atol=2e-4)
-    for name in EDITED:
+    for name in EDIT_POINTS:
         np.testing.assert_allclose(
             found.activations[name], expected.activations[name], atol=2e-4, err_msg=name
         )
@@ -202,11 +203,11 @@ def test_a_mesh_fetches_weights_layer_by_layer(model, params, tokens):
     run = dataclasses.replace(model, scan_layers=True)
     devices = make_mesh(Mesh(1, 8, 1))
     with jax.set_mesh(devices):
-        spread = jax.device_put(params, param_shardings(table(run), devices))
+        spread = jax.device_put(params, param_shardings(param_specs(run), devices))
         text = capture.lower(spread, tokens, run, ("residual",)).as_text()
     shapes = re.findall(r'"stablehlo.all_gather".*-> tensor<([0-9x]+)xf32>', text)
     gathered = sum(math.prod(map(int, shape.split("x"))) for shape in shapes)
-    sizes = {name: math.prod(spec.shape) for name, spec in named(table(run))}
+    sizes = {name: math.prod(spec.shape) for name, spec in named_specs(param_specs(run))}
     of_layers = sum(size for name, size in sizes.items() if name.startswith("layers/"))
     tables = sizes["token_embedding"] + sizes["position_embedding"]
     assert 0 < gathered <= tables + of_layers // run.n_layers
@@ -217,5 +218,5 @@ def test_what_cannot_be_captured_or_patched_is_said(model, params, tokens):
         capture(params, tokens, model, ("logits",))
     devices = make_mesh(Mesh(2, 1, 4))
     with jax.set_mesh(devices), pytest.raises(ConfigError, match="--mesh.tensor splits them"):
-        spread = jax.device_put(params, param_shardings(table(model), devices))
+        spread = jax.device_put(params, param_shardings(param_specs(model), devices))
         capture(spread, tokens, model, (), patch("residual", 1, np.zeros((2, 20, 32))))

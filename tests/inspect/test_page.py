@@ -12,7 +12,7 @@ import pytest
 from browser import needs_browser, opened
 from building import changed, random_run, randomised
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.cli import main
 from gpt3jax.config import Mesh
 from gpt3jax.data.tokenizer import Tokenizer
@@ -113,7 +113,7 @@ def test_a_float8_run_is_shown_as_its_text_was_drawn_and_its_parent_is_named(run
     """Where `tensor` splits the model, too, which has no products in float8."""
     trained = changed(Run(run.path).experiment(), model={"dtype": "float8"})
     child = random_run(tmp_path / "child", trained, seed=2, step=7)
-    state = Checkpoints(run.checkpoints).seal(5).state
+    state = Checkpointer(run.checkpoints).manifest(5).state
     identity = child.identity() | {"parent": {"path": str(run.path), "step": 5, "state": state}}
     child.identity_file.write_text(json.dumps(identity))
     mesh = Mesh(data=2, fsdp=2, tensor=2)
@@ -215,7 +215,7 @@ def test_a_file_makes_the_page_of_a_model_without_weights(tmp_path, capsys):
 
 def test_a_run_without_its_data_is_still_shown(run, asked, prepared, tmp_path, monkeypatch):
     def gone(*_):
-        from gpt3jax.config import ConfigError
+        from gpt3jax.errors import ConfigError
 
         raise ConfigError("the data is not here. Restore it")
 

@@ -23,7 +23,7 @@ from gpt3jax.inspect.heads import heads_record
 from gpt3jax.inspect.shots import SHOTS, shots_record
 from gpt3jax.inspect.training import Questions, checkpoints_record
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.model.param_specs import count
+from gpt3jax.model.param_specs import count_params
 from gpt3jax.sharding.mesh import make_mesh
 
 SAMPLING = Sampling(temperature=0.7, top_k=40)
@@ -62,7 +62,7 @@ def test_probabilities_are_those_that_generation_drew_from(model, params, writte
     tokens, length, output = written
     targets = np.append(tokens[1:], 0)
     found = track.predictions(params, output, targets, model, SAMPLING)
-    laid_out = decode.for_decoding(params, model)
+    laid_out = decode.decoding_params(params, model)
     logits, cache = decode.prefill(
         laid_out, jnp.asarray(tokens[:length])[None], jnp.int32(length), model
     )
@@ -143,7 +143,11 @@ def test_kept_weights_are_the_largest_and_exact(model, params, written, monkeypa
 def test_the_anatomy_counts_every_number_once(model, params):
     found = anatomy(model, params)
     arrays = found["arrays"]
-    assert sum(each["count"] * each["copies"] for each in arrays) == count(model) == found["total"]
+    assert (
+        sum(each["count"] * each["copies"] for each in arrays)
+        == count_params(model)
+        == found["total"]
+    )
     assert sum(each["share"] for each in arrays) == pytest.approx(1)
     for each in arrays:
         assert (each["histogram"].sum(-1) == each["count"]).all()

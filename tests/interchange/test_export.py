@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from building import changed, randomised
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.checkpoint.manifest import DamagedError
-from gpt3jax.config import ConfigError, Mesh, RunError
+from gpt3jax.config import Mesh
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import ConfigError, RunError
 from gpt3jax.interchange import certificate, export, huggingface, safetensors
 from gpt3jax.interchange.certificate import CertificateError, our_logits, prompts
 from gpt3jax.interchange.safetensors import read_folder
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.model.lora import merged
+from gpt3jax.model.lora import merge_lora
 from gpt3jax.run_dir import Run
 
 
@@ -92,7 +93,7 @@ def test_a_peer_that_does_not_fit_into_memory_is_not_loaded(experiment, make_run
     with pytest.MonkeyPatch.context() as patch:
         for name in ("torch", "transformers"):
             patch.setitem(sys.modules, name, object())
-        patch.setattr(certificate, "available", lambda: 1000)
+        patch.setattr(certificate, "available_bytes", lambda: 1000)
         found = export.export(make_run(experiment).path, tmp_path / "out")
     assert found.peer is None and "of memory" in found.why_not
 
@@ -122,7 +123,7 @@ def test_the_forward_pass_layer_by_layer_is_the_forward_pass(
     )
     run = make_run(dataclasses.replace(experiment, model=model), mesh=Mesh(1, 4, 2))
     tokens = prompts(model, Tokenizer.load(run.tokenizer_file))
-    found = our_logits(Checkpoints(run.checkpoints).open_params(5, model), tokens, model)
+    found = our_logits(Checkpointer(run.checkpoints).open_params(5, model), tokens, model)
     expected = forward(randomised(model), tokens, model).logits[..., : model.vocabulary]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     other = dataclasses.replace(model, activation="gelu_tanh")
@@ -133,7 +134,7 @@ def test_the_forward_pass_layer_by_layer_is_the_forward_pass(
 def test_what_lora_learned_is_in_the_exported_kernels(dense, make_run, tmp_path):
     adapted = changed(dense, model={"lora_rank": 4, "lora_matrices": ("qkv", "out", "down")})
     found = export.export(make_run(adapted).path, tmp_path / "out")
-    params, model = merged(randomised(adapted.model), adapted.model)
+    params, model = merge_lora(randomised(adapted.model), adapted.model)
     plain = randomised(model)
     values = values_of(tmp_path / "out")
     assert list(values) == list(huggingface.shapes("gpt2", model))
@@ -188,7 +189,7 @@ def test_a_flipped_bit_of_a_large_leaf_is_found_by_its_hash(experiment, make_run
     monkeypatch.setattr(manifest, "HASHED_BYTES", 1000)
     monkeypatch.setattr(partial_read, "PART_BYTES", 5000)
     run = make_run(experiment, mesh=Mesh(2, 2, 2))
-    checkpoints = Checkpoints(run.checkpoints)
+    checkpoints = Checkpointer(run.checkpoints)
     checkpoints.open_params(5, experiment.model)
     flip(run.checkpoints / "5/params/layers.down.kernel/1.1.0", 17)
     with pytest.raises(DamagedError, match="leaf params/layers/down/kernel has other values"):
@@ -236,16 +237,16 @@ LARGE = """
 import json, math, sys
 from pathlib import Path
 import numpy as np
-from gpt3jax.config import Experiment, short_hash
-from gpt3jax.model.table import count, named, table
-from gpt3jax.run import Run
-from gpt3jax.train.fingerprint import as_hex, fingerprint_in_parts
-from gpt3jax.train.seal import Leaf, Seal
-from gpt3jax.train.slices import StoredLeaf, leaf_folder
+from gpt3jax.checkpoint.array_hash import array_hash_of_parts, as_hex
+from gpt3jax.checkpoint.manifest import CheckpointManifest, Leaf
+from gpt3jax.model.param_specs import named_specs, param_specs
+from gpt3jax.run_dir import Run
+from gpt3jax.serde import short_hash
+from gpt3jax.checkpoint.partial_read import StoredLeaf, leaf_folder
 
 run = Run(Path(sys.argv[1]))
 step, leaves = run.checkpoints / "1", {}
-for path, spec in named(table(run.experiment().model)):
+for path, spec in named_specs(param_specs(run.experiment().model)):
     name, shape = f"params/{path}", spec.shape
     folder = step / leaf_folder(name)
     folder.mkdir(parents=True)
@@ -255,8 +256,8 @@ for path, spec in named(table(run.experiment().model)):
     with (folder / ".".join("0" * len(shape))).open("wb") as file:
         file.truncate(4 * math.prod(shape))
     stored = StoredLeaf(name, folder, shape, shape, np.dtype("<f4"))
-    leaves[name] = Leaf(shape, "float32", as_hex(fingerprint_in_parts(stored.parts())))
-Seal(1, 8, (), short_hash(run.identity()), {"jax": "0"}, leaves).write(step)
+    leaves[name] = Leaf(shape, "float32", as_hex(array_hash_of_parts(stored.parts())))
+CheckpointManifest(1, 8, (), short_hash(run.identity()), {"jax": "0"}, leaves).write(step)
 """
 """Gives a run a checkpoint of zeros, as files with a hole in them."""
 

@@ -13,12 +13,13 @@ import pytest
 from building import changed, randomised
 
 from gpt3jax import cli
-from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.checkpoint.manifest import DamagedError
-from gpt3jax.config import ConfigError, Mesh
+from gpt3jax.config import Mesh
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.decoding.generator import load_generator
 from gpt3jax.doctor.verify import verify
+from gpt3jax.errors import ConfigError
 from gpt3jax.interchange import huggingface, import_, safetensors
 from gpt3jax.interchange.architecture import family_of, to_config
 from gpt3jax.interchange.certificate import our_logits
@@ -26,8 +27,8 @@ from gpt3jax.interchange.export import export
 from gpt3jax.interchange.safetensors import FLOATS, SINGLE, read_folder, write_folder
 from gpt3jax.interchange.tokenizer_files import write_tokenizer
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.model.lora import merged
-from gpt3jax.model.param_specs import count
+from gpt3jax.model.lora import merge_lora
+from gpt3jax.model.param_specs import count_params
 from gpt3jax.run_dir import Run, read_events
 from gpt3jax.train.train import train
 
@@ -57,7 +58,7 @@ def theirs(model, prepared, path, dtype="F32"):
 
 def params_of(run):
     model = run.experiment().model
-    checkpoints = Checkpoints(run.checkpoints)
+    checkpoints = Checkpointer(run.checkpoints)
     params = checkpoints.open_params(max(checkpoints.steps()), model)
     return {path: params.whole(path) for path in params.leaves}
 
@@ -107,7 +108,7 @@ def test_the_scales_of_mup_go_out_in_the_weights(experiment, make_run, tmp_path,
     back, tokens = Run(tmp_path / "back"), np.arange(80).reshape(2, 40)
     model = back.experiment().model
     assert model.mup_base is None
-    found = our_logits(Checkpoints(back.checkpoints).open_params(0, model), tokens, model)
+    found = our_logits(Checkpointer(back.checkpoints).open_params(0, model), tokens, model)
     expected = forward(randomised(scaled.model), tokens, scaled.model).logits[..., :300]
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
@@ -115,7 +116,7 @@ def test_the_scales_of_mup_go_out_in_the_weights(experiment, make_run, tmp_path,
 def test_an_imported_run_writes_and_is_verified_like_any(folder, tmp_path, capsys):
     run = Run(tmp_path / "run")
     import_.import_(folder, run.path)
-    assert Checkpoints(run.checkpoints).steps() == [0]
+    assert Checkpointer(run.checkpoints).steps() == [0]
     assert [event["event"] for event in read_events(run.ledger_file)] == ["import", "save"]
     assert verify(run.path, None) == 0
     assert "checkpoint 0" in capsys.readouterr().out
@@ -174,8 +175,8 @@ def test_what_lora_learned_is_taken_over_in_the_kernels(dense, make_run, tmp_pat
     adapted = changed(dense, model={"lora_rank": 4})
     run = make_run(adapted)
     found = import_.import_(run.path, tmp_path / "new")
-    assert found.model == dense.model and found.parameters == count(dense.model)
-    expected, _ = merged(randomised(adapted.model), adapted.model)
+    assert found.model == dense.model and found.parameters == count_params(dense.model)
+    expected, _ = merge_lora(randomised(adapted.model), adapted.model)
     new = params_of(Run(tmp_path / "new"))
     for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
         name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -11,11 +11,12 @@ from building import randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt3jax.config import ConfigError, Model
+from gpt3jax.config import Model
+from gpt3jax.errors import ConfigError
 from gpt3jax.interchange import huggingface
 from gpt3jax.interchange.architecture import family_of, from_config, to_config
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.model.param_specs import count
+from gpt3jax.model.param_specs import count_params
 
 GPT2 = {
     "model_type": "gpt2", "n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024,
@@ -53,10 +54,12 @@ def test_a_layer_goes_out_and_comes_back_bit_for_bit(model, params, family):
 
 def test_every_parameter_has_a_tensor_and_the_padding_none(model):
     shapes = huggingface.shapes("gpt2", model)
-    assert sum(math.prod(shape) for shape in shapes.values()) == count(model)
+    assert sum(math.prod(shape) for shape in shapes.values()) == count_params(model)
     without_biases = model.n_layers * 3 * model.d_model
     shapes = huggingface.shapes("gpt_neo", model)
-    assert sum(math.prod(shape) for shape in shapes.values()) == count(model) - without_biases
+    assert (
+        sum(math.prod(shape) for shape in shapes.values()) == count_params(model) - without_biases
+    )
 
 
 @settings(max_examples=300, deadline=None)
@@ -110,7 +113,7 @@ def test_a_query_bias_that_cannot_be_folded_is_refused(model, params):
 
 
 def test_gpt2_has_the_parameters_that_are_printed_of_it():
-    assert count(from_config(GPT2)[1]) == 124_439_808
+    assert count_params(from_config(GPT2)[1]) == 124_439_808
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 4])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.interchange import safetensors
 from gpt3jax.interchange.safetensors import FLOATS, INDEX, SINGLE, read_folder, write_folder
 

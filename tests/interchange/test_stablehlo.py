@@ -12,10 +12,11 @@ from building import changed
 
 from gpt3jax import cli
 from gpt3jax.checkpoint.load import load_model
-from gpt3jax.config import ConfigError, Mesh
+from gpt3jax.config import Mesh
 from gpt3jax.decoding import batched
 from gpt3jax.decoding.decode import Sampling
 from gpt3jax.decoding.generator import load_generator
+from gpt3jax.errors import ConfigError
 from gpt3jax.interchange import certificate, stablehlo
 from gpt3jax.interchange.certificate import CertificateError
 from gpt3jax.interchange.safetensors import read_folder
@@ -150,7 +151,7 @@ def test_where_nothing_can_be_compared_the_certificate_says_why(
 ):
     run = make_run(wide)
     with monkeypatch.context() as patch:
-        patch.setattr(certificate, "available", lambda: 1000)
+        patch.setattr(certificate, "available_bytes", lambda: 1000)
         found = stablehlo.export(run.path, tmp_path / "o")
     assert found.peer is None
     assert found.line.startswith("certificate: not compared: the programs would take 0.00")

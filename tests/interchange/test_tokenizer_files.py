@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpt3jax.config import ConfigError
 from gpt3jax.data.byte_level import END_OF_TEXT, LETTERS, to_json
 from gpt3jax.data.tokenizer import StreamDecoder, Tokenizer, train_tokenizer
+from gpt3jax.errors import ConfigError
 from gpt3jax.interchange.tokenizer_files import AWKWARD, read_tokenizer, write_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers", reason="pip install 'gpt3jax[huggingface]'")

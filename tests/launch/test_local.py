@@ -115,9 +115,9 @@ STUCK = """
 import sys, time
 import jax
 from gpt3jax import cli
-from gpt3jax.train.feed import Feed
+from gpt3jax.train.batches import BatchFeed
 
-take = Feed.take
+take = BatchFeed.take
 calls = []
 
 def stuck(self, count):
@@ -126,7 +126,7 @@ def stuck(self, count):
         time.sleep(1000)
     return take(self, count)
 
-Feed.take = stuck
+BatchFeed.take = stuck
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -11,7 +11,7 @@ import pytest
 from building import changed
 from slurm_cluster import missing, running_cluster, until
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.config import Mesh
 from gpt3jax.data.prepare.prepare import prepare, verify
 from gpt3jax.run_dir import Run
@@ -29,13 +29,13 @@ STEPS = 60
 PACED = """
 import os, time
 from gpt3jax.config import *
-from gpt3jax.train.feed import Feed
+from gpt3jax.train.batches import BatchFeed
 
-def take(feed, count, taken=Feed.take):
+def take(feed, count, taken=BatchFeed.take):
     time.sleep(float(os.environ["PACE"]))
     return taken(feed, count)
 
-Feed.take = take
+BatchFeed.take = take
 """
 """Makes an experiment file that leaves time to interrupt it on any machine."""
 
@@ -97,7 +97,7 @@ def records(path):
 def final_state(path):
     """Every leaf of the newest checkpoint, by value, on one device."""
     run = Run(path)
-    checkpoints, mesh = Checkpoints(run.checkpoints), make_mesh(Mesh(), jax.devices()[:1])
+    checkpoints, mesh = Checkpointer(run.checkpoints), make_mesh(Mesh(), jax.devices()[:1])
     state = checkpoints.restore(checkpoints.steps()[-1], abstract_state(run.experiment(), mesh))
     checkpoints.close()
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]

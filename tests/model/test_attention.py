@@ -34,7 +34,7 @@ def qkv(T, seed=0):
 @pytest.mark.parametrize("band", [None, 1, 5, 64, 1000])
 def test_blocks_equal_the_reference(T, band):
     q, k, v = qkv(T)
-    found = attention.causal(q, k, v, band)
+    found = attention.causal_attention(q, k, v, band)
     np.testing.assert_allclose(found, reference(q, k, v, band), atol=2e-6)
 
 
@@ -46,7 +46,7 @@ def test_attention_over_a_cache_equals_attention_over_the_window(band, new):
     past = T - new
     filled = jnp.pad(k[:, :past], ((0, 0), (0, slots - past), (0, 0), (0, 0)), constant_values=9.0)
     values = jnp.pad(v[:, :past], ((0, 0), (0, slots - past), (0, 0), (0, 0)), constant_values=9.0)
-    found = attention.cached(
+    found = attention.cached_attention(
         q[:, past:], k[:, past:], v[:, past:],
         band, (filled.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3), jnp.int32(past), None),
     )  # fmt: skip
@@ -54,7 +54,7 @@ def test_attention_over_a_cache_equals_attention_over_the_window(band, new):
 
 
 def test_a_band_shows_itself_and_the_keys_just_before():
-    rows = attention.visible(jnp.arange(5), jnp.arange(5), 3).astype(int).tolist()
+    rows = attention.causal_mask(jnp.arange(5), jnp.arange(5), 3).astype(int).tolist()
     assert rows == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]  # fmt: skip  # noqa: E501
 
 
@@ -63,7 +63,11 @@ def test_a_banded_layer_computes_less_than_a_dense_one():
 
     def flops(band):
         shapes = [jax.ShapeDtypeStruct((1, 2048, 1, 64), jnp.float32)] * 3
-        compiled = jax.jit(lambda q, k, v: attention.causal(q, k, v, band)).lower(*shapes).compile()
+        compiled = (
+            jax.jit(lambda q, k, v: attention.causal_attention(q, k, v, band))
+            .lower(*shapes)
+            .compile()
+        )
         return compiled.cost_analysis()["flops"]
 
     assert flops(256) < 0.5 * flops(None)
@@ -82,6 +86,6 @@ def test_the_tpu_kernel_is_the_reference_when_interpreted(band):
 
         return jax.grad(weighed, argnums=(0, 1, 2))(q, k, v)
 
-    plain = partial(attention.blocked, band=band)
+    plain = partial(attention.blocked_attention, band=band)
     for a, b in zip(gradients(plain), gradients(kernel), strict=True):
         np.testing.assert_allclose(b, a, atol=2e-5)

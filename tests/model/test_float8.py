@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from building import changed, randomised
 
-from gpt3jax.config import ConfigError, Mesh
-from gpt3jax.decoding.decode import for_decoding, prefill
+from gpt3jax.config import Mesh
+from gpt3jax.decoding.decode import decoding_params, prefill
+from gpt3jax.errors import ConfigError
 from gpt3jax.model.float8 import BACKWARD, FORWARD, matmul, rounded
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.model.lora import learned
+from gpt3jax.model.lora import merged_model
 from gpt3jax.plan.layouts import check_fits, meshes
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.train.state import sharded_state
+from gpt3jax.train.state import init_sharded_state
 from gpt3jax.train.step import compile_train_step
 
 TOKENS = np.random.default_rng(0).integers(0, 300, (2, 40)).astype(np.int32)
@@ -91,7 +92,7 @@ def test_training_goes_on_as_it_does_without(experiment):
         mesh = make_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp])
         draw, found = np.random.default_rng(0), []
         with jax.set_mesh(mesh):
-            state, step = sharded_state(trained, mesh), compile_train_step(trained, mesh)
+            state, step = init_sharded_state(trained, mesh), compile_train_step(trained, mesh)
             shape = (1, trained.batch_sequences, trained.model.context + 1)
             windows = jnp.asarray(draw.integers(0, 300, shape, dtype=np.int32))
             for _ in range(12):
@@ -110,7 +111,7 @@ def test_what_was_learned_is_read_without_float8(model):
     params, eight = randomised(model), dataclasses.replace(model, dtype="float8")
     read = jax.jit(prefill, static_argnames="model")
     found = [
-        read(for_decoding(params, each), TOKENS, jnp.int32(40), learned(each))[0]
+        read(decoding_params(params, each), TOKENS, jnp.int32(40), merged_model(each))[0]
         for each in (eight, model)
     ]
     np.testing.assert_array_equal(*found)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from building import randomised
 
-from gpt3jax.config import ConfigError, Model
+from gpt3jax.config import Model
 from gpt3jax.decoding import decode
+from gpt3jax.errors import ConfigError
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.init import init_params
-from gpt3jax.model.lora import merged
-from gpt3jax.model.param_specs import count
+from gpt3jax.model.lora import merge_lora
+from gpt3jax.model.param_specs import count_params
 from gpt3jax.serde import build
 from gpt3jax.train.loss import window_loss
 
@@ -41,7 +42,7 @@ def tokens(small):
 
 def test_factors_multiply_to_what_is_added_to_each_kernel(small):
     params = randomised(small)
-    found, plain = merged(params, small)
+    found, plain = merge_lora(params, small)
     assert plain == dataclasses.replace(small, lora_rank=0) and "lora" not in found["layers"]
     for name, spec in {
         "qkv": "ndr,nrhzk->ndhzk", "out": "nhkr,nrd->nhkd", "up": "ndr,nrf->ndf",
@@ -61,7 +62,7 @@ def test_factors_multiply_to_what_is_added_to_each_kernel(small):
 def test_merged_parameters_give_the_logits_of_the_factors(small, tokens, how):
     small = dataclasses.replace(small, **how)
     params = randomised(small)
-    whole, plain = merged(params, small)
+    whole, plain = merge_lora(params, small)
     expected = logits_of(params, small, tokens)
     np.testing.assert_allclose(logits_of(whole, plain, tokens), expected, atol=2e-5)
     without = {**params, "layers": {k: v for k, v in params["layers"].items() if k != "lora"}}
@@ -72,7 +73,7 @@ def test_at_first_nothing_is_changed_bit_for_bit(small, tokens):
     params, plain = init_params(jax.random.key(0), small), dataclasses.replace(small, lora_rank=0)
     base = init_params(jax.random.key(0), plain)
     for name in base:
-        for a, b in zip(*map(jax.tree.leaves, (base[name], merged(params, small)[0][name])),
+        for a, b in zip(*map(jax.tree.leaves, (base[name], merge_lora(params, small)[0][name])),
                         strict=True):  # fmt: skip
             np.testing.assert_array_equal(a, b)
     np.testing.assert_allclose(
@@ -82,7 +83,7 @@ def test_at_first_nothing_is_changed_bit_for_bit(small, tokens):
 
 def test_cached_decoding_has_the_changes_too(small, tokens):
     params = randomised(small)
-    ready, plain = decode.for_decoding(params, small), dataclasses.replace(small, lora_rank=0)
+    ready, plain = decode.decoding_params(params, small), dataclasses.replace(small, lora_rank=0)
     logits, cache = decode.prefill(ready, tokens[:, :8], jnp.int32(8), plain)
     expected = logits_of(params, small, tokens)[..., : small.vocabulary]
     np.testing.assert_allclose(logits, expected[:, 7], atol=2e-5)
@@ -94,7 +95,7 @@ def test_gradients_of_the_factors_are_the_chain_rule_through_the_merged_kernel(s
     windows = jnp.concatenate([tokens, tokens[:, :1]], axis=1)
     params = randomised(small)
     gradient = jax.jit(jax.grad(partial(window_loss, model=small)))(params, windows)
-    whole, plain = merged(params, small)
+    whole, plain = merge_lora(params, small)
     of_whole = jax.jit(jax.grad(partial(window_loss, model=plain)))(whole, windows)
     for name, spec_a, spec_b in [
         ("up", "ndf,nrf->ndr", "ndr,ndf->nrf"), ("out", "nhkd,nrd->nhkr", "nhkr,nhkd->nrd"),
@@ -113,7 +114,7 @@ def test_the_count_is_that_of_the_factors():
     model = Model(n_layers=2, d_model=8, n_heads=2, d_head=4, vocabulary=16, context=4)
     tuned = dataclasses.replace(model, lora_rank=2)
     # qkv: 8 x 2 and 2 x 24; out: 8 x 2 and 2 x 8; two layers.
-    assert count(tuned) - count(model) == 2 * (16 + 48 + 16 + 16)
+    assert count_params(tuned) - count_params(model) == 2 * (16 + 48 + 16 + 16)
 
 
 @pytest.mark.parametrize(

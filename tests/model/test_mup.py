@@ -12,18 +12,19 @@ import pytest
 from building import changed, randomised
 from flax.traverse_util import flatten_dict
 
-from gpt3jax.config import ConfigError, Experiment, Mesh, Model
+from gpt3jax.config import Experiment, Mesh, Model
 from gpt3jax.decoding import decode
+from gpt3jax.errors import ConfigError
 from gpt3jax.inspect.capture import attention_of, capture
 from gpt3jax.inspect.track import _push
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.init import init_params
-from gpt3jax.model.logprobs import token_scores
-from gpt3jax.model.param_specs import named, table
+from gpt3jax.model.logprobs import token_logprobs
+from gpt3jax.model.param_specs import named_specs, param_specs
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.loss import window_loss
 from gpt3jax.train.optimizers import make_optimizer
-from gpt3jax.train.state import sharded_state, split
+from gpt3jax.train.state import init_sharded_state, partition
 from gpt3jax.train.step import compile_train_step
 
 WIDTHS = (32, 96, 256)
@@ -51,7 +52,7 @@ def trained(experiment, windows, rate, steps=4):
     """Parameters before and after some steps at one rate, on one batch, and the losses."""
     mesh, losses = make_mesh(Mesh(data=1), jax.devices()[:1]), []
     with jax.set_mesh(mesh):
-        step, state = compile_train_step(experiment, mesh), sharded_state(experiment, mesh)
+        step, state = compile_train_step(experiment, mesh), init_sharded_state(experiment, mesh)
         # The step consumes its state.
         before = jax.tree.map(np.array, state.params)
         for _ in range(steps):
@@ -89,7 +90,10 @@ def test_the_standard_program_has_no_operation_more(model, tokens):
 
 def test_spreads_and_rates_of_every_leaf(model):
     wide = dataclasses.replace(of_width(model, 128, True), lora_rank=2)
-    specs, at_base = dict(named(table(wide))), dict(named(table(of_width(model, 32, False))))
+    specs, at_base = (
+        dict(named_specs(param_specs(wide))),
+        dict(named_specs(param_specs(of_width(model, 32, False)))),
+    )
     matrices = [f"layers/{name}/kernel" for name in ("qkv", "out", "up", "down")]
     firsts = [f"layers/lora/{name}/a" for name in wide.lora_matrices]
     assert {path for path, spec in specs.items() if spec.rate == 1 / 4} == {*matrices, *firsts}
@@ -105,7 +109,7 @@ def test_the_rate_divides_what_adam_does_and_not_the_decay(experiment, model, lo
     """Of what is trained, which with LoRA is its factors."""
     model = dataclasses.replace(of_width(model, 128, True), lora_rank=lora_rank)
     experiment = changed(run_of(experiment, model), optimizer={"weight_decay": 0.5})
-    params, _ = split(randomised(model), experiment)
+    params, _ = partition(randomised(model), experiment)
 
     def update(experiment):
         optimizer = make_optimizer(experiment)
@@ -114,7 +118,7 @@ def test_the_rate_divides_what_adam_does_and_not_the_decay(experiment, model, lo
 
     standard = dataclasses.replace(experiment, model=dataclasses.replace(model, mup_base=None))
     found, before = (flatten_dict(update(each), sep="/") for each in (experiment, standard))
-    values, specs = flatten_dict(params, sep="/"), dict(named(table(model)))
+    values, specs = flatten_dict(params, sep="/"), dict(named_specs(param_specs(model)))
     assert len(found) == (4 if lora_rank else 16)
     for path in found:
         decay = 0.5 * values[path] if path.split("/")[-1] not in ("bias", "gain") else 0.0
@@ -150,9 +154,9 @@ def test_every_way_of_reading_has_its_scales(model, tokens):
     same(*weights)
     windows = jnp.concatenate([tokens, tokens[:, :1]], axis=1)
     same(window_loss(params, windows, model), window_loss(plain, windows, standard))
-    same(token_scores(params, tokens, model).log_probability,
-         token_scores(plain, tokens, standard).log_probability)  # fmt: skip
-    ready = decode.for_decoding(params, model)
+    same(token_logprobs(params, tokens, model).log_probability,
+         token_logprobs(plain, tokens, standard).log_probability)  # fmt: skip
+    ready = decode.decoding_params(params, model)
     logits, cache = decode.prefill(ready, tokens[:, :8], jnp.int32(8), model)
     same(logits, expected[:, 7])
     same(decode.decode(ready, cache, tokens[:, 8], model)[0], expected[:, 8])

@@ -9,7 +9,7 @@ from gpt3jax.config import Mesh
 from gpt3jax.decoding import decode
 from gpt3jax.inspect.capture import capture
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.model.param_specs import table
+from gpt3jax.model.param_specs import param_specs
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.sharding.rules import param_shardings
 
@@ -26,7 +26,7 @@ def test_an_unknown_id_makes_its_row_nan_on_every_mesh(model, params, sizes):
     tokens[1:, 3] = UNKNOWN
     mesh = make_mesh(Mesh(*sizes), jax.devices()[: int(np.prod(sizes))])
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, param_shardings(table(model), mesh))
+        placed = jax.device_put(params, param_shardings(param_specs(model), mesh))
         output = capture(placed, jnp.asarray(tokens), model, want=("embedded",))
     embedded = np.asarray(output.activations["embedded"])
     rows, positions = (np.asarray(params[f"{of}_embedding"]) for of in ("token", "position"))
@@ -40,7 +40,7 @@ def test_an_unknown_id_makes_its_row_nan_on_every_mesh(model, params, sizes):
 
 @pytest.mark.parametrize("weights", ["full", "bfloat16", "int8"])
 def test_an_unknown_id_makes_its_row_nan_in_packed_matrices(model, params, weights):
-    ready = decode.for_decoding(params, model, weights)
+    ready = decode.decoding_params(params, model, weights)
     tokens = jnp.full((1 + len(UNKNOWN), 4), 299).at[1:, 2].set(jnp.array(UNKNOWN))
     logits, _ = jax.jit(decode.prefill, static_argnums=3)(ready, tokens, jnp.int32(4), model)
     assert jnp.isfinite(logits).all(1).tolist() == [True] + [False] * len(UNKNOWN)
@@ -48,7 +48,7 @@ def test_an_unknown_id_makes_its_row_nan_in_packed_matrices(model, params, weigh
 
 def test_what_a_cache_has_no_room_for_gives_nan_and_not_the_last_slot_again(model, params):
     """By slots that are fewer than the context, and by positions that are fewer than the slots."""
-    ready, step = decode.for_decoding(params, model), jax.jit(decode.decode, static_argnums=3)
+    ready, step = decode.decoding_params(params, model), jax.jit(decode.decode, static_argnums=3)
     text = jnp.zeros((2, 8), jnp.int32)
     for slots in (10, 60):
         most = min(slots, model.context)

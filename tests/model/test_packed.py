@@ -14,7 +14,7 @@ from gpt3jax.decoding.decode import Sampling
 from gpt3jax.decoding.generator import Generator
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.layers import unstack
-from gpt3jax.model.quantized import FEW_ROWS, Packed, packed, rounded
+from gpt3jax.model.quantized import FEW_ROWS, Quantized, quantize, quantize_and_restore
 
 KINDS = ("bfloat16", "int8")
 ALL = ("full", *KINDS)
@@ -27,19 +27,19 @@ def listed(params, model):
 
 def test_full_is_what_it_was(params, model):
     """The same numbers, and on a CPU in rows of outputs."""
-    whole = packed(listed(params, model), "full")
+    whole = quantize(listed(params, model), "full")
     for layer in range(model.n_layers):
         for name, n_in in (("qkv", 1), ("out", 2), ("up", 1), ("down", 1)):
             kernel, rows = params["layers"][name]["kernel"][layer], whole["layers"][layer][name]
             width = math.prod(kernel.shape[:n_in])
             assert (rows["kernel"].values == kernel.reshape(width, -1).T).all()
             assert (rows["kernel"].scale == 1).all()
-    assert rounded(params, "full") is params
+    assert quantize_and_restore(params, "full") is params
 
 
 @pytest.mark.parametrize(("weights", "relative"), [("bfloat16", 2**-8), ("int8", 1 / 254)])
 def test_what_is_lost_is_bounded(params, model, weights, relative):
-    found = rounded(params, weights)
+    found = quantize_and_restore(params, weights)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for (path, before), after in zip(leaves, jax.tree.leaves(found), strict=True):
         name = path[-1].key
@@ -54,15 +54,15 @@ def test_what_is_lost_is_bounded(params, model, weights, relative):
 
 def test_a_row_of_zeros_stays_one(model, params):
     params = params | {"token_embedding": params["token_embedding"].at[7].set(0.0)}
-    table = packed(listed(params, model), "int8")["token_embedding"]
+    table = quantize(listed(params, model), "int8")["token_embedding"]
     assert not table.rows(jnp.array([7])).any() and jnp.isfinite(table.scale).all()
 
 
 @pytest.mark.parametrize("weights", ALL)
 def test_the_packed_model_is_the_rounded_one(params, model, weights):
     """Reading, prefill and each step; the output projection contracts two axes."""
-    expected = forward(rounded(params, weights), TOKENS, model).logits
-    small = decode.for_decoding(params, model, weights)
+    expected = forward(quantize_and_restore(params, weights), TOKENS, model).logits
+    small = decode.decoding_params(params, model, weights)
     found = forward(small, TOKENS, model).logits
     np.testing.assert_allclose(found, expected, atol=2e-5)
     exact = forward(params, TOKENS, model).logits
@@ -76,12 +76,12 @@ def test_the_packed_model_is_the_rounded_one(params, model, weights):
 @pytest.mark.parametrize(("weights", "share"), [("bfloat16", 0.5), ("int8", 0.25)])
 def test_they_are_smaller(model, params, weights, share):
     def size(tree):
-        return sum(leaf.values.nbytes if isinstance(leaf, Packed) else 0 for leaf in tree)
+        return sum(leaf.values.nbytes if isinstance(leaf, Quantized) else 0 for leaf in tree)
 
     def is_packed(leaf):
-        return isinstance(leaf, Packed)
+        return isinstance(leaf, Quantized)
 
-    small = jax.tree.leaves(decode.for_decoding(params, model, weights), is_leaf=is_packed)
+    small = jax.tree.leaves(decode.decoding_params(params, model, weights), is_leaf=is_packed)
     whole = {
         path[-1].key: 0 for path, _ in jax.tree_util.tree_leaves_with_path(params)
     }  # What is packed: kernels and the table.
@@ -95,7 +95,7 @@ def test_a_step_reads_each_matrix_once_and_computes_no_norm_anew(params, model, 
     """Else it would be slower: seen with a factor that XLA could drop, and with norms and GELUs
     that it draws into the loop over a product's outputs."""
     model = dataclasses.replace(model, dtype="float32")
-    small = jax.jit(decode.for_decoding, static_argnums=(1, 2))(params, model, weights)
+    small = jax.jit(decode.decoding_params, static_argnums=(1, 2))(params, model, weights)
     _, cache = decode.prefill(small, TOKENS[:1], jnp.int32(40), model)
     step = jax.jit(decode.decode, static_argnames="model", compiler_options=decode.CPU_OPTIONS)
     text = step.lower(small, cache, TOKENS[0, :1], model).compile().as_text()
@@ -123,14 +123,14 @@ def test_a_generator_writes_with_them(params, model):
 
     for weights in KINDS:
         tokens, generator = written(params, weights)
-        assert tokens == written(rounded(params, weights), "full")[0]
-        assert isinstance(generator.params["token_embedding"], Packed)
+        assert tokens == written(quantize_and_restore(params, weights), "full")[0]
+        assert isinstance(generator.params["token_embedding"], Quantized)
 
 
 def test_several_rows_multiply_in_the_order_that_is_read_fast(params, model):
     """The matrix first: the other way round takes twice as long on CPUs, and XLA prefers it."""
     model = dataclasses.replace(model, dtype="float32")
-    ready = jax.jit(decode.for_decoding, static_argnums=(1, 2))(params, model, "full")
+    ready = jax.jit(decode.decoding_params, static_argnums=(1, 2))(params, model, "full")
     _, cache = decode.prefill(ready, np.tile(TOKENS[:1], (5, 1)), jnp.int32(40), model)
     step = jax.jit(decode.decode, static_argnames="model", compiler_options=decode.CPU_OPTIONS)
     text = step.lower(ready, cache, np.zeros(5, np.int32), model).compile().as_text()
@@ -142,7 +142,7 @@ def test_several_rows_multiply_in_the_order_that_is_read_fast(params, model):
 @pytest.mark.parametrize(("rows", "result"), [(8, "40,8"), (FEW_ROWS + 1, f"{FEW_ROWS + 1},40")])
 def test_many_rows_multiply_the_other_way_round(rows, result):
     """A long prompt reads matrices from a cache; then their order is the slower one."""
-    matrix = Packed(jnp.ones((40, 32)), jnp.ones(40), (32, 40))
+    matrix = Quantized(jnp.ones((40, 32)), jnp.ones(40), (32, 40))
     run = jax.jit(lambda matrix, x: matrix.products(x))
     text = run.lower(matrix, jnp.ones((rows, 32))).compile().as_text()
     assert re.findall(r"= f32\[([\d,]+)\]\S* dot\(", text) == [result]

@@ -32,13 +32,13 @@ from gpt3jax.model.init import decayed, init_params
     ],
 )
 def test_counts_are_exact(shape, count):
-    assert param_specs.count(Model(**shape)) == count
+    assert param_specs.count_params(Model(**shape)) == count
 
 
 def test_arrays_have_the_shapes_that_are_counted(model):
     arrays = jax.tree.leaves(init_params(jax.random.key(0), model))
     padding = (model.padded_vocabulary - model.vocabulary) * model.d_model
-    assert sum(a.size for a in arrays) - padding == param_specs.count(model)
+    assert sum(a.size for a in arrays) - padding == param_specs.count_params(model)
 
 
 def test_flops_of_gpt3_small_are_those_of_the_paper_plus_visible_attention():
@@ -82,7 +82,7 @@ def test_the_seed_decides_every_value_and_padding_rows_are_zero(model):
 
 
 def test_only_matrices_and_embeddings_decay(model):
-    flags = traverse_util.flatten_dict(decayed(param_specs.table(model)), sep="/")
+    flags = traverse_util.flatten_dict(decayed(param_specs.param_specs(model)), sep="/")
     assert {name for name, decays in flags.items() if decays} == {
         "token_embedding", "position_embedding", "layers/qkv/kernel", "layers/out/kernel",
         "layers/up/kernel", "layers/down/kernel",

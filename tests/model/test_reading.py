@@ -8,14 +8,14 @@ from building import randomised
 
 from gpt3jax.config import Mesh, Model
 from gpt3jax.decoding.beam_search import search
-from gpt3jax.decoding.decode import for_decoding
+from gpt3jax.decoding.decode import decoding_params
 from gpt3jax.decoding.prefill import read, read_after
 from gpt3jax.model.gpt3 import forward
-from gpt3jax.model.logprobs import suffix_scores, token_scores
-from gpt3jax.model.param_specs import table
-from gpt3jax.sharding.collectives import each_device
+from gpt3jax.model.logprobs import suffix_logprobs, token_logprobs
+from gpt3jax.model.param_specs import param_specs
+from gpt3jax.sharding.collectives import shard_map
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.sharding.rules import partition, partitions
+from gpt3jax.sharding.rules import partition_spec, partition_specs
 
 MODEL = Model(
     n_layers=4, d_model=32, n_heads=4, d_head=8, vocabulary=53, context=48, band=7,
@@ -49,7 +49,7 @@ def log_softmax(params, tokens):
 
 def whole(params, prompts):
     start = jnp.array([20 - len(each) for each in prompts])
-    return read(for_decoding(params, MODEL), aligned(prompts, 20), start, MODEL, 32)
+    return read(decoding_params(params, MODEL), aligned(prompts, 20), start, MODEL, 32)
 
 
 def shared(params, prompts):
@@ -57,7 +57,7 @@ def shared(params, prompts):
     start = jnp.array([20 - len(each) for each in prompts])
     beginning = np.pad(prompts[0][:6], (0, 10))[None].astype(np.int32)
     return read_after(
-        for_decoding(params, MODEL), beginning, jnp.int32(6), aligned(prompts, 20)[:, -14:],
+        decoding_params(params, MODEL), beginning, jnp.int32(6), aligned(prompts, 20)[:, -14:],
         jnp.int32(20), start, MODEL, 32,
     )  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_candidates_after_prompts_are_scored_as_alone(params, prompts, way):
     logits, cache = way(params, prompts)
     suffixes = np.random.default_rng(2).integers(0, 53, (3, 5)).astype(np.int32)
     places = jnp.array(LENGTHS)
-    found = suffix_scores(for_decoding(params, MODEL), logits, cache, places, suffixes, MODEL)
+    found = suffix_logprobs(decoding_params(params, MODEL), logits, cache, places, suffixes, MODEL)
     for row, prompt in enumerate(prompts):
         log_p = log_softmax(params, np.concatenate([prompt, suffixes[row]]))[len(prompt) - 1 : -1]
         expected = log_p[np.arange(5), suffixes[row]]
@@ -87,7 +87,7 @@ def test_candidates_after_prompts_are_scored_as_alone(params, prompts, way):
 def test_texts_packed_into_a_row_do_not_see_each_other(params, prompts):
     row = np.concatenate(prompts)[None].astype(np.int32)
     places = np.concatenate([np.arange(length) for length in LENGTHS])[None]
-    found = token_scores(params, row, MODEL, places[:, :-1])
+    found = token_logprobs(params, row, MODEL, places[:, :-1])
     start = 0
     for prompt in prompts:
         expected = log_softmax(params, prompt)[:-1][np.arange(len(prompt) - 1), prompt[1:]]
@@ -101,15 +101,15 @@ def test_texts_packed_into_a_row_do_not_see_each_other(params, prompts):
 def test_token_scores_are_the_same_on_every_mesh(params, axes, packed):
     rows = np.random.default_rng(3).integers(0, 53, (8, 41)).astype(np.int32)
     places = np.tile(np.arange(40) % 13, (8, 1)) if packed else np.tile(np.arange(40), (8, 1))
-    expected = token_scores(params, rows, MODEL, places)
+    expected = token_logprobs(params, rows, MODEL, places)
     with jax.set_mesh(make_mesh(Mesh(*axes))):
-        batch = partition(("batch", None))
-        specs = (partitions(table(MODEL)), batch, batch)
+        batch = partition_spec(("batch", None))
+        specs = (partition_specs(param_specs(MODEL)), batch, batch)
 
         def run(params, rows, places):
-            return token_scores(params, rows, MODEL, places)
+            return token_logprobs(params, rows, MODEL, places)
 
-        found = jax.jit(each_device(run, specs, partition(("batch", "heads"))))(
+        found = jax.jit(shard_map(run, specs, partition_spec(("batch", "heads"))))(
             params, rows, places
         )
         for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
@@ -120,7 +120,7 @@ def test_token_scores_are_the_same_on_every_mesh(params, axes, packed):
 def test_a_search_over_a_batch_finds_what_it_finds_alone(params, prompts, width):
     # So many tokens end an answer that some prompts are done while others go on; and length is
     # so much worth that whatever a done one still wrote would win.
-    decoding, is_end = for_decoding(params, MODEL), jnp.arange(53) % 3 == 0
+    decoding, is_end = decoding_params(params, MODEL), jnp.arange(53) % 3 == 0
 
     def best(prompts):
         logits, cache = read(

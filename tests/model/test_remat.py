@@ -68,7 +68,7 @@ def test_inference_has_no_checkpoint_and_chooses_attention_as_it_is_traced(
     params, model, remat, scan, platform
 ):
     model = dataclasses.replace(model, dtype="float32", remat=remat, scan_layers=scan)
-    ready = decode.for_decoding(params, model)
+    ready = decode.decoding_params(params, model)
     texts, one = jnp.zeros((2, 8), jnp.int32), jnp.zeros(2, jnp.int32)
     _, cache = decode.prefill(ready, texts, jnp.int32(8), model)
     with mock.patch.object(gpt3, "platform", lambda: platform):
@@ -76,14 +76,14 @@ def test_inference_has_no_checkpoint_and_chooses_attention_as_it_is_traced(
             "prefill": traced(lambda: decode.prefill(ready, texts, jnp.int32(8), model)),
             "decode": traced(lambda: decode.decode(ready, cache, one, model)),
             "cached": traced(
-                lambda: gpt3.forward(params, texts, model, cache=cache, place_BT=texts).logits
+                lambda: gpt3.forward(params, texts, model, cache=cache, positions_BT=texts).logits
             ),
             "of unlike lengths": traced(lambda: prefill.read(ready, texts, one, model, 16)),
             "several texts": traced(lambda: batched.score(ready, texts[:1], model)),
         }
         # Of stacked layers in a loop, the kind is known only as it runs.
         looped = {
-            "scores": traced(lambda: logprobs.token_scores(params, texts, model)),
+            "scores": traced(lambda: logprobs.token_logprobs(params, texts, model)),
             "captured": traced(lambda: capture(params, texts, model)),
         }
     for name, found in (programs | looped).items():

@@ -26,7 +26,7 @@ from gpt3jax.interchange.architecture import Family
 from gpt3jax.interchange.huggingface import shapes, to_layer
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.init import Params
-from gpt3jax.model.param_specs import table
+from gpt3jax.model.param_specs import param_specs
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.loss import window_loss
 from gpt3jax.train.optimizers import make_optimizer
@@ -124,7 +124,7 @@ def random_params(model: Model) -> Params:
         noise = rng.normal(0.0, 0.3, spec.shape).astype(np.float32)
         return jnp.asarray(noise + (path[-1] == "gain"))
 
-    return traverse_util.path_aware_map(draw, table(model))
+    return traverse_util.path_aware_map(draw, param_specs(model))
 
 
 def load(network: Any, state: State) -> None:

@@ -13,11 +13,12 @@ import pytest
 from building import changed, random_run
 
 from gpt3jax.checkpoint.load import load_model
-from gpt3jax.config import ConfigError, Data, Mesh, Source
+from gpt3jax.config import Data, Mesh, Source
 from gpt3jax.data.loader import HeldOut
 from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.decoding.decode import Sampling
 from gpt3jax.decoding.generator import load_generator
+from gpt3jax.errors import ConfigError
 from gpt3jax.evals.perplexity import perplexity, token_lengths
 from gpt3jax.interchange.export import export
 from gpt3jax.serve.api import Completion

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from gpt3jax.config import ConfigError, Mesh
+from gpt3jax.config import Mesh
+from gpt3jax.errors import ConfigError
 from gpt3jax.plan.choose import choose
 from gpt3jax.plan.layouts import check_fits
 from gpt3jax.run_dir import Run

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from gpt3jax.config import ConfigError, Data, Experiment, Model, Schedule, Source, Train
+from gpt3jax.config import Data, Experiment, Model, Schedule, Source, Train
+from gpt3jax.errors import ConfigError
 from gpt3jax.plan import budget, flags, show
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.layouts import Layout, meshes
@@ -88,7 +89,7 @@ def test_the_articles_gpu_years_and_dollars_come_out():
 def test_flops_are_those_of_table_d_1():
     for size, flops in {"125m": 2.25e20, "2b7": 4.77e21, "13b": 2.31e22, "175b": 3.14e23}.items():
         experiment = of_size(size)
-        total = 6 * show.count(experiment.model) * experiment.train.tokens
+        total = 6 * show.count_params(experiment.model) * experiment.train.tokens
         assert total == pytest.approx(flops, rel=0.01)
 
 

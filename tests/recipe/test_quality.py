@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.recipe.quality import (
     FEATURES,
     Quality,

@@ -16,8 +16,8 @@ import numpy as np
 import openai
 import pytest
 
-from gpt3jax.config import ConfigError
 from gpt3jax.decoding.decode import Sampling
+from gpt3jax.errors import ConfigError
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.serve import answers, server
 from gpt3jax.serve.batching import Owner

@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from gpt3jax.config import Mesh
-from gpt3jax.sharding.collectives import each_device, gather_weights
-from gpt3jax.sharding.mesh import make_mesh, near_devices
+from gpt3jax.sharding.collectives import all_gather_params, shard_map
+from gpt3jax.sharding.mesh import first_stage_size, make_mesh
 
 WEIGHTS = {"kernel": SimpleNamespace(axes=("heads", "embed"))}
 
@@ -37,8 +37,8 @@ def torus(*sizes, platform="tpu"):
     ],
 )
 def test_only_three_axes_of_a_torus_are_gathered_in_two_stages(sizes, near):
-    assert near_devices(torus(*sizes)) == near
-    assert near_devices(torus(*sizes, platform="cpu")) == 1
+    assert first_stage_size(torus(*sizes)) == near
+    assert first_stage_size(torus(*sizes, platform="cpu")) == 1
 
 
 @pytest.mark.parametrize("near", [1, 2, 4])
@@ -49,14 +49,14 @@ def test_stages_join_the_same_rows_and_sum_the_same_gradient(near):
 
     def here(part, own):
         def product(part):
-            return (gather_weights({"kernel": part}, WEIGHTS)["kernel"] * own[0]).sum()
+            return (all_gather_params({"kernel": part}, WEIGHTS)["kernel"] * own[0]).sum()
 
-        whole = gather_weights({"kernel": part}, WEIGHTS)["kernel"]
+        whole = all_gather_params({"kernel": part}, WEIGHTS)["kernel"]
         return whole, jax.grad(product)(part)
 
     split, spread = PartitionSpec(None, "fsdp"), PartitionSpec("fsdp")
     with jax.set_mesh(mesh):
-        run = jax.jit(each_device(here, (split, spread), (PartitionSpec(), split), near))
+        run = jax.jit(shard_map(here, (split, spread), (PartitionSpec(), split), near))
         whole, gradient = run(w, weight_of_device)
         text = run.lower(w, weight_of_device).compile().as_text()
     np.testing.assert_array_equal(whole, w)

@@ -3,7 +3,7 @@
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.sweep.space import as_words, grid, load
 
 RATE = 'trial.suggest_float("rate", 1e-4, 1e-1, log=True)'

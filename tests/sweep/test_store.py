@@ -11,7 +11,7 @@ import pytest
 from optuna.storages._rdb.models import TrialModel
 from optuna.trial import TrialState
 
-from gpt3jax.config import ConfigError, RunError
+from gpt3jax.errors import ConfigError, RunError
 from gpt3jax.sweep import store
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -14,7 +14,7 @@ import optuna
 import pytest
 from building import changed
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.sweep import show, store
 from gpt3jax.sweep.driver import Plan, Sweep
 from gpt3jax.sweep.results import run_sweep, write_results

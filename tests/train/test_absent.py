@@ -5,12 +5,12 @@ from importlib.util import find_spec
 import pytest
 from planning import plan, products_of, sent
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.plan import slices
 from gpt3jax.plan.aot_compile import compile_step
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.layouts import Layout
-from gpt3jax.plan.topologies import describe
+from gpt3jax.plan.topologies import describe_devices
 from gpt3jax.user_code import load_experiment
 
 compiled = pytest.mark.skipif(
@@ -67,4 +67,4 @@ def test_what_does_not_fit_is_said_in_words():
 )
 def test_what_no_compiler_knows_is_refused(chips, why):
     with pytest.raises(ConfigError, match=why):
-        describe(slices.parse(chips))
+        describe_devices(slices.parse(chips))

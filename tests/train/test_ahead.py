@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 from planning import KEEP, plan, products_of, sent
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.plan.aot_compile import compile_step
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.layouts import Layout

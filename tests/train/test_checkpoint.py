@@ -13,10 +13,11 @@ import pytest
 from building import changed
 
 from gpt3jax.checkpoint import manifest
-from gpt3jax.checkpoint.array_hash import as_hex, fingerprints
-from gpt3jax.checkpoint.checkpointer import Checkpoints, SaveError
-from gpt3jax.checkpoint.manifest import DamagedError
-from gpt3jax.config import ConfigError, Mesh
+from gpt3jax.checkpoint.array_hash import array_hashes, as_hex
+from gpt3jax.checkpoint.checkpointer import Checkpointer, SaveError
+from gpt3jax.checkpoint.manifest import CheckpointManifest, DamagedError, read_manifest
+from gpt3jax.config import Mesh
+from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Changes, Run
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.monitor import event_log
@@ -51,8 +52,8 @@ def run(experiment, small, tmp_path, one_device):
 
 
 def load(run, experiment, step=4):
-    checkpoints = Checkpoints(run.checkpoints)
-    checkpoints.seal(step)
+    checkpoints = Checkpointer(run.checkpoints)
+    checkpoints.manifest(step)
     mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
     return checkpoints.restore(step, abstract_state(experiment, mesh))
 
@@ -70,13 +71,13 @@ def flip(path, bit):
 def test_what_is_loaded_is_what_was_saved(run):
     run, experiment = run
     found = load(run, experiment)
-    sealed = manifest.read(run.checkpoints / "4")
-    hashes = {name: as_hex(each) for name, each in fingerprints(found_parts(found)).items()}
-    assert hashes == {name: leaf.hash for name, leaf in sealed.leaves.items()}
+    manifest = read_manifest(run.checkpoints / "4")
+    hashes = {name: as_hex(each) for name, each in array_hashes(found_parts(found)).items()}
+    assert hashes == {name: leaf.hash for name, leaf in manifest.leaves.items()}
     assert len(set(hashes.values())) > len(hashes) / 2
     saved = [event for event in event_log.read(run.ledger_file) if event["event"] == "save"]
     assert [event["step"] for event in saved] == [2, 4]
-    assert saved[-1]["state"] == sealed.state != saved[0]["state"]
+    assert saved[-1]["state"] == manifest.state != saved[0]["state"]
 
 
 def found_parts(state):
@@ -87,7 +88,7 @@ def test_every_flipped_bit_is_found(run):
     """Of any file by its bytes; of values also by their leaf alone, as in files of gigabytes."""
     run, experiment = run
     mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
-    abstract, checkpoints = abstract_state(experiment, mesh), Checkpoints(run.checkpoints)
+    abstract, checkpoints = abstract_state(experiment, mesh), Checkpointer(run.checkpoints)
     draw, files = random.Random(0), [path for path in files_of(run) if path.stat().st_size]
     sizes = [path.stat().st_size for path in files]
     by_leaf = 0
@@ -95,7 +96,7 @@ def test_every_flipped_bit_is_found(run):
         bit = draw.randrange(8 * path.stat().st_size)
         flip(path, bit)
         with pytest.raises(DamagedError):
-            checkpoints.seal(4)
+            checkpoints.manifest(4)
             raise AssertionError(f"bit {bit} of {path} was missed")
         if manifest.CHUNK.fullmatch(path.name):
             by_leaf += 1
@@ -116,7 +117,7 @@ def test_a_damaged_value_names_its_leaf(run):
         load(run, experiment)
     mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
     with pytest.raises(DamagedError, match="leaf params/layers/qkv/kernel has other values"):
-        Checkpoints(run.checkpoints).restore(4, abstract_state(experiment, mesh))
+        Checkpointer(run.checkpoints).restore(4, abstract_state(experiment, mesh))
 
 
 DAMAGES = {
@@ -156,7 +157,7 @@ def test_a_run_falls_back_to_the_older_checkpoint_and_says_so(run, damage, name,
     assert "checkpoint 4 is damaged and was passed over" in capsys.readouterr().out
     (event,) = (each for each in event_log.read(run.ledger_file) if each["event"] == "damaged")
     assert event["step"] == 4 and (run.checkpoints / "4.damaged").is_dir()
-    assert Checkpoints(run.checkpoints).steps() == [2, 4, 5]
+    assert Checkpointer(run.checkpoints).steps() == [2, 4, 5]
     whole = [r for r in event_log.read(run.ledger_file) if r["event"] == "save" and r["step"] == 4]
     assert whole[0]["state"] == whole[1]["state"], "the same bits again"
 
@@ -167,7 +168,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(run):
         (run.checkpoints / str(step) / "manifest.json").unlink()
     with pytest.raises(DamagedError, match=r"\(4: manifest.json .*does not start over by itself"):
         train(changed(experiment, train={"steps": 5}), run.path)
-    assert Checkpoints(run.checkpoints).steps() == [2, 4], "they are left as they are"
+    assert Checkpointer(run.checkpoints).steps() == [2, 4], "they are left as they are"
 
 
 def test_stray_folders_are_no_checkpoints(run):
@@ -176,10 +177,10 @@ def test_stray_folders_are_no_checkpoints(run):
     (run.checkpoints / "5").mkdir()
     (run.checkpoints / "5" / "notes.txt").write_text("mine")
     (run.checkpoints / "7.saving").mkdir()
-    assert Checkpoints(run.checkpoints).steps() == [2, 4]
+    assert Checkpointer(run.checkpoints).steps() == [2, 4]
     longer = changed(experiment, train={"steps": 6, "save_every": 1})
     assert train(longer, run.path).steps_taken == 2
-    assert Checkpoints(run.checkpoints).steps() == [4, 5, 6]
+    assert Checkpointer(run.checkpoints).steps() == [4, 5, 6]
     assert (run.checkpoints / "5.stray" / "notes.txt").read_text() == "mine"
     assert not (run.checkpoints / "7.saving").exists()
 
@@ -221,12 +222,12 @@ def test_the_hash_of_a_leaf_is_the_same_on_every_mesh():
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]).reshape(sizes), axes)
         for parts in (spec("a"), spec(None, "a"), spec(None, None, axes)):
             spread = jax.device_put(values, sharding(mesh, parts))
-            found.add(as_hex(fingerprints({"x": spread})["x"]))
+            found.add(as_hex(array_hashes({"x": spread})["x"]))
     assert len(found) == 1
     for a, b in [((0, 3, 2), (5, 3, 2)), ((0, 0, 0), (5, 3, 2)), ((..., 0), (..., 1))]:
         swapped = values.copy()
         swapped[a], swapped[b] = values[b], values[a]
-        assert as_hex(fingerprints({"x": swapped})["x"]) not in found, "places count"
+        assert as_hex(array_hashes({"x": swapped})["x"]) not in found, "places count"
 
 
 def test_saves_never_leave_fewer_than_one_whole_checkpoint(run):
@@ -240,11 +241,11 @@ def test_saves_never_leave_fewer_than_one_whole_checkpoint(run):
         watched = ("open", "os.rename", "os.remove", "shutil.rmtree")
         if is_saving and event in watched and not looking:
             looking.append(True)
-            checkpoints = Checkpoints(run.checkpoints)
+            checkpoints = Checkpointer(run.checkpoints)
             whole.append(0)
             for step in checkpoints.steps():
                 try:
-                    checkpoints.seal(step)
+                    checkpoints.manifest(step)
                     whole[-1] += 1
                 except DamagedError:
                     continue
@@ -265,13 +266,13 @@ def test_a_full_disk_is_told_before_a_byte_is_written(run, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)
     with pytest.raises(SaveError, match=r"checkpoint 5 needs .* GB, but .* has 1e-06 GB free"):
         train(changed(experiment, train={"steps": 5}), run.path)
-    assert Checkpoints(run.checkpoints).steps() == [2, 4]
+    assert Checkpointer(run.checkpoints).steps() == [2, 4]
     assert not list(run.checkpoints.glob("*.saving*"))
 
 
 def test_a_save_that_fails_once_is_tried_again(run, monkeypatch, capsys):
     run, experiment = run
-    seal_it, failed = manifest.Seal.write, []
+    seal_it, failed = CheckpointManifest.write, []
 
     def fails_once(self, folder):
         if not failed:
@@ -279,11 +280,11 @@ def test_a_save_that_fails_once_is_tried_again(run, monkeypatch, capsys):
             raise OSError(5, "Input/output error")
         seal_it(self, folder)
 
-    monkeypatch.setattr(manifest.Seal, "write", fails_once)
+    monkeypatch.setattr(CheckpointManifest, "write", fails_once)
     train(changed(experiment, train={"steps": 9, "save_every": 2}), run.path)
     assert failed == [6]
     assert "checkpoint 6 could not be written: Input/output error" in capsys.readouterr().out
-    steps = Checkpoints(run.checkpoints).steps()
+    steps = Checkpointer(run.checkpoints).steps()
     assert steps[-2:] == [8, 9] and not list(run.checkpoints.glob("*.saving*"))
     failures = [each for each in event_log.read(run.ledger_file) if each["event"] == "save failed"]
     assert len(failures) == 1

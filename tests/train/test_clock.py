@@ -10,7 +10,7 @@ PROGRAM = """
 import os, sys, time
 from pathlib import Path
 
-from gpt3jax.run import Run
+from gpt3jax.run_dir import Run
 from gpt3jax.train.monitor import phase_timer
 
 folder, case = Path(sys.argv[1]), sys.argv[2]
@@ -29,7 +29,7 @@ if case == "terminal":
             os.write(2, b"x")
     except BlockingIOError:
         os.set_blocking(2, True)
-kept = phase_timer.Clock(Run(folder), time.time(), stuck_after=0.5)
+kept = phase_timer.PhaseTimer(Run(folder), time.time(), stuck_after=0.5)
 kept.enter("data", step=3)
 print("data", flush=True)
 time.sleep(0.3)

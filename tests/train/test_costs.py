@@ -73,7 +73,7 @@ def test_a_layer_more_costs_as_much_as_the_one_before():
 def test_a_token_written():
     """Bytes of a step of generation: 4.4 MB of matrices, 0.1 of cache, and what is between."""
     model = dataclasses.replace(load_experiment("experiments/tiny.py").model, dtype="float32")
-    params = decode.for_decoding(init_params(jax.random.key(0), model), model, "full")
+    params = decode.decoding_params(init_params(jax.random.key(0), model), model, "full")
     _, cache = decode.prefill(params, jnp.zeros((1, 16), jnp.int32), jnp.int32(16), model, 32)
     options = {"donate_argnums": 1, "compiler_options": decode.CPU_OPTIONS}
     step = jax.jit(decode.next_token, static_argnums=(5, 6), **options)

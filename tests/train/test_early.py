@@ -7,7 +7,7 @@ import signal
 import pytest
 from building import changed
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints
+from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.run_dir import Changes, Run
 from gpt3jax.train import early_stopping
 from gpt3jax.train.early_stopping import Verdict, verdict
@@ -53,7 +53,7 @@ def patient(experiment, monkeypatch):
         found = whole(self, params, is_stopping)
         return found and found | {"val_loss": LOSSES.get(steps["at"], 0.5)}
 
-    entered = phase_timer.Clock.enter
+    entered = phase_timer.PhaseTimer.enter
 
     def enter(self, phase, step=None):
         if phase in ("evaluate", "compile"):  # A session's first counts as compiling.
@@ -61,7 +61,7 @@ def patient(experiment, monkeypatch):
         entered(self, phase, step)
 
     monkeypatch.setattr(Evaluation, "measure", measure)
-    monkeypatch.setattr(phase_timer.Clock, "enter", enter)
+    monkeypatch.setattr(phase_timer.PhaseTimer, "enter", enter)
     return experiment
 
 
@@ -82,8 +82,8 @@ def undisturbed(known, patient, path):
 def outcome(path):
     """What must not depend on kills."""
     run = Run(path)
-    checkpoints = Checkpoints(run.checkpoints)
-    states = {step: checkpoints.seal(step).state for step in checkpoints.steps()}
+    checkpoints = Checkpointer(run.checkpoints)
+    states = {step: checkpoints.manifest(step).state for step in checkpoints.steps()}
     ends = [event for event in event_log.read(run.ledger_file) if event["event"] == "early stop"]
     losses = {r["step"]: (r.get("loss"), r.get("val_loss")) for r in run.metrics()}
     return states, [(end["step"], end["patience"]) for end in ends], losses
@@ -131,9 +131,9 @@ def test_a_run_that_dies_while_it_ends_ends_the_same(patient, known, tmp_path, m
         elif where == "measured":
             deadly.setattr(Loop, "_end_early", die)
         elif where == "settled":
-            aside = Checkpoints.set_aside
+            aside = Checkpointer.set_aside
             deadly.setattr(
-                Checkpoints, "set_aside",
+                Checkpointer, "set_aside",
                 lambda self, step, why: die() if (step, why) == (6, "worse")
                 else aside(self, step, why),
             )  # fmt: skip

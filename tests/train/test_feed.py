@@ -9,8 +9,8 @@ from jax.sharding import NamedSharding
 from gpt3jax.config import Data, Mesh, Source
 from gpt3jax.data import loader
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.sharding.rules import partition
-from gpt3jax.train.batches import Feed, rows_on
+from gpt3jax.sharding.rules import partition_spec
+from gpt3jax.train.batches import BatchFeed, rows_on
 from gpt3jax.train.schedules import Microbatches
 
 MICROBATCH, COUNT = 16, 625
@@ -29,7 +29,7 @@ def mixture(prepared):
 def test_each_process_reads_its_rows_and_all_together_the_same_batch(mixture, sizes, processes):
     order, expected = mixture
     mesh = make_mesh(Mesh(*sizes), jax.devices()[:8])
-    sharding = NamedSharding(mesh, partition((None, "batch", None)))
+    sharding = NamedSharding(mesh, partition_spec((None, "batch", None)))
     found = np.zeros_like(expected).reshape(COUNT, MICROBATCH, -1)
     for devices in np.split(mesh.devices.reshape(-1), processes):
         rows = rows_on(devices, sharding, (1, MICROBATCH, 49))
@@ -48,7 +48,7 @@ def test_a_batch_that_does_not_fill_its_last_microbatch_is_padded(experiment, si
     """Of 11 windows after 5, in microbatches of 8, three are in the second; the rest is ~0."""
     eight = changed(experiment, train={"batch_tokens": 16 * 48, "microbatch": 8})
     mesh = make_mesh(Mesh(*sizes), jax.devices()[: int(np.prod(sizes))])
-    feed = Feed(eight, mesh, Microbatches([(11, 1), (16, 99)], 8, sequences=5))
+    feed = BatchFeed(eight, mesh, Microbatches([(11, 1), (16, 99)], 8, sequences=5))
     windows, _ = feed.take(2)
     following, _ = feed.take(2)
     feed.close()

@@ -13,9 +13,10 @@ import pytest
 from building import changed, randomised
 
 from gpt3jax.checkpoint.array_hash import named_leaves
-from gpt3jax.checkpoint.checkpointer import Checkpoints
-from gpt3jax.config import ConfigError, Data, Mesh, Source
+from gpt3jax.checkpoint.checkpointer import Checkpointer
+from gpt3jax.config import Data, Mesh, Source
 from gpt3jax.data.prepare.prepare import prepare
+from gpt3jax.errors import ConfigError
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.trainable import trained, trained_count
 from gpt3jax.run_dir import Run
@@ -227,7 +228,7 @@ def files(folder):
 
 
 def state_of(experiment, path, step):
-    checkpoints = Checkpoints(Run(path).checkpoints)
+    checkpoints = Checkpointer(Run(path).checkpoints)
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     state = checkpoints.restore(step, abstract_state(experiment, mesh))
     return {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}
@@ -244,8 +245,8 @@ def test_a_run_begins_at_its_parent_resumes_bit_for_bit_without_it_and_leaves_it
     untouched = files(base)
     train(tuned, tmp_path / "whole")
     assert files(base) == untouched
-    sealed = Checkpoints(base / "checkpoints").seal(4)
-    parent = {"path": str(base), "step": 4, "state": sealed.state}
+    manifest = Checkpointer(base / "checkpoints").manifest(4)
+    parent = {"path": str(base), "step": 4, "state": manifest.state}
     assert Run(tmp_path / "whole").identity()["parent"] == parent
     start = event_log.read(Run(tmp_path / "whole").ledger_file)[0]
     assert (start["event"], start["parent"]) == ("start", parent)
@@ -281,7 +282,7 @@ def test_moments_begin_at_zero_and_steps_are_counted_anew(base, tuned, tmp_path,
         is_param = name.startswith("params/")
         assert is_same(np.asarray(leaf), expected[name]) == is_param or not leaf.any(), name
         assert is_param or not leaf.any(), name
-    found = replay(run, Checkpoints(run.checkpoints), 0, 0, 1, lambda each: make_mesh(each.mesh))
+    found = replay(run, Checkpointer(run.checkpoints), 0, 0, 1, lambda each: make_mesh(each.mesh))
     assert found.compared >= 3 and not found.differences
 
 

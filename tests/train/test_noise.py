@@ -9,14 +9,14 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
 
 from gpt3jax.config import Mesh
-from gpt3jax.model.param_specs import table
+from gpt3jax.model.param_specs import param_specs
 from gpt3jax.run_dir import Run
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.sharding.rules import partition, partitions
+from gpt3jax.sharding.rules import partition_spec, partition_specs
 from gpt3jax.train import step as step_module
 from gpt3jax.train.loss import window_loss
 from gpt3jax.train.monitor.noise_scale import NoiseScale, estimate
-from gpt3jax.train.state import new_state, sharded_state
+from gpt3jax.train.state import init_sharded_state, init_state
 from gpt3jax.train.step import compile_train_step
 from gpt3jax.train.train import train
 
@@ -35,9 +35,9 @@ def one_step(experiment, mesh, counts=(), lower_only=False):
     devices = mesh.data * mesh.fsdp * mesh.tensor
     made = make_mesh(mesh, jax.devices()[:devices])
     with jax.set_mesh(made):
-        placed = jax.device_put(windows, NamedSharding(made, partition((None, "batch", None))))
+        placed = jax.device_put(windows, NamedSharding(made, partition_spec((None, "batch", None))))
         step = compile_train_step(experiment, made)
-        state = sharded_state(experiment, made)
+        state = init_sharded_state(experiment, made)
         if lower_only:
             return step.lower(state, placed, np.int32(1), np.float32(1e-2)).as_text()
         found = []
@@ -57,7 +57,7 @@ def test_it_is_what_the_gradients_of_each_share_of_the_batch_say(small, mesh):
     """Against gradients that are computed one by one, for each parameter as the mesh shares it."""
     experiment = changed(small, train={"microbatch": 4})
     windows_MBT1, (metrics,), _ = one_step(experiment, mesh)
-    params = new_state(experiment).params
+    params = init_state(experiment).params
     gradient = jax.jit(jax.grad(lambda p, w: window_loss(p, w, experiment.model)))
 
     def of(windows_BT1):
@@ -70,7 +70,7 @@ def test_it_is_what_the_gradients_of_each_share_of_the_batch_say(small, mesh):
     }
     square = variance = 0.0
     big = 8 * experiment.model.context
-    for path, part in flatten_dict(partitions(table(experiment.model)), sep="/").items():
+    for path, part in flatten_dict(partition_specs(param_specs(experiment.model)), sep="/").items():
         shares = mesh.data * (1 if "fsdp" in part else mesh.fsdp)
         b = 4 * experiment.model.context / shares
         of_small = np.mean([np.square(each[path]).sum() for each in by_split[shares]])
@@ -90,7 +90,7 @@ def test_a_planted_signal_and_noise_are_found():
         each = true + draw.normal(size=(count, 4)) * np.array([1, 2, 3, 4]) / tokens**0.5
         small = {1: jnp.sum(jnp.asarray(each) ** 2)}
         mean = {"w": jnp.asarray(each.mean(0))}
-        found = estimate(small, mean, {"w": partition(("embed",))}, tokens, count)
+        found = estimate(small, mean, {"w": partition_spec(("embed",))}, tokens, count)
         squares.append(found["grad_square"])
         variances.append(found["grad_variance"])
     assert np.mean(squares) == pytest.approx(14, rel=0.02)

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from building import changed
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints
-from gpt3jax.config import ConfigError, Data, Mesh, Source
+from gpt3jax.checkpoint.checkpointer import Checkpointer
+from gpt3jax.config import Data, Mesh, Source
 from gpt3jax.data import loader
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Changes, Run
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.train.batches import Feed
+from gpt3jax.train.batches import BatchFeed
 from gpt3jax.train.loop import NotFiniteError
 from gpt3jax.train.monitor import event_log
 from gpt3jax.train.resume import furthest
@@ -33,7 +34,7 @@ EXACT = ("step", "sequences", "tokens", "loss", "grad_norm", "learning_rate", "b
 
 def final_state(experiment, path):
     """Every leaf of the newest checkpoint, by value, on one device."""
-    checkpoints = Checkpoints(Run(path).checkpoints)
+    checkpoints = Checkpointer(Run(path).checkpoints)
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     state = checkpoints.restore(checkpoints.steps()[-1], abstract_state(experiment, mesh))
     checkpoints.close()
@@ -122,7 +123,7 @@ def test_a_signal_saves_and_stops_and_the_same_call_goes_on(experiment, tmp_path
     outcome = train(experiment, tmp_path)
     sender.join()
     assert outcome.signal == number
-    assert furthest(Checkpoints(Run(tmp_path).checkpoints)) == outcome.position
+    assert furthest(Checkpointer(Run(tmp_path).checkpoints)) == outcome.position
     more = train(changed(experiment, train={"steps": outcome.position.step + 1}), tmp_path)
     assert more.steps_taken == 1
 
@@ -148,7 +149,7 @@ def test_a_signal_between_any_two_lines_of_the_loop_loses_no_step(
     monkeypatch.setattr("gpt3jax.train.train.caught_signals", lambda: caught)
     outcome = train(experiment, tmp_path)
     assert outcome.position.step < 12 and outcome.signal == signal.SIGTERM
-    assert furthest(Checkpoints(Run(tmp_path).checkpoints)) == outcome.position
+    assert furthest(Checkpointer(Run(tmp_path).checkpoints)) == outcome.position
     logged = [record["step"] for record in Run(tmp_path).metrics()]
     assert (logged or [0])[-1] == outcome.position.step
 
@@ -203,7 +204,7 @@ def test_a_diverged_run_stops_in_words_and_keeps_its_last_good_checkpoint(experi
 def test_a_checkpoint_restores_bit_for_bit_on_another_mesh(experiment, tmp_path):
     mesh_8 = dataclasses.replace(experiment, mesh=Mesh(data=2, fsdp=2, tensor=2))
     train(changed(mesh_8, train={"steps": 2}), tmp_path)
-    checkpoints = Checkpoints(Run(tmp_path).checkpoints)
+    checkpoints = Checkpointer(Run(tmp_path).checkpoints)
     leaves = {}
     for sizes in ((2, 2, 2), (1, 1, 1), (1, 4, 1)):
         mesh = make_mesh(Mesh(*sizes), jax.devices()[: int(np.prod(sizes))])
@@ -219,7 +220,7 @@ def test_the_feed_gives_the_windows_that_the_position_names(ramped):
     mesh = make_mesh(Mesh(), jax.devices()[:8])
     eight = changed(ramped, train={"microbatch": 8, "ramp_tokens": 0})
     order = loader.windows(eight.data, eight.seed, 48)
-    feed = Feed(eight, mesh, Microbatches([(8, 9)], 8, sequences=24))
+    feed = BatchFeed(eight, mesh, Microbatches([(8, 9)], 8, sequences=24))
     windows, waited = feed.take(1)
     feed.close()
     expected = np.stack([order[i] for i in batch_range(3, eight)])

@@ -9,9 +9,10 @@ from building import changed
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gpt3jax.checkpoint.checkpointer import Checkpoints
-from gpt3jax.checkpoint.manifest import Seal
-from gpt3jax.config import ConfigError, Mesh
+from gpt3jax.checkpoint.checkpointer import Checkpointer
+from gpt3jax.checkpoint.manifest import CheckpointManifest
+from gpt3jax.config import Mesh
+from gpt3jax.errors import ConfigError
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train import state as train_state
 from gpt3jax.train import step as train_step
@@ -112,7 +113,7 @@ def test_masked_and_partitioned_moments_lie_as_their_parameters_do(experiment, u
     mesh = make_mesh(Mesh(*sizes), jax.devices())
     for state in (
         train_state.abstract_state(experiment, mesh),
-        train_state.sharded_state(experiment, mesh),
+        train_state.init_sharded_state(experiment, mesh),
     ):
         params = leaves(state.params)
         assert params.keys() == PLACES.keys()
@@ -132,7 +133,7 @@ def test_a_step_and_a_checkpoint_leave_such_moments_where_they_are(
     def stepped(sizes):
         mesh = make_mesh(Mesh(*sizes), jax.devices()[: int(np.prod(sizes))])
         with jax.set_mesh(mesh):
-            state = train_state.sharded_state(experiment, mesh)
+            state = train_state.init_sharded_state(experiment, mesh)
             place = NamedSharding(mesh, P(None, ("data", "fsdp"), None))
             step = train_step.compile_train_step(experiment, mesh)
             state, _ = step(state, jax.device_put(windows, place), jnp.int32(1), jnp.float32(1e-3))
@@ -143,8 +144,8 @@ def test_a_step_and_a_checkpoint_leave_such_moments_where_they_are(
     _, alone = stepped((1, 1, 1))
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(state), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5)
-    checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(state, Seal(1, 8, (), "0", {}, {}), lambda sealed: None)
+    checkpoints = Checkpointer(tmp_path, keep=1)
+    checkpoints.save(state, CheckpointManifest(1, 8, (), "0", {}, {}), lambda manifest: None)
     checkpoints.wait()
     restored = checkpoints.restore(1, train_state.abstract_state(experiment, mesh))
     checkpoints.close()

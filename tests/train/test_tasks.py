@@ -13,7 +13,7 @@ from gpt3jax.data.manifest import TOKENIZER
 from gpt3jax.run_dir import Run
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.evaluation import Evaluation
-from gpt3jax.train.state import new_state
+from gpt3jax.train.state import init_state
 from gpt3jax.train.train import train
 
 
@@ -86,7 +86,7 @@ def test_between_evaluations_the_devices_hold_no_second_copy(asked, one_device):
     asked = changed(asked, evaluate={"sample_tokens": 2})
     mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        params = new_state(asked).params
+        params = init_state(asked).params
         file = Path(asked.data.sources[0].path) / TOKENIZER
         evaluation = Evaluation(asked, mesh, file)
         before, size = held(), sum(leaf.nbytes for leaf in jax.tree.leaves(params))

@@ -12,8 +12,8 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from gpt3jax.config import ConfigError
 from gpt3jax.data.corpora.documents import Document, Part, Skipped, decode_document
+from gpt3jax.errors import ConfigError
 from gpt3jax.user_code import call, naming
 
 

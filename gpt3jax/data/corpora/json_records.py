@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from gpt3jax.config import ConfigError, cut
 from gpt3jax.data.corpora.documents import Document, Part, Skipped, choose_field, row_document
 from gpt3jax.data.corpora.text_files import line_start
+from gpt3jax.errors import ConfigError, truncate
 
 LONGEST_RECORD = 16 << 20
 """Bytes at the start of a file in which its first record is looked for."""
@@ -39,7 +39,7 @@ def json_kind(path: str, size: int, fields: Sequence[str], is_asked: bool) -> st
         rows = _load(path)
     except (ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{path} is neither JSON lines nor a JSON array or object: {cut(str(error), 80)}. "
+            f"{path} is neither JSON lines nor a JSON array or object: {truncate(str(error), 80)}. "
             "Correct it, or leave it out of --corpus"
         ) from error
     _check_fields(path, rows, fields)
@@ -79,8 +79,8 @@ def _check_fields(path: str, rows: Iterable[Any], fields: Sequence[str]) -> None
         count += lacking.reason == wrong.reason
     if wrong:
         raise ConfigError(
-            f"{path} has nothing to read: {count:,} {wrong.reason} ({cut(wrong.detail, 100)}). "
-            f"{choose_field(fields)}"
+            f"{path} has nothing to read: {count:,} {wrong.reason} "
+            f"({truncate(wrong.detail, 100)}). {choose_field(fields)}"
         )
 
 

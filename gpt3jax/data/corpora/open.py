@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gpt3jax.config import ConfigError
 from gpt3jax.data.corpora.documents import PART_BYTES, Document, Part, Skipped, count_of
 from gpt3jax.data.corpora.generated import generated_parts, read_generated
 from gpt3jax.data.corpora.json_records import first_record, json_kind, read_json, read_jsonl
@@ -27,6 +26,7 @@ from gpt3jax.data.corpora.tables import (
     read_parquet,
 )
 from gpt3jax.data.corpora.text_files import read_text, split_file, walk
+from gpt3jax.errors import ConfigError
 
 SMALLEST_CUT = 16 << 10
 """A text file is never cut into documents of fewer bytes than this."""

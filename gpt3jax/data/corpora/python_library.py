@@ -7,9 +7,9 @@ import re
 import sysconfig
 from collections.abc import Iterator, Sequence
 
-from gpt3jax.config import ConfigError
 from gpt3jax.data.corpora.documents import Document, Part, Skipped, decode_document
 from gpt3jax.data.corpora.text_files import read_text, walk
+from gpt3jax.errors import ConfigError
 
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _LITERAL = re.compile(r"b?['\"]|0x|[-\d{}\[\]()]")

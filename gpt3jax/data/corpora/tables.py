@@ -9,7 +9,6 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gpt3jax.config import ConfigError
 from gpt3jax.data.corpora.documents import (
     PART_BYTES,
     Document,
@@ -19,6 +18,7 @@ from gpt3jax.data.corpora.documents import (
     decode_document,
     row_document,
 )
+from gpt3jax.errors import ConfigError
 
 
 def parquet_parts(path: str, key: str, fields: Sequence[str]) -> list[Part]:

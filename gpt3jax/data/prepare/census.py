@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt3jax.config import ConfigError
 from gpt3jax.data.byte_level import END_OF_TEXT
 from gpt3jax.data.corpora.documents import Part, Skipped, count_of, count_reasons, hash_key
 from gpt3jax.data.corpora.open import Corpus
 from gpt3jax.data.tokenizer import SAMPLE_BYTES, SENTENCE
+from gpt3jax.errors import ConfigError
 
 BUCKETS = 2**16
 """Documents are held out by the first 16 bits of their hash."""

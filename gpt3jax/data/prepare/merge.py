@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from gpt3jax.config import ConfigError
 from gpt3jax.data.corpora.open import Corpus
 from gpt3jax.data.manifest import TOKENIZER, Manifest, load_manifest, verify
 from gpt3jax.data.prepare.census import Census
@@ -27,7 +26,8 @@ from gpt3jax.data.prepare.pieces import (
 from gpt3jax.data.prepare.prepare import Progress, difference, finish, tracked
 from gpt3jax.data.prepare.worker_pool import processes
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.runtime.atomic_folder import is_free, whole_folder
+from gpt3jax.errors import ConfigError
+from gpt3jax.runtime.atomic_folder import atomic_folder, is_free
 
 
 def merge_shards(
@@ -64,7 +64,7 @@ def merge_shards(
         return manifest
     plan = read_plan(out)
     report = progress or (lambda stage, share: None)
-    with whole_folder(Path(out), is_only=True) as folder:
+    with atomic_folder(Path(out), is_only=True) as folder:
         with processes(max(1, min(workers or os.cpu_count() or 1, plan.shards))) as run:
             looking = run(partial(_look, work, plan), range(plan.shards))
             found = list(tracked(report, "verifying", looking, plan.shards))

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError, short_hash
 from gpt3jax.data.manifest import TOKENIZER, Split, sha256
-from gpt3jax.serde import Count
+from gpt3jax.errors import ConfigError
+from gpt3jax.serde import Count, short_hash
 
 PLAN = "plan.json"
 RECORD = "shard.json"

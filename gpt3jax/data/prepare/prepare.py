@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpt3jax.config import ConfigError, short_hash
 from gpt3jax.data.corpora.documents import count_of, count_reasons, hash_key
 from gpt3jax.data.corpora.open import Corpus, Part, check_fields_used, open_corpus
 from gpt3jax.data.manifest import MANIFEST, TOKENIZER, Manifest, Split, load_manifest, verify
@@ -29,7 +28,9 @@ from gpt3jax.data.prepare.census import Census, merge, take_census, warn_of_spec
 from gpt3jax.data.prepare.encode import Encoded, Job, encode_group, window_dtype, write_validation
 from gpt3jax.data.prepare.worker_pool import processes
 from gpt3jax.data.tokenizer import Tokenizer, train_tokenizer
-from gpt3jax.runtime.atomic_folder import is_free, whole_folder
+from gpt3jax.errors import ConfigError
+from gpt3jax.runtime.atomic_folder import atomic_folder, is_free
+from gpt3jax.serde import short_hash
 
 SHARD_BYTES = 4 << 20
 """Text in a shard, about, until there are `SHARDS` of them."""
@@ -149,7 +150,7 @@ def prepare(
     made = request(corpus_spec, out, **asked)
     if not is_free(out):
         return verify(find_same(made).folder)
-    with whole_folder(Path(out), is_only=True) as folder:
+    with atomic_folder(Path(out), is_only=True) as folder:
         _write(made, folder, progress or (lambda stage, share: None))
     return load_manifest(out)
 

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError
 from gpt3jax.data.corpora.open import Corpus, Part
 from gpt3jax.data.manifest import TOKENIZER, sha256
 from gpt3jax.data.prepare.census import BUCKETS, Census, merge, take_census, warn_of_special
@@ -44,7 +43,8 @@ from gpt3jax.data.prepare.pieces import (
 )
 from gpt3jax.data.prepare.prepare import Progress, Request, difference, find_same, make_job, tracked
 from gpt3jax.data.prepare.worker_pool import processes
-from gpt3jax.runtime.atomic_folder import is_free, whole_folder
+from gpt3jax.errors import ConfigError
+from gpt3jax.runtime.atomic_folder import atomic_folder, is_free
 from gpt3jax.serde import Count
 
 
@@ -100,7 +100,7 @@ def prepare_shard(
     target = work / shard_name(plan, index)
     if is_free(target):
         try:
-            with whole_folder(target) as folder:
+            with atomic_folder(target) as folder:
                 _encode(made, plan, index, folder, groups, progress or (lambda stage, share: None))
         except OSError:
             if is_free(target):
@@ -118,7 +118,7 @@ def _begin(out: str, plan: Plan) -> Path:
     work = work_folder(out)
     if is_free(work):
         try:
-            with whole_folder(work) as folder:
+            with atomic_folder(work) as folder:
                 (folder / PLAN).write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
         except OSError:
             if is_free(work):

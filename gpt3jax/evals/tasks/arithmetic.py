@@ -15,7 +15,7 @@ import operator
 import random
 from collections.abc import Callable
 
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.evals.task import Example, Task
 
 COUNT = 2000

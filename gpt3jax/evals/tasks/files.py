@@ -14,7 +14,7 @@ is beyond its examples is said in a Python file, which is code and is run:
     \"\"\"Capitals: a country and its capital.\"\"\"
     from pathlib import Path
 
-    from gpt3jax.evals.files import read_jsonl
+    from gpt3jax.evals.tasks.files import read_jsonl
 
 
     def task():
@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError
+from gpt3jax.errors import ConfigError
 from gpt3jax.evals.task import Example, Task
 from gpt3jax.evals.tasks.arithmetic import ARITHMETIC, arithmetic
 from gpt3jax.evals.tasks.patterns import PATTERNS

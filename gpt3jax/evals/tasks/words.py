@@ -24,11 +24,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from gpt3jax import serde
-from gpt3jax.config import ConfigError, Data
+from gpt3jax.config import Data
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import load_manifest
 from gpt3jax.data.pairs import tokens_of
 from gpt3jax.data.tokenizer import Tokenizer
+from gpt3jax.errors import ConfigError
 from gpt3jax.evals.task import Example, Task
 
 DESCRIPTION = "Please unscramble the letters into a word, and write that word:"

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from gpt3jax.sharding.axes import AXES
-from gpt3jax.sharding.collectives import size, total
+from gpt3jax.sharding.collectives import axis_size, psum
 
 DECAY = 0.95
 """Of the averages from one logged step to the next."""
@@ -47,7 +47,7 @@ def small_squares(gradients: Any, parts: Any) -> Squares:
         shares, copies = _shares(part)
         if copies > 1:
             # Devices along `tensor` have parts of the same windows.
-            gradient = total(gradient, "tensor")
+            gradient = psum(gradient, "tensor")
         square = jnp.sum(jnp.square(gradient)) * (shares / copies)
         found[shares] = found.get(shares, jnp.zeros(())) + square
     return found
@@ -76,7 +76,7 @@ def estimate(
     square = variance = jnp.zeros(())
     for shares, of_big in big.items():
         at_small, at_big = tokens / shares, tokens * microbatches
-        of_small, of_big = total(small[shares], *AXES) / microbatches, total(of_big, *AXES)
+        of_small, of_big = psum(small[shares], *AXES) / microbatches, psum(of_big, *AXES)
         apart = jnp.where(at_big > at_small, at_big - at_small, jnp.nan)
         square += (at_big * of_big - at_small * of_small) / apart
         variance += (of_small - of_big) * at_small * at_big / apart
@@ -90,8 +90,8 @@ def _pairs(gradients: Any, parts: Any) -> Iterable[tuple[jax.Array, PartitionSpe
 def _shares(part: PartitionSpec) -> tuple[int, int]:
     """Devices with an own share of the batch for a leaf, and with a copy for the same share."""
     whole = [axis for axis in AXES if axis not in part]
-    copies = size("tensor") if "tensor" in whole else 1
-    return size(*(axis for axis in whole if axis != "tensor")), copies
+    copies = axis_size("tensor") if "tensor" in whole else 1
+    return axis_size(*(axis for axis in whole if axis != "tensor")), copies
 
 
 class NoiseScale:

@@ -23,13 +23,13 @@ from gpt3jax.config import Model
 from gpt3jax.data.loader import Windows
 from gpt3jax.data.pairs import shown
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.model.gpt3 import trunk
+from gpt3jax.model.gpt3 import hidden_states
 from gpt3jax.model.init import Params
-from gpt3jax.model.param_specs import table
+from gpt3jax.model.param_specs import param_specs
 from gpt3jax.run_dir import Run
 from gpt3jax.sharding.axes import AXES
-from gpt3jax.sharding.collectives import each_device, total
-from gpt3jax.sharding.rules import partition, partitions
+from gpt3jax.sharding.collectives import psum, shard_map
+from gpt3jax.sharding.rules import partition_spec, partition_specs
 from gpt3jax.train.loss import tokens_read, window_loss
 
 SHOWN = 64
@@ -69,10 +69,10 @@ def first_bad(params: Params, windows_MBT1: jax.Array, count: int, model: Model)
 
 def _finite(params: Params, windows_BT1: jax.Array, *, model: Model) -> dict[str, Any]:
     """Whether tensors are finite: each leaf's parameter and gradient, the stream and the loss."""
-    parts = partitions(table(model))
-    check = each_device(
+    parts = partition_specs(param_specs(model))
+    check = shard_map(
         partial(_finite_here, model=model),
-        in_specs=(parts, partition(("batch", None))),
+        in_specs=(parts, partition_spec(("batch", None))),
         out_specs=PartitionSpec(),
     )
     return check(params, windows_BT1)
@@ -80,7 +80,7 @@ def _finite(params: Params, windows_BT1: jax.Array, *, model: Model) -> dict[str
 
 def _finite_here(params: Params, windows_BT1: jax.Array, *, model: Model) -> dict[str, Any]:
     tokens_BT = tokens_read(windows_BT1[:, :-1])
-    _, _, activations = trunk(params, tokens_BT, model, want=("finite",), remat=False)
+    _, _, activations = hidden_states(params, tokens_BT, model, want=("finite",), remat=False)
     loss, gradients = jax.value_and_grad(partial(window_loss, model=model))(params, windows_BT1)
     found = {
         "parameters": jax.tree_util.tree_map_with_path(_by_layer, params),
@@ -88,7 +88,7 @@ def _finite_here(params: Params, windows_BT1: jax.Array, *, model: Model) -> dic
         "loss": jnp.isfinite(loss),
         "gradients": jax.tree_util.tree_map_with_path(_by_layer, gradients),
     }
-    return jax.tree.map(lambda ok: total((~ok).astype(jnp.int32), *AXES) == 0, found)
+    return jax.tree.map(lambda ok: psum((~ok).astype(jnp.int32), *AXES) == 0, found)
 
 
 def _by_layer(path: tuple, leaf: jax.Array) -> jax.Array:

@@ -42,7 +42,7 @@ LONGER = {
 it waits for the others: the one that keeps them waiting should be the first to say so."""
 
 
-class Clock:
+class PhaseTimer:
     """The phases of one session of training."""
 
     def __init__(self, run: Run, began: float, stuck_after: float = 0.0):
@@ -163,7 +163,7 @@ def _stacks() -> str:
     return "\n".join(lines)
 
 
-def settle(run: Run) -> int:
+def close_interrupted_session(run: Run) -> int:
     """Enter in the ledger a session that was killed; returns the furthest step of any session."""
     events, last = event_log.read(run.ledger_file), read_clock(run)
     clocks = [event for event in events if event["event"] == "clock" and is_account(event)]

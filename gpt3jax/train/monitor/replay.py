@@ -11,9 +11,8 @@ from typing import Any
 
 import jax
 
-from gpt3jax.checkpoint import manifest
-from gpt3jax.checkpoint.checkpointer import Checkpoints, Position, leaves_of
-from gpt3jax.checkpoint.manifest import Seal
+from gpt3jax.checkpoint.checkpointer import Checkpointer, Position, leaves_of
+from gpt3jax.checkpoint.manifest import CheckpointManifest, read_manifest
 from gpt3jax.config import Experiment, Mesh
 from gpt3jax.run_dir import Run
 from gpt3jax.sharding.mesh import make_mesh
@@ -41,7 +40,7 @@ class Replay:
 
 def replay(
     run: Run,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpointer,
     begin: int,
     first: int,
     last: int,
@@ -64,13 +63,13 @@ def replay(
       DamagedError: the checkpoint is not whole.
     """
     logged = {record["step"]: record for record in run.metrics()}
-    seals = {step: manifest.read(checkpoints.path(step)) for step in checkpoints.steps()}
+    manifests = {step: read_manifest(checkpoints.path(step)) for step in checkpoints.steps()}
     compared, differences, notes = 0, [], []
     for experiment, state, batch, metrics in _steps(run, checkpoints, begin, last, mesh_for, notes):
         step = batch.after.step
         if step <= first:
             continue
-        known, found = _known(logged.get(step, {}), seals.get(step), state, batch, metrics)
+        known, found = _known(logged.get(step, {}), manifests.get(step), state, batch, metrics)
         compared += len(known)
         whats = [
             f"{name} was {value}, is {found[name]}"
@@ -86,7 +85,7 @@ def replay(
 
 
 def _steps(
-    run: Run, checkpoints: Checkpoints, begin: int, last: int, mesh_for: MeshFor, notes: list[str]
+    run: Run, checkpoints: Checkpointer, begin: int, last: int, mesh_for: MeshFor, notes: list[str]
 ) -> Iterator[tuple[Experiment, TrainState, Batch, Metrics]]:
     """Each step after `begin`, done again; the mesh that it ran on is set meanwhile."""
     found: tuple[TrainState, Position] | None = None
@@ -142,23 +141,27 @@ def _legs(
 
 
 def _known(
-    record: dict[str, Any], sealed: Seal | None, state: TrainState, batch: Batch, metrics: Metrics
+    record: dict[str, Any],
+    manifest: CheckpointManifest | None,
+    state: TrainState,
+    batch: Batch,
+    metrics: Metrics,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of a step: what the run has of it, and what it comes to now."""
     found = _numbers(batch, metrics)
     known = {name: value for name, value in record.items() if name in found}
-    if sealed is not None:
-        known["state"] = sealed.state
-        found["state"] = replace(sealed, leaves=leaves_of(state)).state
+    if manifest is not None:
+        known["state"] = manifest.state
+        found["state"] = replace(manifest, leaves=leaves_of(state)).state
     return known, found
 
 
 def _begin(
-    run: Run, experiment: Experiment, mesh: jax.sharding.Mesh, checkpoints: Checkpoints, step: int
+    run: Run, experiment: Experiment, mesh: jax.sharding.Mesh, checkpoints: Checkpointer, step: int
 ) -> tuple[TrainState, Position]:
     if step not in checkpoints.steps():  # The start of a run that was not imported.
         return first_state(run, experiment, mesh), Position()
-    found = checkpoints.seal(step)
+    found = checkpoints.manifest(step)
     state = checkpoints.restore(step, abstract_state(experiment, mesh))
     return state, Position(found.step, found.sequences)
 
