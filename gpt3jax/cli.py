@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import tyro
-from tyro.conf import FlagConversionOff
+from tyro.conf import AvoidSubcommands, FlagConversionOff
 
 from gpt3jax import __version__
 from gpt3jax.commands import COMMANDS
@@ -101,7 +101,9 @@ def _for_tyro(parameter: inspect.Parameter, fields: dict[str, Any]) -> inspect.P
     if parameter.name in fields:
         # Booleans as `--model.scan-layers True`, which sweeps and resumed commands can set.
         made = fields[parameter.name]
-        annotation = Annotated[type(made), tyro.conf.arg(name=""), FlagConversionOff]
+        annotation = Annotated[
+            type(made), tyro.conf.arg(name=""), FlagConversionOff, AvoidSubcommands
+        ]
         return parameter.replace(annotation=annotation, default=made, kind=kind)
     return parameter.replace(kind=kind)
 

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from gpt3jax import serde
 from gpt3jax.errors import LARGEST, ConfigError, check, check_choice, check_numbers
@@ -176,7 +176,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class AdamW:
     """Adam with decoupled weight decay (Appendix B). Biases and gains are not decayed.
 
     The paper does not say what is left out of the decay; we follow GPT-2's
@@ -189,11 +189,18 @@ class Optimizer:
     clip_norm: float = 1.0
     weight_decay: float = 0.1
 
+    state_bytes: ClassVar[int] = 8
+    """Per trained parameter: two float32 moments."""
+
     def __post_init__(self) -> None:
         check_numbers(self, "optimizer", b1=0, b2=0, epsilon=0, clip_norm=1e-12, weight_decay=0)
         for name in ("b1", "b2"):
             value = getattr(self, name)
             check(value < 1, f"--optimizer.{name} is {value}: a decay rate is below 1. Lower it")
+
+
+Optimizer = AdamW
+"""One record for each optimizer (`AdamW | ...`); train/optimizers.py has a function for each."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +248,8 @@ class Train:
     only: tuple[str, ...] = ()
     """Parameters to train, by path: layers/qkv, */bias, layers[8:12], position_embedding. Empty:
     all; with LoRA, its factors."""
+    noise_scale: bool = False
+    """Estimate the gradient noise scale where gradients are accumulated; costs memory traffic."""
     patience: int = 0
     """Evaluations without a better val_loss after which the run ends, at its best checkpoint; 0:
     however many."""
@@ -320,7 +329,7 @@ class Experiment:
     data: Data
     schedule: Schedule
     train: Train
-    optimizer: Optimizer = field(default_factory=Optimizer)
+    optimizer: Optimizer = field(default_factory=AdamW)
     mesh: Mesh = field(default_factory=Mesh)
     evaluate: Evaluate = field(default_factory=Evaluate)
     seed: int = 0
@@ -389,7 +398,8 @@ class Experiment:
         model += ["activation"] if self.model.activation == "gelu_tanh" else []
         model += ["mup_base"] if self.model.mup_base is None else []
         model += [] if self.model.lora_rank else ["lora_rank", "lora_matrices", "lora_alpha"]
-        train = ["tokens", "steps", "microbatch", "log_every", "save_every", "keep", "patience"]
+        train = ["tokens", "steps", "microbatch", "log_every", "save_every", "keep", "noise_scale",
+                 "patience"]  # fmt: skip
         train += [] if self.train.only else ["only"]
         for group, names in ((fields, top), (fields["model"], model), (fields["train"], train)):
             for name in names:

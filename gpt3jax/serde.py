@@ -154,7 +154,8 @@ def _fields(kind: type) -> tuple[dict[str, Any], list[str]]:
     """What each field is declared, and which must be given."""
     fields, none = dataclasses.fields(kind), dataclasses.MISSING
     needed = [f.name for f in fields if f.default is none and f.default_factory is none]
-    return typing.get_type_hints(kind), needed
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields}, needed
 
 
 def _build_fields(kind: type, value: Any, name: str) -> Any:

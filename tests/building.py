@@ -14,6 +14,7 @@ from gpt3jax.model.init import init_params
 from gpt3jax.run_dir import Run
 from gpt3jax.serde import short_hash
 from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.train.loss import window_loss
 from gpt3jax.train.optimizers import make_optimizer
 from gpt3jax.train.run_setup import create_or_check, data_identity
 from gpt3jax.train.state import TrainState, abstract_state
@@ -49,6 +50,11 @@ def random_run(path, experiment, *, seed=0, mesh=None, step=5, dtype=jnp.float32
         checkpoints.save(state, draft, lambda manifest: None)
         checkpoints.close()
     return run
+
+
+def loss_of(params, windows, model):
+    """The loss alone, nats per learned token, without the other scalars."""
+    return window_loss(params, windows, model)[0]
 
 
 def changed(experiment, **groups):

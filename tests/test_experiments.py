@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import pytest
 
 from gpt3jax.config import (
+    AdamW,
     Data,
     Evaluate,
     Experiment,
     Mesh,
     Model,
-    Optimizer,
     Schedule,
     Source,
     Train,
@@ -123,9 +123,7 @@ def test_each_size_trains_as_appendix_b_says(size):
     assert schedule.final_fraction == 0.1
     assert (train.tokens, train.steps, train.ramp_from_tokens) == (300_000_000_000, None, 32_768)
     assert 4_000_000_000 <= train.ramp_tokens <= 12_000_000_000
-    assert found.optimizer == Optimizer(
-        b1=0.9, b2=0.95, epsilon=1e-8, clip_norm=1.0, weight_decay=0.1
-    )
+    assert found.optimizer == AdamW(b1=0.9, b2=0.95, epsilon=1e-8, clip_norm=1.0, weight_decay=0.1)
     assert (found.model.context, found.model.vocabulary) == (2048, 50_257)
     assert (found.model.band, found.model.dense_every) == (256, 2)
     assert {source.name: source.weight for source in found.data.sources} == {
@@ -196,10 +194,10 @@ def test_the_config_has_these_fields_and_no_others():
         "lora_alpha mup_base",
         Source: "name path weight",
         Data: "sources",
-        Optimizer: "b1 b2 epsilon clip_norm weight_decay",
+        AdamW: "b1 b2 epsilon clip_norm weight_decay",
         Schedule: "peak_learning_rate warmup_tokens decay_tokens final_fraction",
         Train: "batch_tokens tokens steps ramp_from_tokens ramp_tokens microbatch log_every "
-        "save_every keep only patience",
+        "save_every keep only noise_scale patience",
         Mesh: "data fsdp tensor",
         Evaluate: "every windows prompt sample_tokens tasks shots examples",
         Experiment: "name model data schedule train optimizer mesh evaluate seed init_from",

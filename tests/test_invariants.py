@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from building import changed, randomised
+from building import changed, loss_of, randomised
 from jax.sharding import NamedSharding
 
 from gpt3jax.config import Mesh
@@ -16,7 +16,6 @@ from gpt3jax.model import attention
 from gpt3jax.model.gpt3 import block, forward
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.sharding.rules import partition_spec
-from gpt3jax.train.loss import window_loss
 from gpt3jax.train.optimizers import make_optimizer
 from gpt3jax.train.state import TrainState, abstract_state, init_sharded_state
 from gpt3jax.train.step import compile_train_step
@@ -88,11 +87,9 @@ def test_the_loss_taken_some_rows_at_a_time_is_the_plain_loss(model, params, row
     expected, plain = jax.jit(jax.value_and_grad(plain_loss), static_argnums=2)(
         params, windows, model
     )
-    loss, gradients = jax.jit(jax.value_and_grad(window_loss), static_argnums=2)(
-        params, windows, model
-    )
+    loss, gradients = jax.jit(jax.value_and_grad(loss_of), static_argnums=2)(params, windows, model)
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
-    assert float(window_loss(params, windows, model)) == pytest.approx(float(expected), rel=1e-6)
+    assert float(loss_of(params, windows, model)) == pytest.approx(float(expected), rel=1e-6)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(gradients), strict=True):
         np.testing.assert_allclose(b, a, atol=1e-5 * float(jnp.abs(a).max()))
 
@@ -110,10 +107,10 @@ def test_the_loss_taken_some_rows_at_a_time_is_the_plain_loss(model, params, row
 )
 def test_scanned_and_rematerialised_layers_give_the_same_loss_and_gradients(model, params, how):
     windows = jax.random.randint(jax.random.key(0), (2, model.context + 1), 0, model.vocabulary)
-    loss_of = jax.value_and_grad(window_loss)
-    loss, gradients = jax.jit(lambda p: loss_of(p, windows, model))(params)
+    loss_and_gradients = jax.value_and_grad(loss_of)
+    loss, gradients = jax.jit(lambda p: loss_and_gradients(p, windows, model))(params)
     other = dataclasses.replace(model, **how)
-    loss_2, gradients_2 = jax.jit(lambda p: loss_of(p, windows, other))(params)
+    loss_2, gradients_2 = jax.jit(lambda p: loss_and_gradients(p, windows, other))(params)
     assert loss_2 == pytest.approx(float(loss), rel=1e-6)
     for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(gradients_2), strict=True):
         np.testing.assert_allclose(b, a, atol=1e-5 * float(jnp.abs(a).max()))
@@ -192,7 +189,7 @@ def test_microbatches_add_up_to_the_whole_batch_without_a_new_compilation(experi
             before = jax.tree.map(jnp.copy, state.params)
             state, metrics = step(state, batch, jnp.int32(count), jnp.float32(0.0))
             used = batch[:count].reshape(-1, 49)
-            seen.append((float(metrics["loss"]), float(window_loss(before, used, parts.model))))
+            seen.append((float(metrics["loss"]), float(loss_of(before, used, parts.model))))
         assert step._cache_size() == 1
     for found, expected in seen:
         assert found == pytest.approx(expected, rel=1e-6)
@@ -205,7 +202,7 @@ def test_padding_rows_of_the_vocabulary_have_no_probability_and_no_gradient(mode
     probability = jax.nn.softmax(logits, axis=-1)
     assert (probability[..., model.vocabulary :] == 0).all()
     windows = jnp.concatenate([tokens, tokens[:, :1]], axis=1)
-    gradients = jax.jit(jax.grad(window_loss), static_argnums=2)(params, windows, model)
+    gradients = jax.jit(jax.grad(loss_of), static_argnums=2)(params, windows, model)
     assert (gradients["token_embedding"][model.vocabulary :] == 0).all()
 
 

@@ -64,7 +64,7 @@ class Estimate:
         head = m.padded_vocabulary * (2 * D + 2 * LOGIT_ROWS + 2 * D) / t
         return {
             "parameters": 4.0 * state,
-            "optimizer": 8.0 * trains,
+            "optimizer": self.experiment.optimizer.state_bytes * trains,
             "bfloat16 copy": 2.0 * state,
             "gradients": (6.0 if accumulates else 2.0) * trains,
             "layer inputs": 2.0 * m.n_layers * tokens * D / t,

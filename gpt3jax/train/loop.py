@@ -23,9 +23,10 @@ from gpt3jax.sharding import processes
 from gpt3jax.train import early_stopping
 from gpt3jax.train.evaluation import Evaluation
 from gpt3jax.train.metrics import Meter, MetricsLog
-from gpt3jax.train.monitor import event_log, noise_scale, nonfinite
+from gpt3jax.train.monitor import event_log, nonfinite
 from gpt3jax.train.monitor.display import Display
 from gpt3jax.train.monitor.loss_spikes import LASTING, Divergence, Spikes
+from gpt3jax.train.monitor.noise_scale import NoiseScale
 from gpt3jax.train.monitor.phase_timer import PhaseTimer
 from gpt3jax.train.run_setup import identities
 from gpt3jax.train.schedules import batch_windows, is_done, total_tokens
@@ -74,11 +75,11 @@ class Loop:
         self.spikes = Spikes()
         self.evaluation = Evaluation(experiment, mesh, run.tokenizer_file, base)
         self.stepper = Stepper(experiment, mesh, start, self.skips)
-        self.log = MetricsLog(run.metrics_file, run.tensorboard, start.step)
+        self.log = MetricsLog(run, start.step)
         # The log has been cut to where the run goes on.
         logged = run.metrics() if processes.is_first() else []
         self.divergence = Divergence(experiment.model.vocabulary, logged)
-        self.noise = noise_scale.NoiseScale(experiment.train.log_every, logged)
+        self.noise = NoiseScale(experiment.train.log_every, logged)
         self.evaluations = processes.on_first(lambda: early_stopping.evaluations(run))
         self._keep_best()
         self.meter = Meter(experiment.model)
@@ -140,15 +141,13 @@ class Loop:
         self.meter.add(batch_tokens, batch.waited)
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         if not is_finite or self._is_logged(batch):
-            record = {
-                "loss": loss, "grad_norm": norm, "learning_rate": batch.learning_rate,
-                "batch_tokens": batch_tokens, "data_wait_s": batch.waited,
+            record = {name: float(value) for name, value in metrics.items()} | {
+                "learning_rate": batch.learning_rate, "batch_tokens": batch_tokens,
+                "data_wait_s": batch.waited,
             }  # fmt: skip
-            if len(batch.sequences) % self.experiment.microbatch == 0:
-                # The estimate compares whole microbatches with the batch.
-                record |= noise_scale.finite(metrics)
-            scale = self.noise.see(record | {"step": batch.after.step})
-            record |= {} if scale is None else {"noise_scale": scale}
+            # The estimate of the noise scale compares complete microbatches with the batch.
+            is_complete = len(batch.sequences) % self.experiment.microbatch == 0
+            record = self.noise.add(record, batch.after.step, is_complete)
             self._write(batch.after, record | self.meter.read())
             self.meter.restart()
         if not is_finite:

@@ -29,17 +29,22 @@ from gpt3jax.sharding.collectives import all_gather, axis_index, axis_size, psum
 
 def window_loss(
     params: Params, windows_BT1: jax.Array, model: Model, share: jax.Array | None = None
-) -> jax.Array:
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean loss over windows of context+1 tokens: each token is predicted from those before it.
 
-    Spread over devices, it is this device's part: the parts of all add up to the mean.
+    On a mesh, each device returns its part, and the sum over all devices is the mean.
 
     Args:
-      params: as `table` describes.
-      windows_BT1: this device's.
-      model: what they are parameters of.
-      share: how much of the targets is learned, of these windows if not given. Of a batch in
-        several microbatches it is the mean of all, so that each learned token weighs the same.
+      params: as `param_specs` describes them.
+      windows_BT1: int32, this device's windows.
+      model: the shape of the model.
+      share: the share of the targets that is learned; by default that of these windows. With
+        gradient accumulation it is the mean over the microbatches, so that each learned token
+        has the same weight.
+
+    Returns:
+      The loss, nats per learned token, and further float32 scalars by name, which are summed over
+      devices, averaged over microbatches and logged. None is built in; docs/extending.md adds one.
     """
     x_BTD, _, _ = hidden_states(params, tokens_read(windows_BT1[:, :-1]), model)
     with jax.named_scope("unembed"):
@@ -53,7 +58,7 @@ def window_loss(
         )
     # Devices along `tensor` took part in each other's rows, and each has the whole sum.
     loss = loss / (len(targets_M) * axis_size("data", "fsdp", "tensor") * axis_size("tensor"))
-    return loss / (learned_share(windows_BT1) if share is None else share)
+    return loss / (learned_share(windows_BT1) if share is None else share), {}
 
 
 def learned_share(windows_BT1: jax.Array) -> jax.Array:

@@ -4,9 +4,10 @@ Units: loss in nats/token, of the step's own batch; val_loss in nats/token and v
 in bits/byte, both over `val_windows` of `val_windows_available` held-out windows; rates per
 second, `*_s` in seconds. `mfu` is model FLOPs (6 per matrix element and token, plus causal
 attention) over the devices' bfloat16 peak; it is absent where no peak is known, as on a CPU.
-Where gradients are accumulated, `grad_square` and `grad_variance` (of one token) are of the step,
-and `noise_scale`, in tokens, of the logged steps so far (monitor/noise_scale.py). All batches
-after one record with `batch_tokens`, up to and including the next one's, are of that next size.
+With `train.noise_scale`, where gradients are accumulated, `grad_square` and `grad_variance` (of
+one token) are of the step, and `noise_scale`, in tokens, of the logged steps so far
+(monitor/noise_scale.py). All batches after one record with `batch_tokens`, up to and including the
+next one's, are of that next size. What else a step or its loss returns is logged by its name.
 """
 
 from __future__ import annotations
@@ -16,35 +17,69 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
 from gpt3jax.config import Model
 from gpt3jax.model.param_specs import flops_per_token
-from gpt3jax.run_dir import is_logged, parse_record, read_lines
+from gpt3jax.run_dir import Run, is_logged, parse_record, read_lines
 from gpt3jax.runtime.chips import peak_flops
 from gpt3jax.sharding import processes
 
 
-class MetricsLog:
-    """metrics.jsonl and tensorboard/ of a run, each step once; the first process keeps it."""
+class Tracker(Protocol):
+    """What receives every record of a run as it is logged; see `TRACKERS`."""
 
-    def __init__(self, file: Path, tensorboard: Path, resumed_at: int):
-        """Open for appending; records past the resumed step are cut, they will come again."""
+    def log(self, record: dict[str, float], step: int) -> None:
+        """Receive the finite metrics of a step, by name."""
+
+    def text(self, name: str, text: str, step: int) -> None:
+        """Receive a text that the model generated at a step."""
+
+    def close(self) -> None:
+        """The session ends."""
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard."""
+
+    def __init__(self, run: Run, resumed_at: int):
+        # Imported here: it takes seconds, and only training needs it.
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(run.tensorboard), purge_step=resumed_at + 1)
+
+    def log(self, record: dict[str, float], step: int) -> None:
+        for name, value in record.items():
+            self._writer.add_scalar(name, value, step)
+
+    def text(self, name: str, text: str, step: int) -> None:
+        self._writer.add_text(name, text, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+TRACKERS: tuple[Callable[[Run, int], Tracker], ...] = (TensorBoard,)
+"""Made at the start of each session, of the run and the step at which it resumes."""
+
+
+class MetricsLog:
+    """metrics.jsonl of a run, each step once, and its trackers; the first process writes them."""
+
+    def __init__(self, run: Run, resumed_at: int):
+        """Open for appending; records past the resumed step are dropped, they will come again."""
         self._is_kept = processes.is_first()
         if not self._is_kept:
             return
         # A run that starts again from the seed logs its step 0 again, too.
-        cut_after(file, resumed_at or -1)
-        self._file = file.open("a")
-        # Imported here: it takes seconds, and only training needs it.
-        from tensorboardX import SummaryWriter
-
-        self._board = SummaryWriter(str(tensorboard), purge_step=resumed_at + 1)
+        cut_after(run.metrics_file, resumed_at or -1)
+        self._file = run.metrics_file.open("a")
+        self._trackers = [make(run, resumed_at) for make in TRACKERS]
 
     def write(self, record: dict[str, Any]) -> None:
         """Log a record; a full disk must not stop training."""
@@ -55,9 +90,9 @@ class MetricsLog:
         with _told(f"metrics of step {record['step']}"):
             self._file.write(json.dumps(known) + "\n")
             self._file.flush()
-            for name, value in known.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(name, value, record["step"])
+            finite = {k: v for k, v in known.items() if k != "step" and v is not None}
+            for tracker in self._trackers:
+                tracker.log(finite, record["step"])
 
     def sample(self, file: Path, text: str, step: int) -> None:
         """Keep a text that the model has written."""
@@ -66,7 +101,8 @@ class MetricsLog:
         with _told(str(file)):
             file.parent.mkdir(exist_ok=True)
             file.write_text(text, encoding="utf-8")
-            self._board.add_text("sample", text, step)
+            for tracker in self._trackers:
+                tracker.text("sample", text, step)
 
     def sync(self) -> None:
         """Make what was written survive a loss of power, as a checkpoint does."""
@@ -78,7 +114,8 @@ class MetricsLog:
         if self._is_kept:
             with _told("metrics"):
                 self._file.close()
-                self._board.close()
+                for tracker in self._trackers:
+                    tracker.close()
 
 
 @contextmanager

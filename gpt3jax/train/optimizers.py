@@ -1,28 +1,42 @@
-"""Adam with clipping and decoupled weight decay, as Appendix B has it, from optax's parts."""
+"""Optimizers: a function for each record in config.py that turns gradients into updates.
+
+An update has unit learning rate: the training step multiplies it by -learning_rate. What an
+optimizer stores for a parameter has the parameter's shape and the end of its path, and is sharded
+like it (state.py); `state_bytes` of the record tells `plan` how much that is.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import optax
 from flax.traverse_util import path_aware_map
 
-from gpt3jax.config import Experiment, Model
+from gpt3jax.config import AdamW, Experiment, Model
 from gpt3jax.model.init import decayed
 from gpt3jax.model.param_specs import named_specs, param_specs
 
 
-def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
-    """Gradients to an update of unit learning rate; the step multiplies by -learning_rate."""
-    config, model = experiment.optimizer, experiment.model
+def adamw(config: AdamW, model: Model) -> optax.GradientTransformation:
+    """Clipping by the global norm, Adam, and decoupled weight decay (Appendix B)."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(config.b1, config.b2, config.epsilon),
-        *([] if model.mup_base is None else [_at_rates(model)]),
+        *([] if model.mup_base is None else [scale_by_mup_rates(model)]),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
     )
 
 
-def _at_rates(model: Model) -> optax.GradientTransformation:
-    """Each leaf times its rate in the table; what is trained may be less than all leaves."""
+OPTIMIZERS: dict[type, Callable[..., optax.GradientTransformation]] = {AdamW: adamw}
+
+
+def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
+    """The optimizer that an experiment's record names."""
+    return OPTIMIZERS[type(experiment.optimizer)](experiment.optimizer, experiment.model)
+
+
+def scale_by_mup_rates(model: Model) -> optax.GradientTransformation:
+    """Multiply each update by the rate that the parameter's spec gives it under muP."""
     rates = {path: spec.rate for path, spec in named_specs(param_specs(model))}
 
     def scaled(updates, params):

@@ -60,19 +60,20 @@ def train_step(
       first_stage: devices of the first stage in which weights are gathered (mesh.py).
 
     Returns:
-      The next state, and `loss` (nats/learned token) and `grad_norm` (of what is trained, before
-      clipping); of several microbatches `grad_square` and `grad_variance`, too
-      (monitor/noise_scale.py). Where either is not finite, the state is the one before.
+      The next state, and scalars, all of which are logged: `loss` (nats/learned token),
+      `grad_norm` (of the trained parameters, before clipping), the loss's own (loss.py), and with
+      `train.noise_scale` `grad_square` and `grad_variance` (monitor/noise_scale.py). Where the
+      loss or the norm is not finite, the state is returned unchanged.
     """
     parts, other_parts = partition(partition_specs(param_specs(experiment.model)), experiment)
     mean_gradients = shard_map(
         partial(_mean_gradients, experiment=experiment, parts=parts),
         in_specs=(parts, other_parts, partition_spec((None, "batch", None)), PartitionSpec()),
-        out_specs=(PartitionSpec(), parts, PartitionSpec()),
+        out_specs=(PartitionSpec(), parts),
         first_stage=first_stage,
     )
     params, others = partition(state.params, experiment)
-    loss, gradients, noise = mean_gradients(params, others, windows_MBT1, microbatches)
+    scalars, gradients = mean_gradients(params, others, windows_MBT1, microbatches)
     zeros = jax.tree.map(jnp.zeros_like, gradients)
     gradients = select_trained_layers(gradients, zeros, experiment)
     optimizer = make_optimizer(experiment)
@@ -80,25 +81,25 @@ def train_step(
     updated = jax.tree.map(lambda p, u: p - learning_rate * u, params, update)
     # Weight decay moves all that it is given.
     updated = select_trained_layers(updated, params, experiment)
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **noise}
-    is_good = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+    metrics = {**scalars, "grad_norm": optax.tree.norm(gradients)}
+    is_good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     after = TrainState(combine(updated, others), moments)
     return jax.tree.map(partial(jnp.where, is_good), after, state), metrics
 
 
 def _mean_gradients(params, others, windows_MBT1, microbatches, experiment: Experiment, parts):
-    """Loss and gradients by `params`, averaged over what is learned of the whole batch.
-
-    And both sides of the noise scale, where the batch is in several microbatches.
-    """
+    """Scalars and gradients by `params`, averaged over the learned tokens of the batch."""
 
     def loss_of(part, windows_BT1, share=None):
         return window_loss(combine(part, others), windows_BT1, experiment.model, share)
 
-    loss_and_gradients = jax.value_and_grad(loss_of)
+    def named(loss, aux):
+        return {"loss": loss, **aux}
+
+    loss_and_gradients = jax.value_and_grad(loss_of, has_aux=True)
     if windows_MBT1.shape[0] == 1:
-        loss, gradients = loss_and_gradients(params, windows_MBT1[0])
-        return psum(loss, *AXES), psum_replicated(gradients, parts), {}
+        (loss, aux), gradients = loss_and_gradients(params, windows_MBT1[0])
+        return _psum_each(named(loss, aux)), psum_replicated(gradients, parts)
     is_read_M = jnp.arange(len(windows_MBT1)) < microbatches
     share = jnp.where(is_read_M, learned_share(windows_MBT1), 0).sum() / microbatches
     no_gradients = jax.tree.map(jnp.zeros_like, params)
@@ -106,24 +107,39 @@ def _mean_gradients(params, others, windows_MBT1, microbatches, experiment: Expe
     def trained_only(gradients):
         return select_trained_layers(gradients, no_gradients, experiment)
 
+    def squares_of(before, after):
+        if not experiment.train.noise_scale:
+            return {}
+        # Of what was added, so that XLA compiles the sums as if nobody else read the gradients.
+        added = jax.tree.map(jnp.subtract, after, before)
+        return small_squares(trained_only(added), parts)
+
     def add(index, sums):
         before, small = sums
         after = jax.tree.map(
             jnp.add, before, loss_and_gradients(params, windows_MBT1[index], share)
         )
-        # Of what was added, so that XLA compiles the sums as if nobody else read the gradients.
-        added = jax.tree.map(jnp.subtract, after[1], before[1])
-        squares = small_squares(trained_only(added), parts)
+        squares = squares_of(before[1], after[1])
         return after, jax.tree.map(jnp.add, small, squares)
 
-    no_squares = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: small_squares(params, parts)))
-    zero = (jnp.zeros(()), no_gradients), no_squares
-    (loss, gradients), small = jax.lax.fori_loop(0, microbatches, add, zero)
-    loss, gradients = jax.tree.map(lambda value: value / microbatches, (loss, gradients))
+    shapes = jax.eval_shape(lambda: loss_and_gradients(params, windows_MBT1[0], share))
+    no_squares = jax.eval_shape(lambda: squares_of(params, params))
+    zero = jax.tree.map(jnp.zeros_like, (shapes, no_squares))
+    (scalars, gradients), small = jax.lax.fori_loop(0, microbatches, add, zero)
+    scalars, gradients = jax.tree.map(
+        lambda value: value / microbatches, (named(*scalars), gradients)
+    )
     gradients = psum_replicated(gradients, parts)
-    tokens = windows_MBT1[0, :, 1:].size * axis_size("data", "fsdp")
-    noise = estimate(small, trained_only(gradients), parts, tokens, microbatches)
-    return psum(loss, *AXES), gradients, noise
+    scalars = _psum_each(scalars)
+    if experiment.train.noise_scale:
+        tokens = windows_MBT1[0, :, 1:].size * axis_size("data", "fsdp")
+        scalars |= estimate(small, trained_only(gradients), parts, tokens, microbatches)
+    return scalars, gradients
+
+
+def _psum_each(scalars: Metrics) -> Metrics:
+    """Each summed over all devices."""
+    return {name: psum(value, *AXES) for name, value in scalars.items()}
 
 
 def compile_train_step(experiment: Experiment, mesh: Mesh) -> Callable[..., tuple]:

@@ -35,8 +35,8 @@ def poison(monkeypatch, experiment, sequences, factor=jnp.nan):
 
     def poisoned(params, windows_BT1, *rest, **named):
         is_bad = (windows_BT1[:, None] == bad[None]).all(axis=-1).any()
-        good = loss.window_loss(params, windows_BT1, *rest, **named)
-        return jnp.where(is_bad, factor, 1.0) * good
+        good, aux = loss.window_loss(params, windows_BT1, *rest, **named)
+        return jnp.where(is_bad, factor, 1.0) * good, aux
 
     for module in (step, nonfinite):
         monkeypatch.setattr(module, "window_loss", poisoned)

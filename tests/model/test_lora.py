@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from building import randomised
+from building import loss_of, randomised
 
 from gpt3jax.config import Model
 from gpt3jax.decoding import decode
@@ -18,7 +18,6 @@ from gpt3jax.model.init import init_params
 from gpt3jax.model.lora import merge_lora
 from gpt3jax.model.param_specs import count_params
 from gpt3jax.serde import build
-from gpt3jax.train.loss import window_loss
 
 ALL = ("qkv", "out", "up", "down")
 
@@ -94,9 +93,9 @@ def test_cached_decoding_has_the_changes_too(small, tokens):
 def test_gradients_of_the_factors_are_the_chain_rule_through_the_merged_kernel(small, tokens):
     windows = jnp.concatenate([tokens, tokens[:, :1]], axis=1)
     params = randomised(small)
-    gradient = jax.jit(jax.grad(partial(window_loss, model=small)))(params, windows)
+    gradient = jax.jit(jax.grad(partial(loss_of, model=small)))(params, windows)
     whole, plain = merge_lora(params, small)
-    of_whole = jax.jit(jax.grad(partial(window_loss, model=plain)))(whole, windows)
+    of_whole = jax.jit(jax.grad(partial(loss_of, model=plain)))(whole, windows)
     for name, spec_a, spec_b in [
         ("up", "ndf,nrf->ndr", "ndr,ndf->nrf"), ("out", "nhkd,nrd->nhkr", "nhkr,nhkd->nrd"),
     ]:  # fmt: skip

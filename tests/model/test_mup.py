@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from building import changed, randomised
+from building import changed, loss_of, randomised
 from flax.traverse_util import flatten_dict
 
 from gpt3jax.config import Experiment, Mesh, Model
@@ -22,7 +22,6 @@ from gpt3jax.model.init import init_params
 from gpt3jax.model.logprobs import token_logprobs
 from gpt3jax.model.param_specs import named_specs, param_specs
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.train.loss import window_loss
 from gpt3jax.train.optimizers import make_optimizer
 from gpt3jax.train.state import init_sharded_state, partition
 from gpt3jax.train.step import compile_train_step
@@ -153,7 +152,7 @@ def test_every_way_of_reading_has_its_scales(model, tokens):
                ((found, model), (other, standard))]  # fmt: skip
     same(*weights)
     windows = jnp.concatenate([tokens, tokens[:, :1]], axis=1)
-    same(window_loss(params, windows, model), window_loss(plain, windows, standard))
+    same(loss_of(params, windows, model), loss_of(plain, windows, standard))
     same(token_logprobs(params, tokens, model).log_probability,
          token_logprobs(plain, tokens, standard).log_probability)  # fmt: skip
     ready = decode.decoding_params(params, model)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from building import loss_of
 from flax import traverse_util
 
 from gpt3jax import config
@@ -28,7 +29,6 @@ from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.init import Params
 from gpt3jax.model.param_specs import param_specs
 from gpt3jax.sharding.mesh import make_mesh
-from gpt3jax.train.loss import window_loss
 from gpt3jax.train.optimizers import make_optimizer
 from gpt3jax.train.state import TrainState
 from gpt3jax.train.step import compile_train_step
@@ -165,7 +165,7 @@ def test_logits_agree_at_every_length(pair, length):
 
 def test_loss_and_all_gradients_agree(pair):
     windows = random_tokens(2, CONTEXT + 1)
-    loss, gradients = jax.value_and_grad(window_loss)(pair.params, windows, pair.model)
+    loss, gradients = jax.value_and_grad(loss_of)(pair.params, windows, pair.model)
     expected = torch_loss(pair.network, windows)
     expected.backward()
     np.testing.assert_allclose(loss, expected.item(), rtol=1e-4)
@@ -189,7 +189,7 @@ def test_three_optimizer_steps_agree(microbatch):
         config.Train(batch_tokens=4 * CONTEXT, microbatch=microbatch),
         # Large decay and steps, so that a mistake shows; large epsilon, since the gradient of
         # the k bias is rounding noise around zero, which Adam would blow up to whole steps.
-        config.Optimizer(clip_norm=2.0, weight_decay=0.5, epsilon=1e-3),
+        config.AdamW(clip_norm=2.0, weight_decay=0.5, epsilon=1e-3),
     )
     batches = random_tokens(3, 4, CONTEXT + 1)
     rates = [0.03, 0.02, 0.01]
@@ -224,7 +224,7 @@ def our_steps(
 
 
 def torch_steps(
-    optimizer: config.Optimizer, network: Any, batches: np.ndarray, rates: list[float]
+    optimizer: config.AdamW, network: Any, batches: np.ndarray, rates: list[float]
 ) -> list[float]:
     """Train the peer with torch's own clipping and AdamW; the gradient norm of each step."""
     decayed = [p for p in network.parameters() if p.ndim > 1]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from building import changed, randomised
+from building import changed, loss_of, randomised
 
 from gpt3jax.checkpoint.array_hash import named_leaves
 from gpt3jax.checkpoint.checkpointer import Checkpointer
@@ -22,7 +22,6 @@ from gpt3jax.model.trainable import trained, trained_count
 from gpt3jax.run_dir import Run
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.init_from import first_state
-from gpt3jax.train.loss import window_loss
 from gpt3jax.train.monitor import event_log
 from gpt3jax.train.monitor.replay import replay
 from gpt3jax.train.state import abstract_state, with_fresh_moments
@@ -57,7 +56,7 @@ def plain_loss(params, windows, model):
 
 def test_the_loss_is_the_mean_over_what_is_learned_and_nothing_else_has_a_gradient(model):
     windows, params = masked_windows(4), randomised(model)
-    value_and_grad = jax.jit(jax.value_and_grad(window_loss), static_argnums=2)
+    value_and_grad = jax.jit(jax.value_and_grad(loss_of), static_argnums=2)
     loss, gradients = value_and_grad(params, windows, model)
     plain = jax.jit(jax.value_and_grad(plain_loss), static_argnums=2)
     expected = plain(params, windows, model)

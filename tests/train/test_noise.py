@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from building import changed
+from building import changed, loss_of
 from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
 
@@ -14,7 +14,6 @@ from gpt3jax.run_dir import Run
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.sharding.rules import partition_spec, partition_specs
 from gpt3jax.train import step as step_module
-from gpt3jax.train.loss import window_loss
 from gpt3jax.train.monitor.noise_scale import NoiseScale, estimate
 from gpt3jax.train.state import init_sharded_state, init_state
 from gpt3jax.train.step import compile_train_step
@@ -49,7 +48,7 @@ def one_step(experiment, mesh, counts=(), lower_only=False):
 
 @pytest.fixture
 def small(experiment):
-    return changed(experiment, model={"n_layers": 1})
+    return changed(experiment, model={"n_layers": 1}, train={"noise_scale": True})
 
 
 @pytest.mark.parametrize("mesh", [ALONE, SPREAD], ids=str)
@@ -58,7 +57,7 @@ def test_it_is_what_the_gradients_of_each_share_of_the_batch_say(small, mesh):
     experiment = changed(small, train={"microbatch": 4})
     windows_MBT1, (metrics,), _ = one_step(experiment, mesh)
     params = init_state(experiment).params
-    gradient = jax.jit(jax.grad(lambda p, w: window_loss(p, w, experiment.model)))
+    gradient = jax.jit(jax.grad(lambda p, w: loss_of(p, w, experiment.model)))
 
     def of(windows_BT1):
         return flatten_dict(gradient(params, windows_BT1), sep="/")
@@ -109,14 +108,14 @@ def test_without_accumulation_it_is_not_there_and_the_step_is_what_it_was(small,
     assert one_step(small, SPREAD, lower_only=True) == text
 
 
-def test_with_accumulation_the_losses_and_the_state_keep_their_bits(small, monkeypatch):
+def test_with_accumulation_the_losses_and_the_state_keep_their_bits(small):
     """And a batch of one microbatch, as where the ramp begins, says nothing of the noise."""
     experiment = changed(small, train={"microbatch": 4})
     _, found, state = one_step(experiment, ALONE, (2, 2, 1))
     assert [bool(np.isfinite(each["grad_square"])) for each in found] == [True, True, False]
-    monkeypatch.setattr(step_module, "small_squares", lambda *_: {})
-    monkeypatch.setattr(step_module, "estimate", lambda *_: {})
-    _, without, state_without = one_step(experiment, ALONE, (2, 2, 1))
+    _, without, state_without = one_step(
+        changed(experiment, train={"noise_scale": False}), ALONE, (2, 2, 1)
+    )
     for a, b in zip(found, without, strict=True):
         assert set(b) == {"loss", "grad_norm"} and all(a[name] == b[name] for name in b)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(state_without), strict=True):
@@ -124,17 +123,20 @@ def test_with_accumulation_the_losses_and_the_state_keep_their_bits(small, monke
 
 
 def test_averages_are_of_the_regular_records_and_are_divided_last():
-    def record(step, square, variance):
-        return {"step": step, "grad_square": square, "grad_variance": variance}
+    def record(step, square, variance, is_complete=True):
+        sides = {"grad_square": square, "grad_variance": variance}
+        return averages.add(sides, step, is_complete).get("noise_scale")
 
-    scale = NoiseScale(log_every=10)
-    assert scale.see(record(10, 2.0, 60.0)) == pytest.approx(30)
-    assert scale.see({"step": 20, "loss": 1.0}) is None
-    assert scale.see(record(13, 9.0, 9.0)) is None
+    averages = NoiseScale(log_every=10)
+    assert record(10, 2.0, 60.0) == pytest.approx(30)
+    assert averages.add({"loss": 1.0}, 20, True) == {"loss": 1.0}
+    assert record(13, 9.0, 9.0) is None
+    assert averages.add({"grad_square": 9.0, "grad_variance": 9.0}, 20, False) == {}
     # Not the mean of the ratios 30 and 10.
     expected = (0.95 * 60 + 40) / (0.95 * 2 + 4)
-    assert scale.see(record(20, 4.0, 40.0)) == pytest.approx(expected)
-    assert NoiseScale(10).see(record(10, -1.0, 5.0)) is None
+    assert record(20, 4.0, 40.0) == pytest.approx(expected)
+    averages = NoiseScale(10)
+    assert record(10, -1.0, 5.0) is None
 
 
 def test_a_resumed_run_logs_the_noise_scale_of_one_that_was_not(small, tmp_path, one_device):

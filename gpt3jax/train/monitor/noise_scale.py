@@ -27,6 +27,8 @@ from gpt3jax.sharding.collectives import axis_size, psum
 
 DECAY = 0.95
 """Of the averages from one logged step to the next."""
+SIDES = ("grad_square", "grad_variance")
+"""Names of the two sides in the metrics."""
 
 Squares = dict[int, jax.Array]
 """Squares of gradients, by how many devices hold an own share of the batch for them."""
@@ -95,34 +97,40 @@ def _shares(part: PartitionSpec) -> tuple[int, int]:
 
 
 class NoiseScale:
-    """The noise scale over the logged steps: both sides are averaged, then divided.
+    """The noise scale over the logged steps: an average of each side, then their ratio.
 
-    Fed with what was logged before, it goes on as if it had not been interrupted.
+    Given the records of earlier sessions, it continues as if training had not been interrupted.
     """
 
     def __init__(self, log_every: int, records: Iterable[dict[str, Any]] = ()):
         self._log_every = log_every
         self._square = self._variance = 0.0
         for record in records:
-            self.see(record)
+            self._see(record, record["step"])
 
-    def see(self, record: dict[str, Any]) -> float | None:
-        """The noise scale in tokens, after a record of a step; None if it has no say, or none yet.
+    def add(self, record: dict[str, float], step: int, is_complete: bool) -> dict[str, float]:
+        """The record of a step with `noise_scale`, tokens, where it can be estimated.
 
-        A step that was logged only because the run stopped there is left out of the averages.
+        Both sides are left out of the record where they have no meaning: where there was one
+        microbatch, or (`is_complete` False) the last one was padded.
         """
-        square, variance = record.get("grad_square"), record.get("grad_variance")
-        if square is None or variance is None or record["step"] % self._log_every:
+        sides = {name: record[name] for name in SIDES if name in record}
+        if not is_complete or not all(map(math.isfinite, sides.values())):
+            return {name: value for name, value in record.items() if name not in SIDES}
+        scale = self._see(record, step)
+        return record if scale is None else record | {"noise_scale": scale}
+
+    def _see(self, record: dict[str, Any], step: int) -> float | None:
+        """The noise scale after a record; None if the record has no estimate, or there is none yet.
+
+        A step that was logged only because the run stopped there does not enter the averages.
+        """
+        square, variance = (record.get(name) for name in SIDES)
+        if square is None or variance is None or step % self._log_every:
             return None
-        # Both begin at zero, which cancels.
+        # Both averages start at zero, and the bias cancels in the ratio.
         self._square += (1 - DECAY) * (square - self._square)
         self._variance += (1 - DECAY) * (variance - self._variance)
-        # Small differences of noisy numbers: either may be below zero at first.
+        # Small differences of noisy numbers: either can be negative at first.
         is_known = self._square > 0 and self._variance > 0
         return self._variance / self._square if is_known else None
-
-
-def finite(metrics: dict[str, Any]) -> dict[str, float]:
-    """The step's two sides as numbers, if they are there and mean something."""
-    found = {n: float(metrics[n]) for n in ("grad_square", "grad_variance") if n in metrics}
-    return found if all(map(math.isfinite, found.values())) else {}

@@ -81,7 +81,9 @@ def _finite(params: Params, windows_BT1: jax.Array, *, model: Model) -> dict[str
 def _finite_here(params: Params, windows_BT1: jax.Array, *, model: Model) -> dict[str, Any]:
     tokens_BT = tokens_read(windows_BT1[:, :-1])
     _, _, activations = hidden_states(params, tokens_BT, model, want=("finite",), remat=False)
-    loss, gradients = jax.value_and_grad(partial(window_loss, model=model))(params, windows_BT1)
+    (loss, _), gradients = jax.value_and_grad(partial(window_loss, model=model), has_aux=True)(
+        params, windows_BT1
+    )
     found = {
         "parameters": jax.tree_util.tree_map_with_path(_by_layer, params),
         "stream": jnp.stack(list(activations["finite"])),
