@@ -60,6 +60,7 @@ recipe: install  ## the paper's data recipe over datatrove, which it installs
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
 
 lock:  ## for maintainers: exact versions of the ranges in setup.cfg, by uv
 	for lock in cpu:dev tpu:tpu cuda:cuda; do \

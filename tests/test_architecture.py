@@ -21,7 +21,7 @@ ROOMS = """
     train
     plan recipe inspect interchange
     report
-    doctor sweep serve
+    doctor sweep serve api
     commands
     cli
     __main__

@@ -57,40 +57,6 @@ class Drawn:
     """[B, N]."""
 
 
-def prefill_each(
-    params: Params, tokens_BT: jax.Array, length_B: jax.Array, model: Model
-) -> tuple[jax.Array, Cache]:
-    """`decode.prefill` of rows of unlike lengths, padded on the right.
-
-    Returns logits [B, V] after each row's last token, and the cache, whose length is [B].
-    """
-
-    def one(tokens_T, length):
-        logits_1V, cache = decode.prefill(params, tokens_T[None], length, model)
-        return logits_1V[0], _without_rows(cache)
-
-    return jax.vmap(one)(tokens_BT, length_B)
-
-
-def decode_each(
-    params: Params, cache: Cache, token_B: jax.Array, model: Model
-) -> tuple[jax.Array, Cache]:
-    """`decode.decode` of rows that stand at unlike slots: `cache.length` is [B]."""
-
-    def one(cache, token):
-        with_row = jax.tree.map(lambda x_HSK: x_HSK[None], (cache.keys, cache.values))
-        logits_1V, cache = decode.decode(
-            params, Cache(*with_row, cache.length), token[None], model
-        )  # fmt: skip
-        return logits_1V[0], _without_rows(cache)
-
-    return jax.vmap(one)(cache, token_B)
-
-
-def _without_rows(cache: Cache) -> Cache:
-    return Cache(*jax.tree.map(lambda x_1HSK: x_1HSK[0], (cache.keys, cache.values)), cache.length)
-
-
 def draw_each(logits_BV: jax.Array, how: Drawing, vocabulary: int | None = None) -> Drawn:
     """Draw as `decode.draw` does, each row in its own way."""
     token_B = decode.sample_rows(
@@ -122,7 +88,7 @@ def step(
     vocabulary: int | None = None,
 ) -> tuple[Drawn, Cache]:
     """Read a token per row and draw the one after it: one compiled step."""
-    logits_BV, cache = decode_each(params, cache, token_B, model)
+    logits_BV, cache = decode.decode(params, cache, token_B, model)
     return draw_each(logits_BV, how, vocabulary), cache
 
 

@@ -59,7 +59,6 @@ def search(
     params: Params,
     logits_BV: jax.Array,
     cache: Cache,
-    positions_B: jax.Array,
     is_end_V: jax.Array,
     model: Model,
     *,
@@ -77,8 +76,7 @@ def search(
     Args:
       params: as `decoding_params` gives them.
       logits_BV: after each prompt.
-      cache: the prompts.
-      positions_B: their lengths.
+      cache: the prompts; what the beams write lies behind all of its slots.
       is_end_V: boolean, of each token that may be written: whether it ends an answer.
       model: its shape.
       new_tokens: N.
@@ -95,9 +93,10 @@ def search(
         found=Found(tokens_BWN, zeros_BW, none_BW, none_BW), ended=jnp.zeros(B, jnp.int32),
     )  # fmt: skip
     choose = partial(_choose, is_end_V=is_end_V, alpha=alpha, limit=limit)
-    filled = cache.length
+    length_B, filled = jnp.broadcast_to(cache.length, B), cache.keys[0].shape[2]
     room = ((0, 0), (0, 0), (0, W * N), (0, 0))
-    cache = Cache(*jax.tree.map(lambda x: jnp.pad(x, room), (cache.keys, cache.values)), filled)
+    keys, values = jax.tree.map(lambda x: jnp.pad(x, room), (cache.keys, cache.values))
+    cache = Cache(keys, values, jnp.int32(filled))
 
     def is_going(state: tuple[_Search, Cache]) -> jax.Array:
         now, _ = state
@@ -105,11 +104,11 @@ def search(
 
     def go(state: tuple[_Search, Cache]) -> tuple[_Search, Cache]:
         now, cache = state
-        distance_BWS = _distance(now, positions_B, filled, cache.keys[0].shape[2])
-        place_BW = jnp.broadcast_to((positions_B + now.step - 1)[:, None], (B, W))
+        distance_BWS = _distance(now, length_B, filled, cache.keys[0].shape[2])
+        positions_BW = jnp.broadcast_to((length_B + now.step - 1)[:, None], (B, W))
         output = forward(
             params, now.tokens[:, :, now.step - 1], model,
-            cache=cache.replace(distance=distance_BWS), positions_BT=place_BW,
+            cache=cache.replace(distance=distance_BWS), positions_BT=positions_BW,
         )  # fmt: skip
         return choose(now, output.logits[..., : model.vocabulary]), output.cache
 
@@ -118,13 +117,14 @@ def search(
     return end.found
 
 
-def _distance(now: _Search, positions_B: jax.Array, filled: jax.Array, slots: int) -> jax.Array:
-    """`Cache.distance` [B, W, S + W] of the newest tokens: from `filled` on, W slots a step."""
+def _distance(now: _Search, length_B: jax.Array, filled: int, slots: int) -> jax.Array:
+    """`Cache.distance` [B, W, S + W] of the newest tokens; a step writes W slots from `filled`."""
     B, W, N = now.tokens.shape
     past = now.step - 1
     step_S, beam_S = jnp.divmod(jnp.arange(slots) - filled, W)
-    to_prompt_S = past + filled - jnp.arange(slots)
-    to_prompt_BWS = jnp.where(to_prompt_S <= positions_B[:, None, None] + past, to_prompt_S, -1)
+    is_prompt_B1S = jnp.arange(slots) < length_B[:, None, None]
+    to_prompt_B1S = length_B[:, None, None] + past - jnp.arange(slots)
+    to_prompt_BWS = jnp.where(is_prompt_B1S, to_prompt_B1S, -1)
     writer_BWS = jnp.take(now.writer, jnp.clip(step_S, 0, N - 1), axis=2)
     to_written_BWS = jnp.where((writer_BWS == beam_S) & (step_S < past), past - step_S, -1)
     old_BWS = jnp.where(step_S < 0, to_prompt_BWS, to_written_BWS)

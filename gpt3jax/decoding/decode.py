@@ -8,7 +8,6 @@ Legend: B rows (samples or beams), T prompt tokens, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -69,25 +68,56 @@ def prefill(
     length: jax.Array,
     model: Model,
     slots: int | None = None,
+    prefix: Cache | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Read a prompt of `length` tokens, padded on the right to T.
+    """Read prompts, padded on the right to T tokens.
 
-    Returns float32 logits [B, V] after the last prompt token, and a cache with room for `slots`
-    tokens, of which each step reads all: `model.context` where none are given. The padding leaves
-    no trace: its keys lie past the cache's length and are overwritten.
+    Padding leaves no trace: its keys lie beyond the cache's length and are overwritten.
+
+    Args:
+      params: as `decoding_params` returns them.
+      tokens_BT: int32 token ids.
+      length: int32, the tokens of each prompt: [B], or a scalar where all have one length.
+      model: the shape of the model.
+      slots: tokens that the cache has room for, of which each decoding step reads all;
+        `model.context` by default.
+      prefix: a cache of one row that has read what all prompts begin with; `tokens_BT` and
+        `length` are then those of the rest.
+
+    Returns:
+      Float32 logits [B, V] after the last token of each prompt, and the cache.
     """
-    x_BTD, _, found = hidden_states(params, tokens_BT, model, want=("keys", "values"))
+    slots = slots or model.context
 
-    def with_room(new_BTHK):
-        room = (slots or model.context) - new_BTHK.shape[1]
-        return jnp.pad(new_BTHK.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, room), (0, 0)))
+    def with_room(keys_BHSK):
+        kept = keys_BHSK[:, :, :slots]
+        return jnp.pad(kept, ((0, 0), (0, 0), (0, slots - kept.shape[2]), (0, 0)))
 
-    cache = Cache(
-        keys=tuple(with_room(k) for k in found["keys"]),
-        values=tuple(with_room(v) for v in found["values"]),
-        length=length,
-    )
-    last_B1D = jax.lax.dynamic_slice_in_dim(x_BTD, length - 1, 1, axis=1)
+    if prefix is None:
+        x_BTD, _, found = hidden_states(params, tokens_BT, model, want=("keys", "values"))
+        keys, values = (
+            tuple(with_room(new_BTHK.transpose(0, 2, 1, 3)) for new_BTHK in found[name])
+            for name in ("keys", "values")
+        )
+        cache = Cache(keys, values, length)
+    else:
+        keys, values = jax.tree.map(
+            lambda one_1HSK: jnp.repeat(with_room(one_1HSK), len(tokens_BT), axis=0),
+            (prefix.keys, prefix.values),
+        )
+        # Given explicitly, since padding may reach beyond the last position.
+        positions_BT = jnp.broadcast_to(
+            prefix.length + jnp.arange(tokens_BT.shape[1]), tokens_BT.shape
+        )
+        x_BTD, cache, _ = hidden_states(
+            params, tokens_BT, model, cache=Cache(keys, values, prefix.length),
+            positions_BT=positions_BT,
+        )  # fmt: skip
+        cache = cache.replace(length=prefix.length + length)
+    if length.ndim:
+        last_B1D = jnp.take_along_axis(x_BTD, (length - 1)[:, None, None], axis=1)
+    else:
+        last_B1D = jax.lax.dynamic_slice_in_dim(x_BTD, length - 1, 1, axis=1)
     return unembed(params, last_B1D, model)[:, 0, : model.vocabulary], cache
 
 
@@ -206,5 +236,4 @@ def next_token(
 
 def take_cache_rows(cache: Cache, rows: jax.Array) -> Cache:
     """The cache of these rows, in this order; a row may be taken more than once."""
-    pick = partial(jnp.take, indices=rows, axis=0)
-    return cache.replace(keys=tuple(map(pick, cache.keys)), values=tuple(map(pick, cache.values)))
+    return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0) if leaf.ndim else leaf, cache)

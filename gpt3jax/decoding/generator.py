@@ -142,11 +142,11 @@ class Generator:
             )
         prompt = self._or_start(prompt)[-(self.model.context - new_tokens) :]
         history = [np.array([t], np.int32) for t in prompt]
-        slots = padded_size(len(prompt) + new_tokens, self.model)
-        logits, cache, filled = self._read(history, len(prompt), 1, slots)
+        slots = padded_size(len(prompt), self.model)
+        logits, cache, _ = self._read(history, len(prompt), 1, slots)
         is_end = np.arange(self.vocabulary) == self.tokenizer.end_of_text
         found = self._search(
-            self.params, logits, cache, np.array([filled]), is_end, self.model,
+            self.params, logits, cache, is_end, self.model,
             new_tokens=new_tokens, width=width, alpha=alpha,
         )  # fmt: skip
         found = jax.tree.map(lambda each: np.asarray(each)[0], found)

@@ -20,31 +20,27 @@ SMALLEST = 64
 
 
 @dataclass(frozen=True)
-class Aligned:
-    """Prompts that end at one slot; see decoding/prefill.py."""
+class Prompts:
+    """A batch of prompts, padded on the right, as `decode.prefill` reads them."""
 
     tokens: np.ndarray
-    """int32 [B, T], padded on the left; or [B, Q], the ends of prompts that begin alike."""
-    start: np.ndarray
-    """int32 [B]: slot of each prompt's first token."""
-    shared: Tokens | None
-    """What they begin with, if it is read apart."""
-    length: int
-    """Slot at which they end."""
+    """int32 [B, T]; or [B, Q], what follows the shared beginning."""
+    length: np.ndarray
+    """int32 [B], tokens of each row; rows that only fill the batch have one."""
+    shared: np.ndarray | None
+    """int32 [1, P], the beginning that all prompts share, padded, if it is read separately."""
+    shared_length: int
 
     @property
     def rows(self) -> int:
         """B, with the rows that only fill the batch."""
-        return len(self.start)
+        return len(self.length)
 
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """As `read` takes them; or as `read_after` does."""
+        """Tokens and lengths; and, where there is one, the shared beginning and its length."""
         if self.shared is None:
-            return self.tokens, self.start
-        shared = np.zeros((1, bucket(len(self.shared), SMALLEST)), np.int32)
-        shared[0, : len(self.shared)] = self.shared
-        length = np.int32(self.length)
-        return shared, np.int32(len(self.shared)), self.tokens, length, self.start
+            return self.tokens, self.length
+        return self.tokens, self.length, self.shared, np.int32(self.shared_length)
 
 
 @dataclass(frozen=True)
@@ -92,21 +88,26 @@ def batches(prompts: Sequence[Tokens], most: int, multiple: int) -> Iterator[lis
         order = order[rows:]
 
 
-def align(prompts: Sequence[Tokens], shared: Tokens, most: int, multiple: int) -> Aligned:
+def pad_prompts(
+    prompts: Sequence[Tokens], shared: Tokens, context: int, most: int, multiple: int
+) -> Prompts:
     """A batch of `batches`: as many rows as fit, whether there are prompts for all or not."""
     longest = max(map(len, prompts))
     size = bucket(longest, SMALLEST)
     rows = max(1, most // (size * multiple)) * multiple
-    apart = bucket(longest - len(shared), SMALLEST)
-    is_apart = 2 * apart <= size  # Worth it where most is shared.
-    width, end = (apart, longest) if is_apart else (size, size)
-    tokens = np.zeros((rows, width), np.int32)
-    start = np.full(rows, end - 1, np.int32)
+    rest = bucket(longest - len(shared), SMALLEST)
+    if 2 * rest > size:  # Too little is shared to be worth a program of its own.
+        shared = ()
+    tokens = np.zeros((rows, rest if shared else min(size, context)), np.int32)
+    length = np.ones(rows, np.int32)
     for row, prompt in enumerate(prompts):
-        kept = prompt[-width:]
-        tokens[row, width - len(kept) :] = kept
-        start[row] = end - len(prompt)
-    return Aligned(tokens, start, shared if is_apart else None, end)
+        own = prompt[len(shared) :]
+        tokens[row, : len(own)], length[row] = own, len(own)
+    if not shared:
+        return Prompts(tokens, length, None, 0)
+    beginning = np.zeros((1, min(bucket(len(shared), SMALLEST), context)), np.int32)
+    beginning[0, : len(shared)] = shared
+    return Prompts(tokens, length, beginning, len(shared))
 
 
 def pack(texts: Sequence[Tokens], context: int, most: int, multiple: int) -> Iterator[Packed]:

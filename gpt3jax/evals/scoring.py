@@ -23,8 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gpt3jax.config import Model
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.decoding.beam_search import Found, search
-from gpt3jax.decoding.decode import CPU_OPTIONS, decoding_params, take_cache_rows
-from gpt3jax.decoding.prefill import read, read_after
+from gpt3jax.decoding.decode import CPU_OPTIONS, decoding_params, prefill, take_cache_rows
 from gpt3jax.evals import packing
 from gpt3jax.evals.packing import Pair, Tokens
 from gpt3jax.model.gpt3 import Cache
@@ -127,9 +126,7 @@ class Scorer:
         shared, found = _shared(prompts), {}
         copies = max(map(len, candidates), default=0)
         for numbers in packing.batches(prompts, self._most(copies), self._rows):
-            batch = packing.align(
-                [prompts[n] for n in numbers], shared, self._most(copies), self._rows
-            )
+            batch = self._padded([prompts[n] for n in numbers], shared, copies)
             suffix = _suffix([candidates[n] for n in numbers] if copies else [], batch.rows, copies)
             best, scores = self._fetch(
                 self._answers(
@@ -159,7 +156,7 @@ class Scorer:
         copies = max(map(len, groups.values()))
         for numbers in packing.batches(prompts, self._most(copies), self._rows):
             chosen = [prompts[n] for n in numbers]
-            batch = packing.align(chosen, shared, self._most(copies), self._rows)
+            batch = self._padded(chosen, shared, copies)
             candidates = [[pairs[number][1] for number in groups[prompt]] for prompt in chosen]
             arrays = self._on_devices(batch.arrays())
             (suffix,) = self._on_devices(_suffix(candidates, batch.rows, copies))
@@ -194,6 +191,11 @@ class Scorer:
         ]
         ends[self.tokenizer.end_of_text] = True
         return np.array(ends)
+
+    def _padded(self, prompts: Sequence[Tokens], shared: Tokens, copies: int) -> packing.Prompts:
+        return packing.pad_prompts(
+            prompts, shared, self.model.context, self._most(copies), self._rows
+        )
 
     def _most(self, copies: int = 1) -> int:
         """Slots of a batch whose prompts have so many candidates."""
@@ -250,47 +252,38 @@ def _suffix(
     return (suffix,)
 
 
-def _read(params, arrays, model, room) -> tuple[jax.Array, Cache, jax.Array]:
-    """Next logits, cache and lengths of a batch's prompts (`Aligned.arrays`)."""
-    if len(arrays) == 2:
-        tokens_BT, start_B = arrays
-        logits_BV, cache = read(params, tokens_BT, start_B, model, tokens_BT.shape[1] + room)
-        return logits_BV, cache, cache.length - start_B
-    shared_1P, shared_length, tokens_BQ, length, start_B = arrays
-    slots = shared_1P.shape[1] + tokens_BQ.shape[1] + room  # Of any length that such a batch has.
-    logits_BV, cache = read_after(
-        params, shared_1P, shared_length, tokens_BQ, length, start_B, model, slots
-    )
-    return logits_BV, cache, length - start_B
+def _prefill(params, arrays, model, room) -> tuple[jax.Array, Cache]:
+    """Next logits and cache of a batch's prompts (`Prompts.arrays`), with room for more tokens."""
+    tokens_BT, length_B, *shared = arrays
+    slots, prefix = tokens_BT.shape[1] + room, None
+    if shared:
+        shared_1P, shared_length = shared
+        slots += shared_1P.shape[1]
+        _, prefix = prefill(params, shared_1P, shared_length, model, shared_1P.shape[1])
+    return prefill(params, tokens_BT, length_B, model, slots, prefix)
 
 
 def _scores(params, arrays, suffix_RC, *, model, copies) -> TokenLogprobs:
-    logits_BV, cache, positions_B = _read(params, arrays, model, suffix_RC.shape[1])
-    return _score_copies(params, logits_BV, cache, positions_B, suffix_RC, model, copies)
+    logits_BV, cache = _prefill(params, arrays, model, suffix_RC.shape[1])
+    return _score_copies(params, logits_BV, cache, suffix_RC, model, copies)
 
 
-def _score_copies(params, logits_BV, cache, positions_B, suffix_RC, model, copies) -> TokenLogprobs:
+def _score_copies(params, logits_BV, cache, suffix_RC, model, copies) -> TokenLogprobs:
     if copies > 1:
-        rows_R = jnp.repeat(jnp.arange(len(positions_B)), copies)
-        logits_BV, cache, positions_B = (
-            logits_BV[rows_R],
-            take_cache_rows(cache, rows_R),
-            positions_B[rows_R],
-        )
-    return suffix_logprobs(params, logits_BV, cache, positions_B, suffix_RC, model)
+        rows_R = jnp.repeat(jnp.arange(len(logits_BV)), copies)
+        logits_BV, cache = logits_BV[rows_R], take_cache_rows(cache, rows_R)
+    return suffix_logprobs(params, logits_BV, cache, suffix_RC, model)
 
 
 def _answers(
     params, arrays, suffix, is_end_V, limit, *, model, copies, new_tokens, width, alpha
 ) -> tuple[Found, TokenLogprobs | None]:
-    logits_BV, cache, positions_B = _read(
-        params, arrays, model, suffix[0].shape[1] if suffix else 0
-    )
+    logits_BV, cache = _prefill(params, arrays, model, suffix[0].shape[1] if suffix else 0)
     scores = None
     for suffix_RC in suffix:
-        scores = _score_copies(params, logits_BV, cache, positions_B, suffix_RC, model, copies)
+        scores = _score_copies(params, logits_BV, cache, suffix_RC, model, copies)
     found = search(
-        params, logits_BV, cache, positions_B, is_end_V, model,
+        params, logits_BV, cache, is_end_V, model,
         new_tokens=new_tokens, width=width, alpha=alpha, limit=limit,
     )  # fmt: skip
     return found, scores

@@ -26,7 +26,7 @@ from gpt3jax.checkpoint.manifest import read_manifest
 from gpt3jax.checkpoint.partial_read import StoredParams
 from gpt3jax.config import Model
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.decoding import batched
+from gpt3jax.decoding import decode
 from gpt3jax.errors import ConfigError
 from gpt3jax.interchange.certificate import (
     Certificate,
@@ -211,12 +211,12 @@ def programs(model: Model, shapes: Shapes) -> dict[str, jax.export.Exported]:
       shapes: of the weights.
     """
 
-    def prefill(weights, tokens_bT, length_b):
-        logits_bV, cache = batched.prefill_each(_tree(weights, model), tokens_bT, length_b, model)
+    def first_logits(weights, tokens_bT, length_b):
+        logits_bV, cache = decode.prefill(_tree(weights, model), tokens_bT, length_b, model)
         return logits_bV, (cache.keys, cache.values, cache.length)
 
-    def decode(weights, cache, token_b):
-        logits_bV, cache = batched.decode_each(_tree(weights, model), Cache(*cache), token_b, model)
+    def next_logits(weights, cache, token_b):
+        logits_bV, cache = decode.decode(_tree(weights, model), Cache(*cache), token_b, model)
         return logits_bV, (cache.keys, cache.values, cache.length)
 
     kind = jax.ShapeDtypeStruct
@@ -226,8 +226,8 @@ def programs(model: Model, shapes: Shapes) -> dict[str, jax.export.Exported]:
     slots = (kind((b, model.n_heads, model.context, model.d_head), jnp.dtype(model.dtype)),)
     cache = (slots * model.n_layers, slots * model.n_layers, tokens_b)
     arguments = {
-        "prefill": (prefill, weights, kind((b, model.context), jnp.int32), tokens_b),
-        "decode": (decode, weights, cache, tokens_b),
+        "prefill": (first_logits, weights, kind((b, model.context), jnp.int32), tokens_b),
+        "decode": (next_logits, weights, cache, tokens_b),
     }
     return {
         name: jax.export.export(jax.jit(function), platforms=PLATFORMS)(*given)

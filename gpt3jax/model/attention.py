@@ -125,23 +125,24 @@ def cached_attention(
     k_BTHK: jax.Array,
     v_BTHK: jax.Array,
     band: int | None,
-    past: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None],
-    positions_BT: jax.Array | None = None,
+    layer_cache: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None],
 ) -> jax.Array:
     """Attention of new tokens to cached ones and to themselves.
 
-    `past` is the cached keys and values [B, H, S, K], how many there are, and
-    `Cache.distance`, which then decides what is seen.
-    The cache is only read: the caller writes all layers' new keys and values
-    at the end of the step, which XLA can then do in place.
+    `layer_cache` holds the cached keys and values [B, H, S, K] of the layer, and `Cache.length`
+    and `Cache.distance`. The cache is only read: the caller writes the new keys and values of all
+    layers at the end of the step, which XLA can then do in place.
     """
-    cache_k_BHSK, cache_v_BHSK, length, distance_BTS = past
+    cache_k_BHSK, cache_v_BHSK, length, distance_BTS = layer_cache
     T, S = q_BTHK.shape[1], cache_k_BHSK.shape[2]
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BTHK, k_BTHK, v_BTHK))
-    queries, slots = length + jnp.arange(T), jnp.arange(S)
     if distance_BTS is None:
-        old = causal_mask(queries, slots, band, positions_BT) & (slots < length)
-        new = causal_mask(queries, queries, band, positions_BT)
+        if length.ndim:  # One length for each row: [B, 1, 1, 1].
+            length = length[:, None, None, None]
+        slots = jnp.arange(S)
+        to_slots = length + jnp.arange(T)[:, None] - slots
+        old = _within(to_slots, band) & (slots < length)
+        new = causal_mask(jnp.arange(T), jnp.arange(T), band)
     else:
         seen = _within(distance_BTS, band)[:, None]
         old, new = seen[..., :S], seen[..., S:]

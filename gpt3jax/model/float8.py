@@ -20,8 +20,6 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from gpt3jax.model.init import Params
-
 FORWARD, BACKWARD = jnp.float8_e4m3fn, jnp.float8_e5m2
 
 
@@ -36,35 +34,6 @@ class Rounded:
     @property
     def T(self) -> Rounded:  # noqa: N802 (as of arrays)
         return Rounded(self.values.T, self.scale)
-
-
-@struct.dataclass
-class Float8:
-    """A kernel whose products are of rounded numbers; otherwise it passes for the array."""
-
-    kernel: jax.Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.kernel.shape
-
-    def __len__(self) -> int:
-        return len(self.kernel)
-
-    def reshape(self, *shape: int) -> Float8:
-        return Float8(self.kernel.reshape(*shape))
-
-    def products(self, x_MI: jax.Array) -> jax.Array:
-        """x times the kernel, [M, O] in the dtype of x."""
-        return matmul(x_MI, self.kernel)
-
-
-def in_float8(layer: Params) -> Params:
-    """A layer whose kernels multiply in float8."""
-    return {
-        name: {**part, "kernel": Float8(part["kernel"])} if "kernel" in part else part
-        for name, part in layer.items()
-    }
 
 
 @jax.custom_vjp

@@ -19,9 +19,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gpt3jax.config import Model
 from gpt3jax.model import attention
-from gpt3jax.model.float8 import in_float8
 from gpt3jax.model.init import Params
-from gpt3jax.model.layers import embed, layer_norm, linear, linear_sum, mlp, unembed, unstack
+from gpt3jax.model.layers import embed, layer_norm, mlp, unembed, unstack
+from gpt3jax.model.linear import linear, linear_sum
 from gpt3jax.model.lora import apply_lora
 from gpt3jax.model.mup import query_scale
 from gpt3jax.model.param_specs import param_specs
@@ -55,7 +55,7 @@ class Cache:
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     length: jax.Array
-    """Slots filled, the same for each row."""
+    """int32, filled slots: [B], or a scalar where all rows have one length (faster to write)."""
     distance: jax.Array | None = None
     """int32 [B, T, S + T], where the next T tokens of a row do not follow each other: how far each
     is behind each slot and each of the T in its own text; negative: it does not see it."""
@@ -126,8 +126,10 @@ def hidden_states(
     with jax.named_scope("embed"):
         tables = {name: params[name] for name in ("token_embedding", "position_embedding")}
         tables = all_gather_params(tables, param_specs(model))
-        start = 0 if cache is None else cache.length
-        x_BTD = embed(tables, tokens_BT, start, model.vocabulary, positions_BT)
+        start, embedded_BT = 0 if cache is None else cache.length, positions_BT
+        if positions_BT is None and jnp.ndim(start) == 1:
+            embedded_BT = start[:, None] + jnp.arange(tokens_BT.shape[1])
+        x_BTD = embed(tables, tokens_BT, start, model.vocabulary, embedded_BT)
     if edit is not None:
         x_BTD = edit("embedded", -1, x_BTD)
     before = {"embedded": x_BTD} if "embedded" in want else {}
@@ -143,15 +145,19 @@ def hidden_states(
     for index, layer in enumerate(per_layer):
         if edit is not None:
             run = _layer(model, positions_BT, names, is_trained, partial(_at, edit, index))
-        past = cache and (cache.keys[index], cache.values[index], cache.length, cache.distance)
-        x_BTD, recorded = run(layer, x_BTD, past, model.is_dense(index))
+        layer_cache = cache and (
+            cache.keys[index], cache.values[index], cache.length, cache.distance
+        )  # fmt: skip
+        x_BTD, recorded = run(layer, x_BTD, layer_cache, model.is_dense(index))
         found.append(recorded)
     activations = {name: [recorded[name] for recorded in found] for name in names}
     if cache is not None:
         # JAX would write over the last slots, and take the last positions again.
         slots, positions = cache.keys[0].shape[2], len(tables["position_embedding"])
         most = slots if positions_BT is not None else min(slots, positions)
-        x_BTD = jnp.where(start + tokens_BT.shape[1] <= most, x_BTD, jnp.nan)
+        has_room = start + tokens_BT.shape[1] <= most
+        has_room = has_room[:, None, None] if has_room.ndim else has_room
+        x_BTD = jnp.where(has_room, x_BTD, jnp.nan)
         cache = _append(cache, activations["keys"], activations["values"])
     return x_BTD, cache, before | {name: activations[name] for name in of_layers}
 
@@ -170,17 +176,17 @@ def block(
     """
     with jax.named_scope("attention"):
         h_BTD = checkpoint_name(layer_norm(params["norm_1"], x_BTD), "normed")
-        qkv_BTHZK = checkpoint_name(linear(params["qkv"], h_BTD), "qkv")
+        qkv_BTHZK = checkpoint_name(linear(params["qkv"], h_BTD, model), "qkv")
         q, k, v = (qkv_BTHZK[..., z, :] for z in range(3))
         scale = query_scale(model)
         q = q if scale == 1 else q * scale
         q, k, v = edit("queries", q), edit("keys", k), edit("values", v)
         heads_BTHK = edit("heads", attend(q, k, v))
-        attended_BTD = edit("attention", linear_sum(params["out"], heads_BTHK, n_in=2))
+        attended_BTD = edit("attention", linear_sum(params["out"], heads_BTHK, model, n_in=2))
         x_BTD = checkpoint_name(x_BTD + attended_BTD, "middle")
     with jax.named_scope("mlp"):
         h_BTD = checkpoint_name(layer_norm(params["norm_2"], x_BTD), "normed")
-        mlp_BTD = edit("mlp", mlp(params, h_BTD, model.activation))
+        mlp_BTD = edit("mlp", mlp(params, h_BTD, model))
         x_BTD = edit("residual", x_BTD + mlp_BTD)
     return x_BTD, {
         "queries": q, "keys": k, "values": v, "heads": heads_BTHK, "attention": attended_BTD,
@@ -224,13 +230,12 @@ def _layer(
     remat: bool,
     edit: Callable[[str, jax.Array], jax.Array] = lambda name, value: value,
 ) -> Callable[..., tuple]:
-    """A layer as (params, x, past, is_dense) -> (x, wanted), rematerialised as the model says."""
+    """A layer: (params, x, layer_cache, is_dense) -> (x, wanted), rematerialised by the model."""
     specs = param_specs(model)["layers"]
 
-    def run(params, x_BTD, past, is_dense):
-        attend = _attention_of(model, past, positions_BT, is_dense)
+    def run(params, x_BTD, layer_cache, is_dense):
+        attend = _attention_of(model, layer_cache, positions_BT, is_dense)
         params = apply_lora(all_gather_params(params, specs), model)
-        params = in_float8(params) if model.dtype == "float8" else params
         x_BTD, recorded = block(params, x_BTD, attend, model, edit)
         return x_BTD, {name: recorded[name] for name in want}
 
@@ -259,15 +264,16 @@ def _policy(kept: Collection[str]) -> Callable[..., Any]:
 
 
 def _attention_of(
-    model: Model, past: tuple | None, positions_BT: jax.Array | None, is_dense: bool | jax.Array
+    model: Model,
+    layer_cache: tuple | None,
+    positions_BT: jax.Array | None,
+    is_dense: bool | jax.Array,
 ) -> Attend:
     """Dense or banded, over a cache if there is one; in a loop over layers, chosen as it runs."""
-    kind = (
-        attention.causal_attention
-        if past is None
-        else partial(attention.cached_attention, past=past)
-    )
-    kind = partial(kind, positions_BT=positions_BT)
+    if layer_cache is None:
+        kind = partial(attention.causal_attention, positions_BT=positions_BT)
+    else:
+        kind = partial(attention.cached_attention, layer_cache=layer_cache)
     dense, banded = partial(kind, band=None), partial(kind, band=model.band)
     if isinstance(is_dense, bool):
         return dense if is_dense else banded
@@ -301,10 +307,13 @@ def _scan(
 
 def _append(cache: Cache, keys: list[jax.Array], values: list[jax.Array]) -> Cache:
     """Write the new [B, T, H, K] keys and values behind those in the cache."""
+    at_slot = jax.lax.dynamic_update_slice_in_dim
 
     def write(slots_BHSK, new_BTHK):
         new_BHTK = new_BTHK.transpose(0, 2, 1, 3).astype(slots_BHSK.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(slots_BHSK, new_BHTK, cache.length, axis=2)
+        if cache.length.ndim == 0:
+            return at_slot(slots_BHSK, new_BHTK, cache.length, axis=2)
+        return jax.vmap(partial(at_slot, axis=1))(slots_BHSK, new_BHTK, cache.length)
 
     return Cache(
         keys=tuple(map(write, cache.keys, keys)),

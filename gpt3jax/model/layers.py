@@ -1,29 +1,27 @@
-"""The parts of a layer as functions: layer norm, linear, MLP, embeddings.
+"""The parts of a layer as functions: layer norm, MLP, embeddings.
 
 Where training is spread over devices, sizes are those of one device's part, and
 tokens are in one of two states: split over `tensor` (between layers, in the
 norms), or gathered (in attention and MLP, whose heads and units are split).
 
 Legend: B batch, T tokens, D model width, F MLP width, V vocabulary (padded),
-M rows of a flattened matrix, I in, O out.
+M rows of a flattened matrix.
 """
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from gpt3jax.config import Activation, Model
-from gpt3jax.model.float8 import Float8
+from gpt3jax.config import Model
 from gpt3jax.model.init import Params
+from gpt3jax.model.linear import dot, linear, linear_sum
 from gpt3jax.model.mup import width_ratio
 from gpt3jax.model.quantized import Quantized
 from gpt3jax.sharding.collectives import axis_index, axis_size, reduce_scatter
-from gpt3jax.sharding.ring import gather_matmul, matmul_scatter
 
 NORM_EPSILON = 1e-5
 
@@ -41,63 +39,11 @@ def layer_norm(params: Params, x_BTD: jax.Array) -> jax.Array:
     return (y * params["gain"] + params["bias"]).astype(x_BTD.dtype)
 
 
-@jax.custom_vjp
-def matmul(x_MI: jax.Array, w_IO: jax.Array) -> jax.Array:
-    """x @ w, with the weight gradient written as x.T @ dy.
-
-    JAX derives (dy.T @ x).T for it, for which XLA's CPU backend once transposed every
-    activation. That of jax 0.10.2 makes the same program of both (CONTRIBUTING.md, "Next").
-    """
-    return x_MI @ w_IO
-
-
-def _matmul_forward(x_MI, w_IO):
-    return x_MI @ w_IO, (x_MI, w_IO)
-
-
-def _matmul_backward(residuals, dy_MO):
-    x_MI, w_IO = residuals
-    return dy_MO @ w_IO.T, x_MI.T @ dy_MO
-
-
-matmul.defvjp(_matmul_forward, _matmul_backward)
-
-
-def linear(params: Params, x_BTD: jax.Array) -> jax.Array:
-    """Contract the width of x with the first axis of the kernel; add the bias.
-
-    Tokens go in split, and come out whole with this device's heads or units.
-    """
-    kernel = params["kernel"]
-    product = _matmul_rows if axis_size("tensor") == 1 else gather_matmul
-    y_BTO = product(x_BTD, kernel.reshape(len(kernel), -1))
-    return y_BTO.reshape(*y_BTO.shape[:2], *kernel.shape[1:]) + params["bias"]
-
-
-def linear_sum(params: Params, x: jax.Array, n_in: int = 1) -> jax.Array:
-    """Contract the last `n_in` axes of x with the first of the kernel; add the bias.
-
-    Tokens go in whole with this device's heads or units, and come out split and
-    summed over the devices.
-    """
-    kernel = params["kernel"]
-    width = math.prod(kernel.shape[:n_in])
-    product = _matmul_rows if axis_size("tensor") == 1 else matmul_scatter
-    return product(x.reshape(*x.shape[:2], width), kernel.reshape(width, -1)) + params["bias"]
-
-
-def _matmul_rows(x_BTI, w_IO):
-    x_MI = x_BTI.reshape(-1, x_BTI.shape[-1])
-    is_array = not isinstance(w_IO, Quantized | Float8)
-    y_MO = matmul(x_MI, w_IO) if is_array else w_IO.products(x_MI)
-    return y_MO.reshape(*x_BTI.shape[:2], -1)
-
-
-def mlp(params: Params, x_BTD: jax.Array, activation: Activation) -> jax.Array:
+def mlp(params: Params, x_BTD: jax.Array, model: Model) -> jax.Array:
     """Up to 4D, GELU, down to D."""
-    h_BTF = checkpoint_name(linear(params["up"], x_BTD), "hidden")
-    h_BTF = checkpoint_name(jax.nn.gelu(h_BTF, activation == "gelu_tanh"), "activated")
-    return linear_sum(params["down"], h_BTF)
+    h_BTF = checkpoint_name(linear(params["up"], x_BTD, model), "hidden")
+    h_BTF = checkpoint_name(jax.nn.gelu(h_BTF, model.activation == "gelu_tanh"), "activated")
+    return linear_sum(params["down"], h_BTF, model)
 
 
 def embed(
@@ -153,8 +99,7 @@ def unembed(params: Params, x_BTD: jax.Array, model: Model) -> jax.Array:
     """
     x_BTD = last_norm(params, x_BTD, model)
     x_MD, rows_VD = x_BTD.reshape(-1, model.d_model), params["token_embedding"]
-    is_packed = isinstance(rows_VD, Quantized)
-    logits = rows_VD.products(x_MD) if is_packed else matmul(x_MD, rows_VD.T)
+    logits = dot(x_MD, rows_VD if isinstance(rows_VD, Quantized) else rows_VD.T)
     logits_BTV = logits.reshape(*x_BTD.shape[:-1], -1).astype(jnp.float32)
     return hide_padding(logits_BTV, model.vocabulary)
 

@@ -2,7 +2,7 @@
 
 `token_logprobs` reads whole rows, spread over any mesh, as training does;
 `suffix_logprobs` what may follow prompts that have been read into a cache
-(decoding/prefill.py).
+(decoding/decode.py).
 
 Legend: B rows, T tokens of a row, M = B * T, R rows of logits at a time, C
 tokens of a candidate, D model width, V vocabulary (padded; where it is spread,
@@ -72,7 +72,6 @@ def suffix_logprobs(
     params: Params,
     logits_BV: jax.Array,
     cache: Cache,
-    positions_B: jax.Array,
     suffix_BC: jax.Array,
     model: Model,
 ) -> TokenLogprobs:
@@ -81,17 +80,18 @@ def suffix_logprobs(
     Args:
       params: as `decoding_params` gives them.
       logits_BV: after each prompt.
-      cache: the prompts, of which `positions_B` says how long each is.
+      cache: the prompts, with room for the candidates.
       suffix_BC: int32 token ids, padded on the right.
       model: its shape.
     """
     first, _, _ = scores_of(logits_BV, suffix_BC[:, 0])
     found = jax.tree.map(lambda each_B: each_B[:, None], first)
-    C = suffix_BC.shape[1]
+    B, C = suffix_BC.shape
     if C == 1:
         return found
-    place_BC = positions_B[:, None] + jnp.arange(C - 1)
-    output = forward(params, suffix_BC[:, :-1], model, cache=cache, positions_BT=place_BC)
+    # Given explicitly, since padding may reach beyond the last position.
+    positions_BC = jnp.broadcast_to(cache.length, B)[:, None] + jnp.arange(C - 1)
+    output = forward(params, suffix_BC[:, :-1], model, cache=cache, positions_BT=positions_BC)
     logits_BCV = output.logits[..., : model.vocabulary]
     rest, _, _ = scores_of(logits_BCV, suffix_BC[:, 1:])
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), found, rest)

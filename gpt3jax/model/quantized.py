@@ -45,23 +45,11 @@ class Quantized:
     shape: tuple[int, ...] = struct.field(pytree_node=False)
     """Of the array that it stands for."""
 
-    @property
-    def ndim(self) -> int:
-        """Of the array that it stands for."""
-        return len(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def reshape(self, *_: int) -> Quantized:
-        """Itself: it is flat already."""
-        return self
-
-    def products(self, x_MI: jax.Array) -> jax.Array:
+    def dot(self, x_MI: jax.Array) -> jax.Array:
         """x times the matrix, [M, O] in the dtype of x."""
-        return (self._products(x_MI) * self.scale).astype(x_MI.dtype)
+        return (self._dot(x_MI) * self.scale).astype(x_MI.dtype)
 
-    def _products(self, x_MI: jax.Array) -> jax.Array:
+    def _dot(self, x_MI: jax.Array) -> jax.Array:
         dtype, is_small = x_MI.dtype, self.values.dtype != x_MI.dtype
         if platform() != "cpu":
             return x_MI @ self.values.astype(dtype).T

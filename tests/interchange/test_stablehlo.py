@@ -13,7 +13,7 @@ from building import changed
 from gpt3jax import cli
 from gpt3jax.checkpoint.load import load_model
 from gpt3jax.config import Mesh
-from gpt3jax.decoding import batched
+from gpt3jax.decoding import decode
 from gpt3jax.decoding.decode import Sampling
 from gpt3jax.decoding.generator import load_generator
 from gpt3jax.errors import ConfigError
@@ -136,13 +136,13 @@ def test_a_decoding_program_that_is_wrong_breaks_the_certificate(
     wide, make_run, tmp_path, monkeypatch
 ):
     """Prefill is right, and so is the first step: what the second reads is not."""
-    decode_each = batched.decode_each
+    next_logits = decode.decode
 
     def forgetful(params, cache, token_B, model):
-        logits_BV, longer = decode_each(params, cache, token_B, model)
+        logits_BV, longer = next_logits(params, cache, token_B, model)
         return logits_BV, longer.replace(keys=cache.keys)
 
-    monkeypatch.setattr(batched, "decode_each", forgetful)
+    monkeypatch.setattr(decode, "decode", forgetful)
     fails(make_run(wide), tmp_path, "the export does not hold")
 
 

@@ -143,6 +143,6 @@ def test_several_rows_multiply_in_the_order_that_is_read_fast(params, model):
 def test_many_rows_multiply_the_other_way_round(rows, result):
     """A long prompt reads matrices from a cache; then their order is the slower one."""
     matrix = Quantized(jnp.ones((40, 32)), jnp.ones(40), (32, 40))
-    run = jax.jit(lambda matrix, x: matrix.products(x))
+    run = jax.jit(lambda matrix, x: matrix.dot(x))
     text = run.lower(matrix, jnp.ones((rows, 32))).compile().as_text()
     assert re.findall(r"= f32\[([\d,]+)\]\S* dot\(", text) == [result]

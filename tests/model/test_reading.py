@@ -8,8 +8,7 @@ from building import randomised
 
 from gpt3jax.config import Mesh, Model
 from gpt3jax.decoding.beam_search import search
-from gpt3jax.decoding.decode import decoding_params
-from gpt3jax.decoding.prefill import read, read_after
+from gpt3jax.decoding.decode import decode, decoding_params, prefill
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.logprobs import suffix_logprobs, token_logprobs
 from gpt3jax.model.param_specs import param_specs
@@ -36,8 +35,8 @@ def prompts():
     return [np.concatenate([shared, draw(0, 53, length - 6)]) for length in LENGTHS]
 
 
-def aligned(prompts, width):
-    rows = np.stack([np.pad(each, (width - len(each), 0))[-width:] for each in prompts])
+def padded(prompts, width):
+    rows = np.stack([np.pad(each, (0, width - len(each))) for each in prompts])
     return rows.astype(np.int32)
 
 
@@ -47,36 +46,56 @@ def log_softmax(params, tokens):
     return np.asarray(jax.nn.log_softmax(logits))
 
 
-def whole(params, prompts):
-    start = jnp.array([20 - len(each) for each in prompts])
-    return read(decoding_params(params, MODEL), aligned(prompts, 20), start, MODEL, 32)
+def separately(params, prompts):
+    lengths = jnp.array([len(each) for each in prompts])
+    return prefill(decoding_params(params, MODEL), padded(prompts, 24), lengths, MODEL, 32)
 
 
-def shared(params, prompts):
-    """Six tokens are read once; of the longest, 14 differ, so the others' ends overlap them."""
-    start = jnp.array([20 - len(each) for each in prompts])
+def after_prefix(params, prompts):
+    """The six tokens that all prompts begin with are read once."""
+    ready = decoding_params(params, MODEL)
     beginning = np.pad(prompts[0][:6], (0, 10))[None].astype(np.int32)
-    return read_after(
-        decoding_params(params, MODEL), beginning, jnp.int32(6), aligned(prompts, 20)[:, -14:],
-        jnp.int32(20), start, MODEL, 32,
+    _, prefix = prefill(ready, beginning, jnp.int32(6), MODEL, 16)
+    lengths = jnp.array([len(each) - 6 for each in prompts])
+    return prefill(
+        ready, padded([each[6:] for each in prompts], 16), lengths, MODEL, 32, prefix
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("way", [whole, shared])
+@pytest.mark.parametrize("way", [separately, after_prefix])
 def test_prompts_in_a_batch_are_read_as_alone(params, prompts, way):
     logits, cache = way(params, prompts)
     found = np.asarray(jax.nn.log_softmax(logits))
     for row, prompt in enumerate(prompts):
         np.testing.assert_allclose(found[row], log_softmax(params, prompt)[-1], atol=1e-5)
-    assert cache.length == 20
+    assert cache.length.tolist() == list(LENGTHS)
 
 
-@pytest.mark.parametrize("way", [whole, shared])
+@pytest.mark.parametrize("way", [separately, after_prefix])
+def test_prompts_are_continued_each_at_its_own_length(params, prompts, way):
+    logits, cache = way(params, prompts)
+    tokens = np.random.default_rng(3).integers(0, 53, (4, 3)).astype(np.int32)
+    for step, token_B in enumerate(tokens):
+        logits, cache = decode(decoding_params(params, MODEL), cache, token_B, MODEL)
+        found = np.asarray(jax.nn.log_softmax(logits))
+        for row, prompt in enumerate(prompts):
+            text = np.concatenate([prompt, tokens[: step + 1, row]])
+            np.testing.assert_allclose(found[row], log_softmax(params, text)[-1], atol=1e-5)
+
+
+def test_a_row_without_room_for_its_next_token_becomes_nan_and_no_other(params, prompts):
+    lengths = jnp.array([len(each) for each in prompts])
+    ready = decoding_params(params, MODEL)
+    _, cache = prefill(ready, padded(prompts, 20), lengths, MODEL, 20)
+    logits, _ = decode(ready, cache, np.zeros(3, np.int32), MODEL)
+    assert np.isnan(logits).all(axis=1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("way", [separately, after_prefix])
 def test_candidates_after_prompts_are_scored_as_alone(params, prompts, way):
     logits, cache = way(params, prompts)
     suffixes = np.random.default_rng(2).integers(0, 53, (3, 5)).astype(np.int32)
-    places = jnp.array(LENGTHS)
-    found = suffix_logprobs(decoding_params(params, MODEL), logits, cache, places, suffixes, MODEL)
+    found = suffix_logprobs(decoding_params(params, MODEL), logits, cache, suffixes, MODEL)
     for row, prompt in enumerate(prompts):
         log_p = log_softmax(params, np.concatenate([prompt, suffixes[row]]))[len(prompt) - 1 : -1]
         expected = log_p[np.arange(5), suffixes[row]]
@@ -123,13 +142,8 @@ def test_a_search_over_a_batch_finds_what_it_finds_alone(params, prompts, width)
     decoding, is_end = decoding_params(params, MODEL), jnp.arange(53) % 3 == 0
 
     def best(prompts):
-        logits, cache = read(
-            decoding, aligned(prompts, 20), jnp.array([20 - len(p) for p in prompts]), MODEL, 32
-        )
-        places = jnp.array([len(p) for p in prompts])
-        return search(
-            decoding, logits, cache, places, is_end, MODEL, new_tokens=7, width=width, alpha=4
-        )
+        logits, cache = separately(params, prompts)
+        return search(decoding, logits, cache, is_end, MODEL, new_tokens=7, width=width, alpha=4)
 
     together = best(prompts)
     for row, prompt in enumerate(prompts):

@@ -11,7 +11,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.extend.core import jaxprs_in_params
 
-from gpt3jax.decoding import batched, decode, prefill
+from gpt3jax.decoding import batched, decode
 from gpt3jax.inspect.capture import capture
 from gpt3jax.model import attention, gpt3, logprobs
 
@@ -78,7 +78,7 @@ def test_inference_has_no_checkpoint_and_chooses_attention_as_it_is_traced(
             "cached": traced(
                 lambda: gpt3.forward(params, texts, model, cache=cache, positions_BT=texts).logits
             ),
-            "of unlike lengths": traced(lambda: prefill.read(ready, texts, one, model, 16)),
+            "of unlike lengths": traced(lambda: decode.prefill(ready, texts, one + 4, model, 16)),
             "several texts": traced(lambda: batched.score(ready, texts[:1], model)),
         }
         # Of stacked layers in a loop, the kind is known only as it runs.

@@ -150,6 +150,8 @@ def _open_file(
     if ending == ".parquet":
         return parquet_parts(path, key, fields)
     size = status.st_size
+    if ending in _READERS:
+        return [Part(ending, path, key, 0, size, size)]
     if ending in JSON and (kind := json_kind(path, size, fields, is_asked)):
         return split_file(kind, path, key, size, PART_BYTES if kind == "jsonl" else size)
     if len(fields) > 1:

@@ -1,0 +1,162 @@
+"""docs/extending.md: each diff applies to this version, trains, and does what it promises."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs/extending.md").read_text()
+DIFFS = dict(re.findall(r"^## (.+?)\n.*?```diff\n(.*?)```", TEXT, re.MULTILINE | re.DOTALL))
+EXPERIMENT = """
+import dataclasses
+import gpt3jax.config as config
+from gpt3jax.config import *
+
+def experiment():
+    return Experiment(
+        name="x",
+        model=Model(n_layers=1, d_model=32, n_heads=2, d_head=16, vocabulary=300, context=48,
+                    scan_layers=False{model}),
+        data=Data(sources=(Source("words", {data!r}),)),
+        schedule=Schedule(peak_learning_rate=1e-2, warmup_tokens=384, decay_tokens=1920),
+        train=Train(batch_tokens=8 * 48, steps=5, log_every=1),
+        mesh=Mesh(data=1){rest},
+        evaluate=Evaluate(every=5, windows=8, sample_tokens=0),
+    )
+"""
+
+
+def apply(name, folder):
+    """A copy of the package with one diff."""
+    shutil.copytree(ROOT / "gpt3jax", folder / "gpt3jax", ignore=lambda *_: ["__pycache__"])
+    subprocess.run(
+        ["git", "apply", "--directory", "", "-"], cwd=folder, input=DIFFS[name], text=True,
+        check=True, env={**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)},
+    )  # fmt: skip
+
+
+def run(folder, *words):
+    environment = {**os.environ, "PYTHONPATH": str(folder), "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt3jax", *map(str, words)], cwd=folder, env=environment,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def trained(folder, data, *, model="", rest=""):
+    """The metrics of five steps, by name."""
+    text = EXPERIMENT.format(data=str(data), model=model, rest=rest)
+    (folder / "x.py").write_text(text)
+    run(folder, "train", "x.py", "--run", "run")
+    lines = (folder / "run/metrics.jsonl").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if "loss" in record]
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5]
+    assert all(np.isfinite(record["loss"]) for record in records)
+    return {name: [record.get(name) for record in records] for name in records[0]}
+
+
+@pytest.fixture(scope="session")
+def plain(prepared, tmp_path_factory):
+    """The package unchanged."""
+    folder = tmp_path_factory.mktemp("plain")
+    (folder / "gpt3jax").symlink_to(ROOT / "gpt3jax")
+    return trained(folder, prepared)
+
+
+def test_every_seam_has_an_example():
+    assert len(DIFFS) == 8
+    places = re.findall(r"^\| .* \| (.*) \|$", TEXT, re.MULTILINE)[1:]
+    files = {file for place in places for file in re.findall(r"[\w/]+\.py", place)}
+    changed = set(re.findall(r"^\+\+\+ b/gpt3jax/(\S+)", TEXT, re.MULTILINE))
+    assert changed <= files and all((ROOT / "gpt3jax" / file).exists() for file in files)
+
+
+@pytest.mark.parametrize("name", DIFFS)
+def test_the_diff_applies(name, tmp_path):
+    apply(name, tmp_path)
+
+
+@pytest.mark.long
+def test_an_optimizer_trains_and_says_what_it_stores(prepared, plain, tmp_path):
+    apply("Optimizer", tmp_path)
+    found = trained(tmp_path, prepared, rest=", optimizer=config.Lion()")
+    assert found["loss"][0] == plain["loss"][0] and found["loss"][1:] != plain["loss"][1:]
+    assert found["loss"][-1] < found["loss"][0]
+    manifest = json.loads((tmp_path / "run/checkpoints/5/manifest.json").read_text())
+    leaves = [name for name in manifest["leaves"] if name.startswith("optimizer/")]
+    assert any("/mu/" in name for name in leaves) and not any("/nu/" in name for name in leaves)
+    stored = json.loads((tmp_path / "run/experiment.json").read_text())["optimizer"]
+    assert stored["name"] == "lion"
+    run(tmp_path, "train", "x.py", "--run", "run", "--optimizer.b2", "0.99", "--train.steps", "6")
+    plans = [
+        json.loads(run(tmp_path, "plan", file, "--chips", "h100:8", "--json"))
+        for file in (tmp_path / "x.py", ROOT / "experiments/tiny.py")
+    ]
+    assert plans
+
+
+@pytest.mark.long
+def test_a_schedule_decays_as_it_says(prepared, tmp_path):
+    apply("Schedule", tmp_path)
+    rates = trained(tmp_path, prepared)["learning_rate"]
+    np.testing.assert_allclose(rates, 1e-2 * np.array([1, 0.775, 0.55, 0.325, 0.1]))
+
+
+@pytest.mark.long
+def test_a_metric_of_the_forward_pass_is_logged(prepared, plain, tmp_path):
+    apply("Metric of the forward pass", tmp_path)
+    found = trained(tmp_path, prepared)
+    assert found["loss"] == plain["loss"]
+    # After the final norm with a gain of 1, at first.
+    assert found["final_mean_square"][0] == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.long
+def test_a_metric_of_the_update_is_logged(prepared, plain, tmp_path):
+    apply("Metric of the update", tmp_path)
+    found = trained(tmp_path, prepared)
+    assert found["loss"] == plain["loss"] and min(found["update_norm"]) > 0
+
+
+@pytest.mark.long
+def test_an_activation_is_chosen_by_its_name(prepared, plain, tmp_path):
+    apply("Activation", tmp_path)
+    found = trained(tmp_path, prepared, model=', activation="relu_squared"')
+    assert found["loss"][-1] < found["loss"][0] and found["loss"] != plain["loss"]
+
+
+@pytest.mark.long
+def test_attention_scores_are_capped(prepared, plain, tmp_path):
+    apply("Attention kernel", tmp_path)
+    found = trained(tmp_path, prepared)
+    assert found["loss"][-1] < found["loss"][0] and found["loss"] != plain["loss"]
+
+
+@pytest.mark.long
+def test_front_matter_is_left_out(tmp_path):
+    apply("Corpus", tmp_path)
+    (tmp_path / "a.md").write_text("---\ntitle: x\n---\n" + "the words of the text\n" * 400)
+    run(
+        tmp_path, "data", "prepare", "--corpus", "a.md", "--out", "data", "--context", "48",
+        "--vocabulary", "280",
+    )  # fmt: skip
+    shown = run(tmp_path, "data", "show", "data")
+    assert "the words of the text" in shown and "title" not in shown
+    assert trained(tmp_path, tmp_path / "data")
+
+
+@pytest.mark.long
+def test_a_tracker_receives_every_loss(prepared, plain, tmp_path):
+    apply("Tracker", tmp_path)
+    losses = trained(tmp_path, prepared)["loss"]
+    lines = (tmp_path / "run/losses.csv").read_text().splitlines()
+    assert lines == [f"{step},{loss}" for step, loss in enumerate(losses, 1)]
