@@ -1,13 +1,14 @@
-"""Token ids of many lengths as arrays of a few shapes; no jax.
+"""Batch token ids of many lengths into arrays of a few shapes; without jax.
 
-Legend: B prompts, T slots, Q slots of what differs between prompts, P tokens of
-what they share.
+Legend: B prompts, T slots, Q slots of the part in which prompts differ, P tokens
+of their common prefix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,29 +17,29 @@ Pair = tuple[Tokens, Tokens]
 """A prompt and a completion."""
 
 SMALLEST = 64
-"""Slots of the shortest prompts: to compile for fewer takes longer than to read these."""
+"""Minimum slots of a prompt: compiling for fewer would cost more than the padding."""
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """Prompts that end at one slot; see decoding/prefill.py."""
+    """Prompts that end at the same slot; see decoding/prefill.py."""
 
     tokens: np.ndarray
-    """int32 [B, T], padded on the left; or [B, Q], the ends of prompts that begin alike."""
+    """int32 [B, T], padded on the left; or [B, Q], the rest of prompts after `shared`."""
     start: np.ndarray
     """int32 [B]: slot of each prompt's first token."""
     shared: Tokens | None
-    """What they begin with, if it is read apart."""
+    """The common prefix, if it has its own prefill."""
     length: int
-    """Slot at which they end."""
+    """Slot at which the prompts end."""
 
     @property
     def rows(self) -> int:
-        """B, with the rows that only fill the batch."""
+        """B, including padding rows."""
         return len(self.start)
 
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """As `read` takes them; or as `read_after` does."""
+    def arrays(self) -> tuple[Any, ...]:
+        """The arguments of prefill's `read`, or of `read_after` with a common prefix."""
         if self.shared is None:
             return self.tokens, self.start
         shared = np.zeros((1, bucket(len(self.shared), SMALLEST)), np.int32)
@@ -49,23 +50,23 @@ class Aligned:
 
 @dataclass(frozen=True)
 class Packed:
-    """Whole texts in rows, one after another."""
+    """Complete texts, several to a row."""
 
     rows: np.ndarray
     """int32 [B, T]."""
     places: np.ndarray
-    """int32 [B, T]: each token's place in its text; of padding, 0."""
+    """int32 [B, T]: the position of each token in its text, 0 for padding."""
     where: dict[int, tuple[int, int]]
-    """Number of a text to its row and the slot of its first token."""
+    """For each text, by index, its row and the slot of its first token."""
 
 
 def bucket(size: int, least: int = 1) -> int:
-    """The power of two at or above."""
+    """The smallest power of two that is at least `size`, but not less than `least`."""
     return max(least, 1 << (size - 1).bit_length())
 
 
 def common_beginning(texts: Sequence[Tokens]) -> Tokens:
-    """What all texts begin with, but never a whole text; nothing if there is only one."""
+    """The longest common prefix that is shorter than every text; () for a single text."""
     if len(texts) < 2:
         return ()
     first, last = min(texts), max(texts)
@@ -77,12 +78,12 @@ def common_beginning(texts: Sequence[Tokens]) -> Tokens:
 
 
 def batches(prompts: Sequence[Tokens], most: int, multiple: int) -> Iterator[list[int]]:
-    """Numbers of prompts, those of about one length together, longest first.
+    """Yield batches of indices of prompts, grouped by length, longest first.
 
     Args:
       prompts: token ids.
-      most: slots of a batch.
-      multiple: rows of a batch are a multiple of this.
+      most: maximum slots of a batch.
+      multiple: of which the number of rows must be a multiple.
     """
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     while order:
@@ -93,30 +94,30 @@ def batches(prompts: Sequence[Tokens], most: int, multiple: int) -> Iterator[lis
 
 
 def align(prompts: Sequence[Tokens], shared: Tokens, most: int, multiple: int) -> Aligned:
-    """A batch of `batches`: as many rows as fit, whether there are prompts for all or not."""
+    """A batch of `batches` with the maximum number of rows; the last ones may be padding."""
     longest = max(map(len, prompts))
     size = bucket(longest, SMALLEST)
     rows = max(1, most // (size * multiple)) * multiple
-    apart = bucket(longest - len(shared), SMALLEST)
-    is_apart = 2 * apart <= size  # Worth it where most is shared.
-    width, end = (apart, longest) if is_apart else (size, size)
+    rest = bucket(longest - len(shared), SMALLEST)
+    is_split = 2 * rest <= size  # A separate prefill pays off for a long common prefix.
+    width, end = (rest, longest) if is_split else (size, size)
     tokens = np.zeros((rows, width), np.int32)
     start = np.full(rows, end - 1, np.int32)
     for row, prompt in enumerate(prompts):
-        kept = prompt[-width:]
-        tokens[row, width - len(kept) :] = kept
+        suffix = prompt[-width:]
+        tokens[row, width - len(suffix) :] = suffix
         start[row] = end - len(prompt)
-    return Aligned(tokens, start, shared if is_apart else None, end)
+    return Aligned(tokens, start, shared if is_split else None, end)
 
 
 def pack(texts: Sequence[Tokens], context: int, most: int, multiple: int) -> Iterator[Packed]:
-    """Every text in some row, first fit, longest first.
+    """Pack texts into rows by first-fit decreasing, and yield batches of rows.
 
     Args:
       texts: of at most `context` + 1 tokens.
-      context: a row is one token longer, as a window is; or short, if all texts are.
-      most: slots of a batch.
-      multiple: rows of a batch are a multiple of this.
+      context: of the model; rows have at most one token more.
+      most: maximum slots of a batch.
+      multiple: of which the number of rows must be a multiple.
     """
     order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
     total = sum(map(len, texts))

@@ -1,4 +1,4 @@
-"""Score against the number of demonstrations: the paper's Figure 1.2, for the user's own model."""
+"""Plot scores against the number of demonstrations, as in the paper's Figure 1.2."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from gpt3jax.style import COLOURS, GREY, STYLE
 
 
 def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """Draw a panel per task, as PNG: score and its 95 % interval, guessing, and none shown.
+    """Plot a panel per task: scores with 95 % intervals, and the baselines guessing and zero-shot.
 
     Args:
-      rows: what `summarise` gives.
-      file: written.
+      rows: the result of `summarise`.
+      file: the PNG file to write.
     """
     panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:

@@ -97,7 +97,7 @@ def test_one_pair_alone_is_not_cut_and_says_what_works(tmp_path, data):
 @pytest.fixture
 def small_sample(monkeypatch):
     """A tokenizer is trained on 40 kB."""
-    for module in ("census", "tokenizer"):
+    for module in ("prepare.census", "tokenizer"):
         monkeypatch.setattr(f"gpt3jax.data.{module}.SAMPLE_BYTES", 40_000)
 
 
