@@ -40,7 +40,7 @@ def questions(saved, count=40):
     tokens = np.zeros((count, max(len(a) + len(b) for a, b in pairs)), np.int32)
     for row, (prompt, answer) in enumerate(pairs):
         tokens[row, : len(prompt) + len(answer)] = (*prompt, *answer)
-    return tokens, [slice(len(a) - 1, len(a) + len(b) - 1) for a, b in pairs]
+    return jnp.asarray(tokens), [slice(len(a) - 1, len(a) + len(b) - 1) for a, b in pairs]
 
 
 def main():

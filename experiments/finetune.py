@@ -61,11 +61,19 @@ def finetune(
             decay_tokens=tokens,
         ),
         train=dataclasses.replace(
-            pretrained.train, batch_tokens=batch, tokens=tokens, steps=None, ramp_tokens=0,
-            microbatch=0, log_every=max(1, steps // 40), save_every=max(1, steps // 4), keep=2,
-            only=only, patience=patience,
+            pretrained.train,
+            batch_tokens=batch,
+            tokens=tokens,
+            steps=None,
+            ramp_tokens=0,
+            microbatch=0,
+            log_every=max(1, steps // 40),
+            save_every=max(1, steps // 4),
+            keep=2,
+            only=only,
+            patience=patience,
         ),
         optimizer=dataclasses.replace(pretrained.optimizer, weight_decay=0.0),
         evaluate=Evaluate(every=max(1, steps // 10), windows=64, sample_tokens=0),
         init_from=base,
-    )  # fmt: skip
+    )

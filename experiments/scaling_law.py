@@ -42,9 +42,15 @@ def model(size: int) -> Model:
     layers, width = SIZES[size]
     d_head = 16 if width < 512 else 64
     return Model(
-        n_layers=layers, d_model=width, n_heads=width // d_head, d_head=d_head, context=CONTEXT,
-        vocabulary=VOCABULARY, band=CONTEXT // 4, scan_layers=layers > 8,
-    )  # fmt: skip
+        n_layers=layers,
+        d_model=width,
+        n_heads=width // d_head,
+        d_head=d_head,
+        context=CONTEXT,
+        vocabulary=VOCABULARY,
+        band=CONTEXT // 4,
+        scan_layers=layers > 8,
+    )
 
 
 def tokens(size: int, flops: float) -> int:

@@ -61,15 +61,21 @@ def experiment(width, mup, rate, seed, data):
     return Experiment(
         name="transfer",
         model=Model(
-            n_layers=2, d_model=width, n_heads=HEADS, d_head=width // HEADS, context=CONTEXT,
-            vocabulary=VOCABULARY, band=CONTEXT // 4, scan_layers=False,
+            n_layers=2,
+            d_model=width,
+            n_heads=HEADS,
+            d_head=width // HEADS,
+            context=CONTEXT,
+            vocabulary=VOCABULARY,
+            band=CONTEXT // 4,
+            scan_layers=False,
             mup_base=BASE if mup else None,
         ),
         data=Data(sources=(Source("python-library", data),)),
         schedule=Schedule(rate, warmup_tokens=WARMUP * tokens // STEPS, decay_tokens=tokens),
         train=Train(batch_tokens=BATCH * CONTEXT, tokens=tokens),
         seed=seed,
-    )  # fmt: skip
+    )
 
 
 def losses(width, mup, points, data):

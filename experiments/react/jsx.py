@@ -188,10 +188,13 @@ def write(tree: Element, *, quote: str = "'", braces: bool = False) -> str:
     if not tree.children:
         return " ".join(words) + " />"
     inner = "".join(
-        write(child, quote=quote, braces=braces) if isinstance(child, Element)
-        else f"{{{quote}{child}{quote}}}" if braces else child
+        write(child, quote=quote, braces=braces)
+        if isinstance(child, Element)
+        else f"{{{quote}{child}{quote}}}"
+        if braces
+        else child
         for child in tree.children
-    )  # fmt: skip
+    )
     return " ".join(words) + f">{inner}</{tree.tag}>"
 
 

@@ -17,14 +17,14 @@ import numpy as np
 from gpt3jax.data.tokenizer import END_OF_TEXT, Tokenizer
 
 
-def pair_ids(prompt: str, learned: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+def pair_ids(prompt: str, targets: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     """A pair as stored: the complemented ids of the prompt, then the ids of the targets.
 
     Prompt and completion are encoded separately, as in generation and scoring. An
     empty prompt becomes end-of-text, as in generation.
     """
     prompt_ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
-    return [*(~token for token in prompt_ids), *learned]
+    return [*(~token for token in prompt_ids), *targets]
 
 
 class Packer:
@@ -72,9 +72,9 @@ def shown(window: np.ndarray, tokenizer: Tokenizer) -> str:
     def kind(token: int) -> tuple[bool, bool]:
         return token >= 0, token in (end, ~end)
 
-    for (is_learned, is_end), run in itertools.groupby(window[:filled].tolist(), kind):
+    for (is_target, is_end), run in itertools.groupby(window[:filled].tolist(), kind):
         ids = tokens_of(np.array(list(run))).tolist()
         piece = END_OF_TEXT * len(ids) if is_end else tokenizer.decode(ids)
-        text += piece + "\n" * is_end if is_learned else f"[[{piece}]]"
+        text += piece + "\n" * is_end if is_target else f"[[{piece}]]"
     padding = len(window) - filled
     return f"{text}[[padding: {padding} tokens]]" if padding else text

@@ -84,27 +84,32 @@ def _settings(results: Path) -> list[dict[str, Any]]:
         ) from error
 
 
-def _record(found: Overlap, settings: Sequence[dict[str, Any]], questions: str) -> dict[str, Any]:
-    of_task = [each for each in settings if each["task"] == found.task]
+def _record(result: Overlap, settings: Sequence[dict[str, Any]], questions: str) -> dict[str, Any]:
+    of_task = [each for each in settings if each["task"] == result.task]
     # Results may have a task more than once; old results lack a hash of its questions.
     own = [
-        each for each in of_task
-        if len(each["examples"]) == found.examples
+        each
+        for each in of_task
+        if len(each["examples"]) == result.examples
         and each.get("asked", {}).get("questions", questions) == questions
-    ]  # fmt: skip
+    ]
     if of_task and not own:
         raise ConfigError(
-            f"task {found.task!r} has {found.examples} examples here, and "
+            f"task {result.task!r} has {result.examples} examples here, and "
             f"{len(of_task[0]['examples'])} in the results: they are not the same. Give the "
             "--examples, --seed and --words of the evaluation"
         )
     return {
-        "task": found.task, "n": found.n, "examples": found.examples, "dirty": len(found.dirty),
-        "too_short": found.too_short,
-        "grams": {str(number): gram for number, gram in sorted(found.dirty.items())},
-        "scores": [{"shots": each["shots"], "draw": each["draw"], **scores(found, each)}
-                   for each in own],
-    }  # fmt: skip
+        "task": result.task,
+        "n": result.n,
+        "examples": result.examples,
+        "dirty": len(result.dirty),
+        "too_short": result.too_short,
+        "grams": {str(number): gram for number, gram in sorted(result.dirty.items())},
+        "scores": [
+            {"shots": each["shots"], "draw": each["draw"], **scores(result, each)} for each in own
+        ],
+    }
 
 
 def _print(records: Sequence[dict[str, Any]]) -> None:
@@ -121,8 +126,12 @@ def _print(records: Sequence[dict[str, Any]]) -> None:
                 continue
             change = "" if score["change"] is None else f"{score['change']:+.1%}"
             table.add_row(
-                *first, str(score["shots"]), percent(score["all"]), percent(score["clean"]),
-                percent(score["dirty"]), change,
-            )  # fmt: skip
+                *first,
+                str(score["shots"]),
+                percent(score["all"]),
+                percent(score["clean"]),
+                percent(score["dirty"]),
+                change,
+            )
             first = ("", "", "", "")
     Console(highlight=False, markup=False).print(table)

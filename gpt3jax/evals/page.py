@@ -61,12 +61,12 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     body = ""
     for row in rows:
         how = row["metric"] + (f", by {row['normalise']}" if "normalise" in row else "")
-        asked = described(row)
+        protocol = described(row)
         if row["shortened"] or row["cut"]:
-            asked += f"; {row['shortened']} shortened, {row['cut']} cut"
+            protocol += f"; {row['shortened']} shortened, {row['cut']} cut"
         values = (
             row["shots"], how, percent(row["score"], row["interval"]), percent(row["chance"]),
-            f"{row['truth_nats']:.2f}", percent(row.get("paper_175b")), asked,
+            f"{row['truth_nats']:.2f}", percent(row.get("paper_175b")), protocol,
         )  # fmt: skip
         anchor = f"<a href='#{_anchor(row)}'>{html.escape(row['task'])}</a>"
         body += f"<tr><th scope=row>{anchor}</th>"
@@ -75,8 +75,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _anchor(setting: dict[str, Any]) -> str:
-    asked = short_hash(setting.get("asked"))
-    return html.escape(f"{setting['task']}-{setting['shots']}-{asked}", quote=True)
+    protocol = short_hash(setting.get("asked"))
+    return html.escape(f"{setting['task']}-{setting['shots']}-{protocol}", quote=True)
 
 
 def _section(setting: dict[str, Any]) -> str:

@@ -106,25 +106,25 @@ def perplexity(
     """
     windows_BT1 = held_out.windows
     program = _compiled(replace(model, dtype=merged_model(model).dtype), mesh)
-    ids_BT1, is_learned_BT = tokens_of(windows_BT1), windows_BT1[:, 1:] >= 0
+    ids_BT1, is_target_BT = tokens_of(windows_BT1), windows_BT1[:, 1:] >= 0
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     size = rows * min(BATCH_WINDOWS, -(-len(ids_BT1) // rows))
-    nats_T = np.zeros(is_learned_BT.shape[1])
+    nats_T = np.zeros(is_target_BT.shape[1])
     for first in range(0, len(ids_BT1), size):
         part_BT1 = ids_BT1[first : first + size]
         padded = np.pad(part_BT1, ((0, size - len(part_BT1)), (0, 0)))
         scores_BT = np.asarray(
             program(params, processes.shard_across_hosts(padded, batch_sharding(mesh)))
         )
-        is_counted_BT = is_learned_BT[first : first + size]
+        is_counted_BT = is_target_BT[first : first + size]
         scores_BT = np.where(is_counted_BT, scores_BT[: len(part_BT1)], 0)
         nats_T -= scores_BT.sum(0, dtype=np.float64)
         if on_batch(min(1.0, (first + size) / len(ids_BT1))):
             return None
     return Perplexity(
         nats_by_position=tuple(nats_T.tolist()),
-        tokens_by_position=tuple(is_learned_BT.sum(0).tolist()),
-        text_bytes=int(token_bytes_V[ids_BT1[:, 1:][is_learned_BT]].sum()),
+        tokens_by_position=tuple(is_target_BT.sum(0).tolist()),
+        text_bytes=int(token_bytes_V[ids_BT1[:, 1:][is_target_BT]].sum()),
         windows=len(held_out),
         available=held_out.available,
     )
@@ -157,18 +157,16 @@ def count_words(held_out: HeldOut, tokenizer: Tokenizer) -> int:
     Words are counted by document or completion: a word that spans two windows counts once.
     """
     ids_M = tokens_of(held_out.windows)[:, 1:].reshape(-1)
-    is_learned_BT = held_out.windows[:, 1:] >= 0
-    is_learned_M = is_learned_BT.reshape(-1)
-    is_first_M = np.zeros(is_learned_BT.shape, bool)
+    is_target_BT = held_out.windows[:, 1:] >= 0
+    is_target_M = is_target_BT.reshape(-1)
+    is_first_M = np.zeros(is_target_BT.shape, bool)
     is_first_M[:, 0] = ~held_out.follows
     is_first_M = is_first_M.reshape(-1)
-    is_first_M[1:] |= (ids_M[:-1] == tokenizer.end_of_text) | (
-        is_learned_M[1:] != is_learned_M[:-1]
-    )
+    is_first_M[1:] |= (ids_M[:-1] == tokenizer.end_of_text) | (is_target_M[1:] != is_target_M[:-1])
     starts = np.flatnonzero(is_first_M)
     texts = [
         tokenizer.decode(ids_M[start:stop].tolist())
         for start, stop in zip(starts, [*starts[1:], len(ids_M)], strict=True)
-        if is_learned_M[start]
+        if is_target_M[start]
     ]
     return sum(len(text.split()) + text.count("\n") for text in texts)

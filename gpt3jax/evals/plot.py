@@ -25,7 +25,7 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
     panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         panels.setdefault((row["task"], short_hash(row["asked"])), []).append(row)
-    asked = Counter(task for task, _ in panels)
+    protocols = Counter(task for task, _ in panels)
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     with matplotlib.rc_context(STYLE):
@@ -33,7 +33,7 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
         grid = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
         for axes, ((task, _), of_panel) in zip(grid, panels.items(), strict=False):
             title = task.replace("_", " ")
-            title += f"\n{described(of_panel[0])}" if asked[task] > 1 else ""
+            title += f"\n{described(of_panel[0])}" if protocols[task] > 1 else ""
             _panel(axes, title, sorted(of_panel, key=_shots))
         for axes in grid[len(panels) :]:
             axes.set_visible(False)

@@ -169,11 +169,15 @@ def record_of(
         by = {"none": total, "token": total / len(completion), "character": total / len(text)}
         if completion in unconditional:
             by["answer context"] = total - unconditional[completion]
-        candidates.append({
-            "text": text, "tokens": list(completion),
-            "log_probabilities": list(each.log_probabilities),
-            "is_likeliest": all(each.is_likeliest), "scores": by,
-        })  # fmt: skip
+        candidates.append(
+            {
+                "text": text,
+                "tokens": list(completion),
+                "log_probabilities": list(each.log_probabilities),
+                "is_likeliest": all(each.is_likeliest),
+                "scores": by,
+            }
+        )
     record = {
         "prompts": [decode(prompt) for prompt in prompted.prompts],
         "demonstrations": len(prompted.demonstrations),
@@ -188,8 +192,10 @@ def record_of(
         others = [score for number, score in enumerate(by) if number != example.truth]
         margin = by[example.truth] - max(others, default=by[example.truth])
         return record | {
-            "choice": choice, "score": float(choice == example.truth), "margin": margin,
-        }  # fmt: skip
+            "choice": choice,
+            "score": float(choice == example.truth),
+            "margin": margin,
+        }
     margin = max(sum(each.log_probabilities) for each in scores)
     if answer is None:
         score = float(any(each["is_likeliest"] for each in candidates))

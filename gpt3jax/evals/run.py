@@ -89,10 +89,13 @@ def evaluate_runs(
         with jax.set_mesh(devices):
             saved = load_model(path, step, devices)
             model = {
-                "run": str(path), "step": saved.step, "experiment": saved.experiment.name,
-                "parameters": count_params(saved.model), "tokenizer": saved.tokenizer.hash,
+                "run": str(path),
+                "step": saved.step,
+                "experiment": saved.experiment.name,
+                "parameters": count_params(saved.model),
+                "tokenizer": saved.tokenizer.hash,
                 "state": Checkpointer(saved.run.checkpoints).manifest(saved.step).state,
-            }  # fmt: skip
+            }
             of_out = out / path.resolve().name if out and len(paths) > 1 else out
             folder = of_out or path / "evaluations" / str(saved.step)
             open_folder(folder, model)
@@ -257,13 +260,18 @@ def measure_perplexity(
     words = count_words(held_out, saved.tokenizer)
     per_word = measured.per_word(words)
     record = {
-        "run": str(path), "step": saved.step, "windows": measured.windows,
-        "windows_available": measured.available, "tokens": measured.tokens,
-        "bytes": measured.text_bytes, "words": words,
-        "val_loss": measured.per_token, "val_bits_per_byte": measured.bits_per_byte,
+        "run": str(path),
+        "step": saved.step,
+        "windows": measured.windows,
+        "windows_available": measured.available,
+        "tokens": measured.tokens,
+        "bytes": measured.text_bytes,
+        "words": words,
+        "val_loss": measured.per_token,
+        "val_bits_per_byte": measured.bits_per_byte,
         "word_perplexity": per_word,
         "loss_by_position": [measured.at_positions(i, i + 1) for i in range(model.context)],
-    }  # fmt: skip
+    }
     if as_json:
         print(json.dumps(record))
         return

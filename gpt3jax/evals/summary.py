@@ -51,9 +51,12 @@ def _row(of_draw: Sequence[dict[str, Any]]) -> dict[str, Any]:
     examples = [each for setting in of_draw for each in setting["examples"]]
     count = len(first["examples"])
     # An example's score is averaged over the draws, which are not independent examples.
-    scores = [fmean(of_example) for of_example in zip(
-        *([each["score"] for each in setting["examples"]] for setting in of_draw), strict=True
-    )]  # fmt: skip
+    scores = [
+        fmean(of_example)
+        for of_example in zip(
+            *([each["score"] for each in setting["examples"]] for setting in of_draw), strict=True
+        )
+    ]
     row = {
         "task": first["task"],
         "shots": first["shots"],

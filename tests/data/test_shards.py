@@ -326,7 +326,7 @@ def test_killed_and_at_once_and_twice(folder, settings, start, merged, tmp_path)
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("3", "it must be I/N"), ("-1/4", "it must be I/N"), ("1/4/2", "it must be I/N"), ("", "it must be I/N"),
+    [("3", "must be I/N"), ("-1/4", "must be I/N"), ("1/4/2", "must be I/N"), ("", "must be I/N"),
      ("0/0", "from 1 to 99,999"), ("1/100000", "from 1 to 99,999"),
      ("4/4", r"the last is 3/4. Change I \(of a Slurm array: --array 0-3\)")],
 )  # fmt: skip

@@ -138,7 +138,8 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         file.truncate(serde.LARGEST + 1)
     (tmp_path / "empty.jsonl").write_text("\n")
     for name, said in {
-        "bomb.jsonl.gz": "decompressed, it has over 67108864 bytes", "cut.jsonl.gz": "cannot be read",
+        "bomb.jsonl.gz": "decompressed, it has over 67108864 bytes",
+        "cut.jsonl.gz": "cannot be read",
         "plain.jsonl.gz": "Not a gzipped file", "huge.jsonl": "67108865 bytes, over",
         "empty.jsonl": "has no examples", "none.jsonl": "No such file", ".": "not a regular file",
     }.items():  # fmt: skip

@@ -75,13 +75,13 @@ def encode_group(job: Job, numbered: tuple[int, tuple[Part, ...]]) -> Encoded:
         for item in (item for part in group for item in job.corpus.read(part)):
             if isinstance(item, Skipped):
                 continue
-            learned = [*tokenizer.encode(item.text), tokenizer.end_of_text]
-            ids = pair_ids(item.prompt, learned, tokenizer) if job.has_pairs else learned
+            targets = [*tokenizer.encode(item.text), tokenizer.end_of_text]
+            ids = pair_ids(item.prompt, targets, tokenizer) if job.has_pairs else targets
             if job.has_pairs and len(ids) > job.context + 1:
                 skipped[TOO_LONG] += 1
                 continue
-            held_out = _held_out(job, item.key, len(learned))
-            trained = learned[: len(learned) - held_out]
+            held_out = _held_out(job, item.key, len(targets))
+            trained = targets[: len(targets) - held_out]
             size = len(item.text.encode())
             train_bytes = sum(len(tokenizer.token_bytes(t)) for t in trained) if held_out else size
             counts = train if trained else validation
