@@ -1,4 +1,4 @@
-"""What `data prepare` says, and that what it says to do works."""
+"""Messages of `data prepare`, and that the advice in them works."""
 
 import fcntl
 import json

@@ -1,4 +1,4 @@
-"""A corpus that a Python file makes: the same however it is read, and its mistakes in a line."""
+"""Generated corpora: deterministic for any number of workers; errors name the file."""
 
 import pytest
 

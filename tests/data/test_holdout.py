@@ -1,4 +1,4 @@
-"""What a tokenizer learns from and what is held out follow the text, however little there is."""
+"""The tokenizer sample and the held-out split are proportional to the text, also if it is small."""
 
 import json
 import math

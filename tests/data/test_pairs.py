@@ -1,4 +1,4 @@
-"""Prompts and completions: whole, in their order, and only completions are learned."""
+"""Pairs of prompt and completion: packed uncut, in order, with a loss on completions only."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Prepared data: the same bytes however it is made, all or nothing, every token once."""
+"""Prepared data is reproducible and atomic, and has every token exactly once."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Records in files of every ending: their text is read, and nothing else of them."""
+"""Records in files of every format: only their text fields are read."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Shards of a data folder: merged, the bytes that one process writes; anything amiss is named."""
+"""Merged shards have the bytes of a single process; faulty shards are named."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Every text comes back exactly, and nothing a person types ends a document."""
+"""Tokenizers are lossless, and no text encodes to end-of-text."""
 
 import pytest
 from hypothesis import example, given, settings

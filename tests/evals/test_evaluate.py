@@ -1,4 +1,4 @@
-"""The protocol, by a model whose answers are known; and its numbers in results and pages."""
+"""The protocol with a model of known answers, and its numbers in results and pages."""
 
 import json
 import math

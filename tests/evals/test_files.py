@@ -1,4 +1,4 @@
-"""Tasks from files and by name; what is wrong with a file is said in a line that names it."""
+"""Tasks from files and by name; errors name file and line."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Demonstrations: drawn from the right ones, never the question itself, and made to fit."""
+"""Demonstrations come from the right pool, exclude the question, and fit the context."""
 
 import pytest
 

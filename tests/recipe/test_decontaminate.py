@@ -1,4 +1,4 @@
-"""Tests are cut out of text by the paper's rule."""
+"""Decontamination removes tests from text by the paper's rule."""
 
 import pytest
 

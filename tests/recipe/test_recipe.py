@@ -1,4 +1,4 @@
-"""The whole recipe on a corpus in which it is known what should go (planted.py)."""
+"""The complete recipe on a corpus with known junk, duplicates and tests (planted.py)."""
 
 import json
 import os
