@@ -1,49 +1,51 @@
-"""The paper's data recipe (Appendix A and C) from raw text to what `data prepare` reads.
+"""The paper's data recipe (Appendices A and C), from raw text to the input of `data prepare`.
 
 Needs      pip install 'gpt3jax[recipe]'  (datatrove, scikit-learn)
 Command    python experiments/data_recipe.py --corpus 'raw/*.jsonl' --reference good
                --tests mine.jsonl --out clean
            gpt3jax data prepare --corpus clean --out data/clean --tokenizer T [--shard I/N]
-Cost       30 to 55 s for the corpus below on 2 CPU cores that other work shared, nearly all of
-           it the start of processes for eight stages
+Cost       30 to 55 s for the corpus below on 2 shared CPU cores, mostly the start of processes
+           for eight stages
 
-    quality    a classifier, trained to tell --reference from --corpus, scores each document,
-               which stays if pareto(9) > 1 - score            gpt3jax/recipe/quality.py
-    fuzzy      of near duplicates one stays: MinHash over shingles of words, by datatrove
-    clean      13 words in a row of a test go, with 200 characters on each side; what is left
-               are pieces                                      gpt3jax/recipe/decontaminate.py
+    quality    a classifier, trained to distinguish --reference from --corpus, scores each
+               document, which is kept if pareto(9) > 1 - score   gpt3jax/recipe/quality.py
+    fuzzy      near duplicates are removed but for one: MinHash over shingles of words, by
+               datatrove
+    clean      13-grams of tests are removed with 200 characters on each side, which cuts
+               documents into pieces                              gpt3jax/recipe/decontaminate.py
 
-Corpora are named as for `data prepare`, tests as for `evaluate`. Each stage is dealt to --tasks
-tasks, which datatrove runs here (--workers at once), on Slurm or on Ray. What has ended is not
-done again: after a failure the same command goes on, and when all has ended it prints the
-counts. Which of near duplicates stays depends on --tasks; all else on the texts alone.
+Corpora are named as for `data prepare`, tests as for `evaluate`. Each stage has --tasks tasks,
+which datatrove runs locally (--workers at once), on Slurm or on Ray. Finished tasks are not
+repeated: after a failure, run the same command again; after the last stage it prints the counts.
+The choice among near duplicates depends on --tasks, everything else on the texts only.
 
-As in the paper: the features, the classifier, alpha 9, fuzzy duplicates by MinHash, whole
-documents, and all numbers of the decontamination. Otherwise:
+As in the paper: the features, the classifier, alpha 9, fuzzy deduplication of documents by
+MinHash, and all parameters of the decontamination. Differences:
 
 - Spark's MinHashLSH has 10 hashes of the classifier's words, and compares candidates with a
-  threshold that the paper does not say. datatrove takes candidates for duplicates as they are,
-  and by single words would take any two long documents for the same. So here are shingles of 5
-  words, 14 buckets of 8 hashes: documents that share 50 % of their shingles are found in 5 % of
-  cases, 70 % in 56 %, 80 % in 92 %, 90 % in over 99 %. --shingle and --hashes change that.
-- The paper looks for duplicates within each data set, and takes WebText's out of Common Crawl.
-  Run this once for each; the second is not there.
+  threshold that the paper does not state. datatrove does not compare candidates, and with single
+  words would treat any two long documents as duplicates. Therefore shingles have 5 words, in 14
+  buckets of 8 hashes: documents that share 50 % of their shingles are found in 5 % of cases, 70 %
+  in 56 %, 80 % in 92 %, 90 % in over 99 %. --shingle and --hashes change that.
+- The paper deduplicates each data set, and removes WebText from Common Crawl. Run this once for
+  each data set; the removal of one data set from another is not implemented.
 
-What came of a corpus in which it is known what should go (tests/recipe/planted.py: Python's
-language reference and docstrings, four of each of 40 passages with three words changed, 21
+Result for a corpus with known duplicates, tests and junk (tests/recipe/planted.py: Python's
+language reference and docstrings, four copies of each of 40 passages with three words changed, 21
 questions in 116 passages, and twenty times as much junk; Python 3.11.7, datatrove 0.10.1,
 scikit-learn 1.9.1, 2026-11-23):
 
-    read                             6,606    0 that are no text
+    read                             6,606    0 skipped
     kept by quality                    168    6,438 dropped
-    left of near duplicates            135    33 dropped
+    without near duplicates            135    33 dropped
     clean                              142    18 cut into 31 pieces, 6 dropped
-    13 words in a row: 189 in tests, 136 found, 8 too common
+    13-grams: 189 in tests, 136 found, 8 too common
 
-Of 6,240 documents of junk 20 stayed (score 0 is kept in one of 512) and of 366 others 148. By
-`data overlap`, all 21 questions were in the corpus; after it one was, in more than 10 documents.
+20 of 6,240 junk documents were kept (one of 512 is kept at score 0), and 148 of 366 others. By
+`data overlap`, all 21 questions were in the corpus, and one is in the result, in more than 10
+documents.
 
-A mixture is weights in an experiment (Table 2.2; what they do not sum to 1 is scaled):
+A mixture is weights in an experiment (Table 2.2; they are normalised):
 
     Data(sources=(Source("common crawl", "data/cc", 0.60), Source("webtext2", "data/wt", 0.22),
                   Source("books1", "data/b1", 0.08), Source("books2", "data/b2", 0.08),
@@ -75,31 +77,33 @@ except ImportError as error:
     sys.exit(f"error: {error.name} is not installed. pip install 'gpt3jax[recipe]'")
 
 
-def parse(words: list[str] | None = None) -> argparse.Namespace:
-    """The arguments."""
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--corpus", required=True, help="raw text")
-    parser.add_argument("--reference", required=True, help="text to be like")
-    parser.add_argument("--tests", nargs="+", required=True, help="tasks to cut out")
-    parser.add_argument("--out", type=Path, required=True, help="folder of .jsonl; made whole")
-    parser.add_argument("--field", default="text", help="of records, where the text is")
-    parser.add_argument("--tasks", type=int, default=8, help="of each stage")
-    parser.add_argument("--workers", type=int, default=2, help="tasks at once")
-    parser.add_argument("--shingle", type=int, default=5, help="words")
-    parser.add_argument("--hashes", type=int, nargs=2, default=(14, 8), help="buckets, and of each")
+    parser.add_argument("--reference", required=True, help="text of high quality")
+    parser.add_argument("--tests", nargs="+", required=True, help="tasks to remove")
+    parser.add_argument("--out", type=Path, required=True, help="folder of .jsonl files to create")
+    parser.add_argument("--field", default="text", help="field of the text in records")
+    parser.add_argument("--tasks", type=int, default=8, help="number of tasks of each stage")
+    parser.add_argument("--workers", type=int, default=2, help="number of concurrent tasks")
+    parser.add_argument("--shingle", type=int, default=5, help="words of a shingle")
+    parser.add_argument(
+        "--hashes", type=int, nargs=2, default=(14, 8), help="buckets, and hashes of each"
+    )
     parser.add_argument("--executor", choices=("local", "slurm", "ray"), default="local")
-    parser.add_argument("--partition", default="", help="of Slurm")
-    parser.add_argument("--time", default="24:00:00", help="of Slurm, for each task")
-    parser.add_argument("--memory", type=int, default=2, help="of Slurm, GB for each task")
-    return parser.parse_args(words)
+    parser.add_argument("--partition", default="", help="Slurm partition")
+    parser.add_argument("--time", default="24:00:00", help="Slurm time limit of each task")
+    parser.add_argument("--memory", type=int, default=2, help="Slurm memory of each task, GB")
+    return parser.parse_args(argv)
 
 
-def stages(asked: argparse.Namespace) -> dict[str, tuple[list, int]]:
-    """Each stage's pipeline and number of tasks, in their order."""
-    work, tests, tasks = Path(f"{asked.out}.work"), tuple(asked.tests), asked.tasks
-    config = MinhashConfig(asked.shingle, *asked.hashes)
+def stages(args: argparse.Namespace) -> dict[str, tuple[list, int]]:
+    """Pipeline and number of tasks of each stage, in order."""
+    work, tests, tasks = Path(f"{args.out}.work"), tuple(args.tests), args.tasks
+    config = MinhashConfig(args.shingle, *args.hashes)
     model, grams = str(work / "quality.npy"), str(work / "grams")
     kept, unique, clean, signatures, pairs, removed = (
         str(work / name) for name in ("kept", "unique", "clean", "signatures", "pairs", "removed")
@@ -107,121 +111,121 @@ def stages(asked: argparse.Namespace) -> dict[str, tuple[list, int]]:
     signature = MinhashDedupSignature(signatures, config, language=steps.Words())
     return {
         "train": (
-            [steps.TrainQuality(asked.reference, asked.corpus, model, asked.field)], 1,
+            [steps.TrainQuality(args.reference, args.corpus, model, args.field)], 1,
         ),
         "quality": (
-            [steps.ReadCorpus(asked.corpus, asked.field), steps.KeepQuality(model), write(kept)],
+            [steps.ReadCorpus(args.corpus, args.field), steps.KeepQuality(model), write(kept)],
             tasks,
         ),
         "signatures": ([read(kept), signature], tasks),
-        "buckets": ([MinhashDedupBuckets(signatures, pairs, config=config)], asked.hashes[0]),
+        "buckets": ([MinhashDedupBuckets(signatures, pairs, config=config)], args.hashes[0]),
         "clusters": ([MinhashDedupCluster(pairs, removed, config)], 1),
         "fuzzy": (
             [read(kept), MinhashDedupFilter(removed), steps.CountGrams(tests, grams),
              write(unique)], tasks,
         ),
         "clean": ([read(unique), steps.CutGrams(tests, grams), write(clean)], tasks),
-        "publish": ([steps.Publish(clean, str(asked.out))], 1),
+        "publish": ([steps.Publish(clean, str(args.out))], 1),
     }  # fmt: skip
 
 
 def read(folder: str) -> JsonlReader:
-    """What a stage wrote; documents keep their own names, not those of files."""
+    """Read the output of a stage, without replacing the ids of documents by file paths."""
     return JsonlReader(folder, add_file_path=False)
 
 
 def write(folder: str) -> JsonlWriter:
-    """A file of each task, as `data prepare` reads them."""
+    """Write a file per task, in the format of `data prepare`."""
     return JsonlWriter(folder, compression=None)
 
 
-def executors(asked: argparse.Namespace) -> list:
-    """One for each stage, which waits for the one before it."""
-    made = []
-    for name, (pipeline, tasks) in stages(asked).items():
+def executors(args: argparse.Namespace) -> list:
+    """An executor per stage, each depending on the previous one."""
+    chain = []
+    for name, (pipeline, tasks) in stages(args).items():
         common = {
-            "pipeline": pipeline, "tasks": tasks, "workers": min(asked.workers, tasks),
-            "logging_dir": str(logs(asked.out) / name), "depends": made[-1] if made else None,
+            "pipeline": pipeline, "tasks": tasks, "workers": min(args.workers, tasks),
+            "logging_dir": str(logs(args.out) / name), "depends": chain[-1] if chain else None,
         }  # fmt: skip
-        if asked.executor == "slurm":
-            here = f"export PATH={Path(sys.executable).parent}:$PATH"
-            slurm = {"time": asked.time, "partition": asked.partition, "job_name": name, "qos": "",
-                     "mem_per_cpu_gb": asked.memory, "env_command": here}  # fmt: skip
-            made.append(SlurmPipelineExecutor(**common, **slurm))
-        elif asked.executor == "ray":
-            made.append(RayPipelineExecutor(**common))
+        if args.executor == "slurm":
+            set_path = f"export PATH={Path(sys.executable).parent}:$PATH"
+            slurm = {"time": args.time, "partition": args.partition, "job_name": name, "qos": "",
+                     "mem_per_cpu_gb": args.memory, "env_command": set_path}  # fmt: skip
+            chain.append(SlurmPipelineExecutor(**common, **slurm))
+        elif args.executor == "ray":
+            chain.append(RayPipelineExecutor(**common))
         else:
-            made.append(LocalPipelineExecutor(**common))
-    return made
+            chain.append(LocalPipelineExecutor(**common))
+    return chain
 
 
 def logs(out: Path) -> Path:
-    """A folder for each stage: what its tasks said and counted, and which have ended."""
+    """The folder with logs, statistics and completion markers of each stage."""
     return Path(f"{out}.work/logs")
 
 
 def counts(out: Path, stage: str) -> Counter:
-    """What the tasks of a stage counted, by `step: count`."""
-    found = Counter()
+    """The sums of a stage's statistics over its tasks, by `step: statistic`."""
+    totals = Counter()
     for file in sorted((logs(out) / stage / "stats").glob("*.json")):
         for step in json.loads(file.read_text()):
             for name, value in step["stats"].items():
                 total = value["total"] if isinstance(value, dict) else value
-                found[f"{step['name'].split(': ')[1]}: {name}"] += total
-    return found
+                totals[f"{step['name'].split(': ')[1]}: {name}"] += total
+    return totals
 
 
 def table(out: Path) -> str:
-    """What came of the documents, stage by stage."""
+    """The numbers of documents after each stage."""
     quality, fuzzy, clean = (counts(out, stage) for stage in ("quality", "fuzzy", "clean"))
     kept, unique = quality["keep: forwarded"], clean["cut: documents"]
-    cut, pieces, whole = (clean[f"cut: {name}"] for name in ("cut", "pieces", "dropped"))
+    cut, pieces, dropped = (clean[f"cut: {name}"] for name in ("cut", "pieces", "dropped"))
     rows = [
-        ("read", quality["corpus: read"], f"{quality['corpus: skipped']:,} that are no text"),
+        ("read", quality["corpus: read"], f"{quality['corpus: skipped']:,} skipped"),
         ("kept by quality", kept, f"{quality['keep: dropped']:,} dropped"),
-        ("left of near duplicates", unique, f"{kept - unique:,} dropped"),
+        ("without near duplicates", unique, f"{kept - unique:,} dropped"),
         ("clean", clean["cut: untouched"] + pieces,
-         f"{cut:,} cut into {pieces:,} pieces, {whole:,} dropped"),
+         f"{cut:,} cut into {pieces:,} pieces, {dropped:,} dropped"),
     ]  # fmt: skip
-    lines = [f"{what:<26}{number:>12,}    {aside}" for what, number, aside in rows]
-    runs, found = fuzzy["count: runs of words in tests"], clean["cut: runs found"]
+    lines = [f"{stage:<26}{number:>12,}    {detail}" for stage, number, detail in rows]
+    in_tests, found = fuzzy["count: runs of words in tests"], clean["cut: runs found"]
     common = clean["cut: runs in too many documents"]
-    lines.append(f"13 words in a row: {runs:,} in tests, {found:,} found, {common:,} too common")
+    lines.append(f"13-grams: {in_tests:,} in tests, {found:,} found, {common:,} too common")
     return "\n".join(lines)
 
 
-def check_same(asked: argparse.Namespace) -> None:
-    """Refuse to go on with other settings than those that what is there was made with."""
-    file, record = Path(f"{asked.out}.work/asked.json"), vars(asked) | {"out": str(asked.out)}
-    decides = ("corpus", "reference", "tests", "field", "tasks", "shingle", "hashes")
-    settings = json.loads(json.dumps({name: record[name] for name in decides}))
+def check_same(args: argparse.Namespace) -> None:
+    """Refuse to resume with other settings."""
+    file, record = Path(f"{args.out}.work/asked.json"), vars(args) | {"out": str(args.out)}
+    names = ("corpus", "reference", "tests", "field", "tasks", "shingle", "hashes")
+    settings = json.loads(json.dumps({name: record[name] for name in names}))
     if not file.exists():
-        if asked.out.exists():
-            raise ConfigError(f"{asked.out} exists: nothing is overwritten. Choose another --out")
+        if args.out.exists():
+            raise ConfigError(f"{args.out} exists: nothing is overwritten. Choose another --out")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(settings, indent=2) + "\n")
     for name, old in json.loads(file.read_text()).items():
         if settings[name] != old:
             raise ConfigError(
-                f"{asked.out} was begun with --{name} {old}, now {settings[name]}: what is "
-                f"there would not fit. Choose another --out, or delete {file.parent}"
+                f"{args.out} was started with --{name} {old}, now {settings[name]}: results "
+                f"would be inconsistent. Choose another --out, or delete {file.parent}"
             )
 
 
-def main(words: list[str] | None = None) -> int:
-    """Run what has not run yet; the counts, if all has."""
-    asked = parse(words)
+def main(argv: list[str] | None = None) -> int:
+    """Run the remaining stages, and print the counts after the last one."""
+    args = parse(argv)
     try:
-        check_same(asked)
-        if not asked.out.exists():
-            executors(asked)[-1].run()
+        check_same(args)
+        if not args.out.exists():
+            executors(args)[-1].run()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if asked.out.exists():
-        print(table(asked.out))
+    if args.out.exists():
+        print(table(args.out))
     else:
-        print(f"queued: {logs(asked.out)}. The same command prints the counts when all has ended")
+        print(f"queued: {logs(args.out)}. The same command prints the counts when all have ended")
     return 0
 
 

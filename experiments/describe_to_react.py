@@ -1,4 +1,4 @@
-"""A description goes in, React code comes out: the article's example, small and for real.
+"""From a description to React code: the example of the article How GPT3 Works, in small.
 
     description: a red button that says "Send"
     code: <button style={{background: 'red'}} onClick={press}>Send</button>
@@ -10,31 +10,33 @@ Command    gpt3jax train experiments/describe_to_react.py --run runs/describe_to
            gpt3jax evaluate runs/describe_to_react --tasks experiments/describe_to_react.py
              --shots 0 1 few
 Page       python experiments/describe_to_react.py RESULTS.json [RESULTS.json of one tuned from it]
-Cost       4M tokens; 16 minutes at 4,530 tokens/s on 2 CPU cores that others used, too
-Loss       0.53 nats/token, 0.20 bits/byte on documents held out; 965,376 parameters
+Cost       4M tokens; 16 minutes at 4,530 tokens/s on 2 shared CPU cores
+Loss       0.53 nats/token, 0.20 bits/byte on held-out windows; 965,376 parameters
 
-What is asked for is held out thrice: its labels, a pair of colour and kind, and the dialect,
-which no document has. A description does not say which dialect is meant; a primer shows it.
-Per cent of the task's 200 examples, greedy (one standard error is up to 3.5):
+Three properties of the task's examples are held out of the training text: their labels, a pair of
+colour and kind, and the dialect. A description does not state the dialect; a primer shows it.
+Per cent of the task's 200 examples with greedy decoding (one standard error is up to 3.5):
 
-               exact match   parses, renders   as described, in whatever dialect
+               exact match   parses, renders   as described, in any dialect
     zero-shot          0.0              97.0                                88.0
     one-shot          59.0              97.5                                88.0
     few-shot (4)      67.5              95.0                                80.5
     fine-tuned        87.0              97.5                                87.0    zero-shot
 
-Fine-tuned: 93 steps of 32 of `pairs()`, Adam at 1e-3 to 0, loss on completions alone. On 200 things
-that are not held out the base draws 97.0, 99.5 and 99.5 as described, exactly 1.5, 60.0 and 70.5:
-what is lost above that is colours on kinds, and labels, that never came together before.
-(Xeon, Python 3.11.7, jax 0.10.2, sentencepiece 0.2.3, 2026-11-23; by a script before `evaluate`.)
+Fine-tuned: 93 steps of 32 of `pairs()`, Adam from 1e-3 to 0, loss on completions only. On 200
+widgets that are not held out, 97.0, 99.5 and 99.5 (zero-, one- and few-shot) of the base model's
+answers are as described, and 1.5, 60.0 and 70.5 are exact: the difference from the table is due to
+the unseen combinations of colour and kind, and of words in labels.
+(Xeon, Python 3.11.7, jax 0.10.2, sentencepiece 0.2.3, 2026-11-23; measured by a script that
+predates `evaluate`.)
 
-Of the 39 few-shot answers that draw something else, most have a word in a label that is not
-there; it is one of the primer's no more often (6 of 24 words) than by chance.
+Most of the 39 few-shot answers that are not as described have a wrong word in a label; it comes
+from the primer no more often (6 of 24 words) than by chance.
 
-Before, with 52 words, no quotes around labels in descriptions, a quarter of the library and a
-context of 256, colours and nesting came out right after as many tokens, and no label did (0 of
-40 as described). Quotes make a word the same token in description and code; which of the
-changes it took was not tried.
+An earlier version had 52 words, no quotes around labels in descriptions, a quarter of the library
+and a context of 256. After as many tokens its colours and nesting were right, and all of its
+labels wrong (0 of 40 as described). Quotes make a word the same token in description and code; the
+changes were not tried one by one.
 """
 
 from __future__ import annotations
@@ -47,27 +49,28 @@ from pathlib import Path
 from gpt3jax.config import Data, Evaluate, Experiment, Model, Schedule, Source, Train
 from gpt3jax.data.corpora.documents import Document, hash_key
 from gpt3jax.data.corpora.open import open_corpus
-from gpt3jax.evals import react
-from gpt3jax.evals.react_page import Answer, Asked, page
 from gpt3jax.evals.task import Task
+
+from react import widgets
+from react.page import Answer, Question, render_page
 
 TOKENS = 4_000_000
 FEW = 4
 
 
 def documents() -> Iterator[str]:
-    """The training text: pairs in many dialects, and a twelfth of the Python library's files."""
-    yield from react.documents(20_000)
+    """The training text: pairs in 71 dialects, and a twelfth of the Python library's files."""
+    yield from widgets.documents(20_000)
     library = open_corpus("python-library")
     for part in library.parts:
         if hash_key(part.key) % 12 == 0:
-            read = library.read(part)
-            yield from (each.text for each in read if isinstance(each, Document))
+            documents = library.read(part)
+            yield from (each.text for each in documents if isinstance(each, Document))
 
 
 def pairs() -> Iterator[dict[str, str]]:
-    """To fine-tune on: prompt and completion, all in the dialect that is asked for."""
-    return react.pairs(2_000)
+    """Prompts and completions for fine-tuning, in the task's dialect."""
+    return widgets.pairs(2_000)
 
 
 def experiment() -> Experiment:
@@ -96,40 +99,40 @@ def experiment() -> Experiment:
 
 
 def task() -> Task:
-    return react.task(few=FEW)
+    return widgets.task(few=FEW)
 
 
 def answers_in(results: Path, count: int) -> list[list[Answer]]:
-    """What an evaluation kept of each of the task's first examples, once for each setting of it."""
-    found = json.loads(results.read_text())
+    """For each setting in a results file, the answers to the task's first `count` examples."""
+    evaluation = json.loads(results.read_text())
     return [
         [
             Answer(
-                f"{found['experiment']}, {setting['shots']}-shot",
+                f"{evaluation['experiment']}, {setting['shots']}-shot",
                 record["prompts"][0].removesuffix(example.contexts[0]),
                 record["answer"],
             )
             for example, record in zip(task().examples[:count], setting["examples"], strict=False)
         ]
-        for setting in found["settings"]
+        for setting in evaluation["settings"]
         if setting["task"] == task().name
     ]
 
 
 def main() -> None:
-    """Write the page."""
-    parser = argparse.ArgumentParser(description="Show what models made of descriptions.")
-    parser.add_argument("results", type=Path, nargs="+", help="results.json, of gpt3jax evaluate")
-    parser.add_argument("--count", type=int, default=12, help="of the task's 200 examples")
-    parser.add_argument("--out", type=Path, help="beside the first results if not given")
-    words = parser.parse_args()
-    settings = [each for file in words.results for each in answers_in(file, words.count)]
-    asked = [
-        Asked(example.contexts[0].splitlines()[1], example.completions[0], answers)
+    """Write an HTML page of the answers in one or several results files."""
+    parser = argparse.ArgumentParser(description="Write an HTML page of models' answers.")
+    parser.add_argument("results", type=Path, nargs="+", help="results.json of gpt3jax evaluate")
+    parser.add_argument("--count", type=int, default=12, help="number of the task's 200 examples")
+    parser.add_argument("--out", type=Path, help="default: beside the first results file")
+    args = parser.parse_args()
+    settings = [each for file in args.results for each in answers_in(file, args.count)]
+    questions = [
+        Question(example.contexts[0].splitlines()[1], example.completions[0], answers)
         for example, answers in zip(task().examples, zip(*settings, strict=True), strict=False)
     ]
-    out = words.out or words.results[0].with_name("describe_to_react.html")
-    out.write_text(page("A description goes in, React code comes out", asked))
+    out = args.out or args.results[0].with_name("describe_to_react.html")
+    out.write_text(render_page("A description goes in, React code comes out", questions))
     print(f"page: {out}")
 
 

@@ -1,16 +1,16 @@
-"""Fine-tuning: a trained run goes on with other text, or with pairs of prompt and completion.
+"""Fine-tuning of a trained run on other text, or on pairs of prompt and completion.
 
 Data       gpt3jax data prepare --corpus pairs.jsonl --pairs prompt completion
              --tokenizer RUN --context CONTEXT --out DATA
 Command    an experiment that calls `finetune`, as finetune_words.py does
-Cost       as many tokens as the data's windows have, times epochs
+Cost       the tokens of the data's training windows, times epochs
 
-The model is the base's, so that its parameters fit; the optimizer begins anew.
-What differs from pre-training: the learning rate, a quarter of the base's peak
-(GPT, Radford et al. 2018, went from 2.5e-4 to 6.25e-5), or the whole of it for
-LoRA's factors, which begin at nothing; warm-up over the first twentieth and a cosine
-over all the tokens; no weight decay, which would pull what was learned before to
-zero. `base_val_loss` shows what is forgotten of the base's own text.
+The model config is the base's; the optimizer state is new. Differences from
+pre-training: a peak learning rate of a quarter of the base's (GPT, Radford et al.
+2018, went from 2.5e-4 to 6.25e-5), or equal to it for LoRA factors, which begin at
+zero; warm-up over the first twentieth of the tokens, and a cosine over all; no
+weight decay, which would shrink the pre-trained weights. `base_val_loss` measures
+forgetting on the base's held-out windows.
 """
 
 import dataclasses
@@ -31,41 +31,49 @@ def finetune(
     only: tuple[str, ...] = (),
     patience: int = 0,
 ) -> Experiment:
-    """An experiment that begins from a run.
+    """An experiment that fine-tunes a run.
 
     Args:
-      base: the run's folder, or RUN@STEP.
-      data: what `gpt3jax data prepare` made with the run's tokenizer and context.
+      base: the run directory, or RUN@STEP.
+      data: folder from `gpt3jax data prepare` with the run's tokenizer and context.
       name: of the experiment.
-      epochs: how often each window is read.
-      lora_rank: of the factors to train in the place of all parameters; 0: all.
-      learning_rate: at the peak.
-      only: what to train, by path; see `Train.only`.
-      patience: evaluations without a better val_loss that end it; 0: none do.
+      epochs: number of passes over the data.
+      lora_rank: of LoRA factors to train instead of all parameters; 0 for all parameters.
+      learning_rate: at the peak (default: see above).
+      only: paths of the parameters to train; see `Train.only`.
+      patience: early stopping after as many evaluations without a better val_loss; 0 for none.
     """
-    before = open_run(base if "@" not in base else base.rpartition("@")[0]).experiment()
-    context = before.model.context
-    batch = min(before.train.batch_tokens, 32 * context)
+    pretrained = open_run(base if "@" not in base else base.rpartition("@")[0]).experiment()
+    context = pretrained.model.context
+    batch = min(pretrained.train.batch_tokens, 32 * context)
     tokens = int(epochs * load_manifest(data).train_windows) * context
     steps = max(20, -(-tokens // batch))
     tokens = steps * batch
-    usual = before.schedule.peak_learning_rate * (1.0 if lora_rank else 0.25)
+    default_rate = pretrained.schedule.peak_learning_rate * (1.0 if lora_rank else 0.25)
     return dataclasses.replace(
-        before,
+        pretrained,
         name=name,
-        model=dataclasses.replace(before.model, lora_rank=lora_rank),
+        model=dataclasses.replace(pretrained.model, lora_rank=lora_rank),
         data=Data(sources=(Source("pairs", data),)),
         schedule=Schedule(
-            peak_learning_rate=learning_rate or usual,
+            peak_learning_rate=learning_rate or default_rate,
             warmup_tokens=tokens // 20,
             decay_tokens=tokens,
         ),
         train=dataclasses.replace(
-            before.train, batch_tokens=batch, tokens=tokens, steps=None, ramp_tokens=0,
-            microbatch=0, log_every=max(1, steps // 40), save_every=max(1, steps // 4), keep=2,
-            only=only, patience=patience,
+            pretrained.train,
+            batch_tokens=batch,
+            tokens=tokens,
+            steps=None,
+            ramp_tokens=0,
+            microbatch=0,
+            log_every=max(1, steps // 40),
+            save_every=max(1, steps // 4),
+            keep=2,
+            only=only,
+            patience=patience,
         ),
-        optimizer=dataclasses.replace(before.optimizer, weight_decay=0.0),
+        optimizer=dataclasses.replace(pretrained.optimizer, weight_decay=0.0),
         evaluate=Evaluate(every=max(1, steps // 10), windows=64, sample_tokens=0),
         init_from=base,
-    )  # fmt: skip
+    )

@@ -1,4 +1,4 @@
-"""describe_to_react.py's model, fine-tuned on the dialect that is asked for.
+"""The model of describe_to_react.py, fine-tuned on the dialect of the task's answers.
 
 Base       experiments/describe_to_react.py
 Data       python experiments/finetune_react.py react.jsonl
@@ -15,9 +15,7 @@ from finetune import finetune
 
 
 def experiment():
-    return finetune(
-        "runs/describe_to_react", "data/react-pairs", name="finetune_react", epochs=3
-    )  # fmt: skip
+    return finetune("runs/describe_to_react", "data/react-pairs", name="finetune_react", epochs=3)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Three words in reverse order: a task that the tiny model fails and can be taught.
+"""Fine-tune the tiny model to reverse the order of three words, which it cannot do before.
 
 Base       make demo
 Data       python experiments/finetune_words.py words.jsonl
@@ -7,15 +7,14 @@ Data       python experiments/finetune_words.py words.jsonl
 Command    gpt3jax train experiments/finetune_words.py
            gpt3jax evaluate runs/tiny runs/finetune_words --tasks experiments/finetune_words.py
              --shots 0 1 few --beams 1
-           make demo-finetune does all of it, and LoRA beside it
-Cost       1.3M tokens, three quarters of what the base has read
-Result     99 of 100 pairs held out (greedy); of the base none, with 0, 1 or 16 examples shown.
-           Of the base's text much is forgotten: 4.12 nats/token become 15.5.
-           Measured before prompts began with a line end (2 Xeon cores, 2026-11-23)
+           make demo-finetune runs all of these, and LoRA
+Cost       1.3M tokens, three quarters of the base's
+Result     99 of 100 held-out pairs (greedy); the base has none, with 0, 1 or 16 demonstrations.
+           Forgetting is severe: the loss on the base's text rises from 4.12 to 15.5 nats/token.
+           Measured before prompts began with a newline (2 Xeon cores, 2026-11-23)
 
-`print set dict ->` is to be continued by ` dict set print`. The words are names that
-Python's library uses much; no three of them
-occur twice in one order, so that what is held out was never seen.
+The completion of `print set dict ->` is ` dict set print`. The words are frequent
+names in Python's library. All triples are distinct, so that held-out ones are unseen.
 """
 
 import itertools
@@ -37,21 +36,21 @@ PAIRS = 40_000
 
 
 def experiment():
-    # Words in reverse are far from what the base has read: a quarter of its rate is too slow.
+    # The task is far from the base's text: a quarter of its learning rate is too slow.
     return finetune("runs/tiny", "data/words", name="finetune_words", epochs=4, learning_rate=3e-3)
 
 
 def pairs(count: int = PAIRS, seed: int = 0) -> list[dict[str, str]]:
-    """Distinct ones, drawn by the seed."""
+    """The first `count` of all pairs, shuffled by the seed."""
     return list(map(_pair, _shuffled(seed)[:count]))
 
 
 def task() -> Task:
-    """Triples that are in no pair; those of pairs are the demonstrations."""
+    """200 triples that are not in `pairs()`, with demonstrations from `pairs()`."""
     shuffled = _shuffled(0)
     examples = [_example(_pair(each)) for each in shuffled[PAIRS : PAIRS + 200]]
-    shown = [_example(_pair(each)) for each in shuffled[:200]]
-    return Task("reverse_words", tuple(examples), "exact match", 8, tuple(shown))
+    demonstrations = [_example(_pair(each)) for each in shuffled[:200]]
+    return Task("reverse_words", tuple(examples), "exact match", 8, tuple(demonstrations))
 
 
 def _shuffled(seed: int) -> list[tuple[str, ...]]:

@@ -1,13 +1,13 @@
-"""finetune_words.py by low-rank adaptation, with the token embedding.
+"""The task of finetune_words.py by low-rank adaptation (LoRA), with the token embedding.
 
-Data       as there
+Data       as for finetune_words.py
 Command    gpt3jax train experiments/finetune_words_lora.py
-Cost       1.96M tokens; 311,296 of 1,137,408 numbers are trained
-Result     100 of 100 pairs held out; 4.12 nats/token of the base's text become 8.4
+Cost       1.96M tokens; 311,296 of 1,137,408 parameters are trained
+Result     100 of 100 held-out pairs; the loss on the base's text rises from 4.12 to 8.4 nats/token
 
-The embedding is the output matrix, too. That of the tiny model is not made to tell
-these words from others: with it frozen, the loss stays at 4 nats/token, whether the
-layers are trained whole or by factors.
+The embedding is also the output matrix, and that of the tiny model does not separate
+these words from others: with a frozen embedding, the loss stays at 4 nats/token, with
+full training of the layers as well as with LoRA.
 """
 
 from finetune import finetune

@@ -1,24 +1,23 @@
 """GPT-3's eight sizes: Table 2.1 of Brown et al. 2020, in the paper's order.
 
-Each row runs by its own short file. Two rows are printed with shapes that do
-not fit their own parameter counts: XL (24 heads x 128 = 3072, width 2048) and
-13B (width 5140, 40 heads x 128 = 5120). We run the shapes that do, the only
-ones that round to Table D.1's 1,320M and 12,850M; the printed ones run too:
+Each row has its own short file. The printed shapes of two rows do not match their
+parameter counts: XL (24 heads x 128 = 3072, width 2048) and 13B (width 5140, 40
+heads x 128 = 5120). The shapes here are the only ones that round to Table D.1's
+1,320M and 12,850M; the printed ones run as follows:
 
     gpt3jax train experiments/gpt3_1b3.py --model.n-heads 24 --model.free-head-width True
     gpt3jax train experiments/gpt3_13b.py --model.d-model 5140 --model.free-head-width True
 
-What the paper leaves open, and what we took: the band of the banded layers
-(256) and that odd layers are banded (GPT-Neo's choice); over how many tokens
-the batch ramps up (4, 6 or 12 billion, by batch size); the true 175B batch
-(1,536 windows, 3.15M tokens, which meshes of 512 rows still divide; MLPerf's
-175B has the same). Meshes are chosen when training starts; `gpt3jax plan` shows
-which, and what they take.
+Choices that the paper leaves open: the band of the banded layers (256), and that
+odd layers are banded (as in GPT-Neo); the tokens over which the batch size ramps
+up (4, 6 or 12 billion, by batch size); the exact batch of 175B (1,536 windows,
+3.15M tokens, divisible by meshes of 512 rows, and the same as in MLPerf's 175B).
+Meshes are chosen when training starts; `gpt3jax plan` shows them with their costs.
 """
 
 from dataclasses import dataclass
 
-from gpt3jax.config import Data, Evaluate, Experiment, Mesh, Model, Schedule, Source, Train
+from gpt3jax.config import Data, Evaluate, Experiment, Mesh, Model, Remat, Schedule, Source, Train
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Row:
     learning_rate: float
     ramp_tokens: int
     parameters: int
-    """Exact, of the shape that runs."""
+    """The exact count of this shape."""
 
 
 ROWS = {
@@ -50,7 +49,7 @@ ROWS = {
 
 MIXTURE = Data(
     sources=(
-        # Table 2.2. The weights add up to 1.01 in the paper; they are normalised.
+        # Table 2.2. The paper's weights add up to 1.01; they are normalised.
         Source("common_crawl", "data/common_crawl", 0.60),
         Source("webtext2", "data/webtext2", 0.22),
         Source("books1", "data/books1", 0.08),
@@ -60,8 +59,8 @@ MIXTURE = Data(
 )
 
 
-def gpt3(size: str, *, microbatch: int, remat: str) -> Experiment:
-    """A row of the table as the paper trained it: 300B tokens, everything else in Appendix B."""
+def gpt3(size: str, *, microbatch: int, remat: Remat) -> Experiment:
+    """A row of the table with the paper's training: 300B tokens and Appendix B."""
     row = ROWS[size]
     return Experiment(
         name=f"gpt3_{size}",

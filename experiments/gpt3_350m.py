@@ -1,11 +1,11 @@
 """GPT-3 Medium, 350M: Table 2.1 of Brown et al. 2020, its batch, rate and schedules.
 
 Cost       7.42 petaflop/s-days (6.41e20 FLOPs) for 300B tokens, Table D.1
-Loss       at best 2.33 nats/token on the paper's data: 2.57 C^-0.048 at that compute
+Loss       at least 2.33 nats/token on the paper's data: 2.57 C^-0.048 at that compute
 Command    gpt3jax train experiments/gpt3_350m.py --run runs/gpt3_350m
 
-Never run to its end by us. The mesh and microbatch are a start, not a
-measurement; the batches of the ramp do not depend on them.
+Not trained to completion by us. The microbatch is a starting point, not a
+measured optimum; the batch-size ramp does not depend on it.
 """
 
 from gpt3jax.config import Experiment

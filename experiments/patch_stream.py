@@ -1,15 +1,15 @@
-"""Where is the answer, at which layer? The stream of one prompt is put into another's.
+"""Activation patching: at which token and layer does the residual stream contain the answer?
 
 Needs      runs/in_context (experiments/in_context.py)
 Command    python experiments/patch_stream.py runs/in_context
 Cost       seconds on 2 CPU cores
-Result     up to layer 3 the answer lies at its own token ("to" in the first line that has it: 82
-           to 102 %); after layer 4 it is at the end, 100 %. One seed, 2026-11-23
+Result     up to layer 3 the answer is at its own token (" to" in its first line: 82 to 102 %
+           restored); after layer 4 it is at the last token (100 %). One seed, 2026-11-23
 
 Two prompts differ in one partner (ka to / ka mo) and end with the same question. The
-stream of the first, at one layer and one token, replaces that of the second: how
-much of the first one's answer comes back? (Activation patching; Meng et al. 2022,
-arXiv 2202.05262.)
+residual stream of the first prompt, at one layer and token, replaces that of the
+second; the result is the fraction of the first answer's logit difference that this
+restores. (Activation patching; Meng et al. 2022, arXiv 2202.05262.)
 """
 
 import argparse
@@ -34,27 +34,27 @@ ANSWERS = (" to", " mo")
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Patch one prompt's stream into another's.")
+    parser = argparse.ArgumentParser(description="Patch the residual stream of a prompt.")
     parser.add_argument("run", type=Path)
-    parser.add_argument("--out", type=Path, help="RUN/patch_stream.png if not given")
-    words = parser.parse_args()
-    out = words.out or words.run / "patch_stream.png"
-    saved = load_model(words.run, None, make_mesh(Mesh(data=1), jax.devices()[:1]))
+    parser.add_argument("--out", type=Path, help="default: RUN/patch_stream.png")
+    args = parser.parse_args()
+    out = args.out or args.run / "patch_stream.png"
+    saved = load_model(args.run, None, make_mesh(Mesh(data=1), jax.devices()[:1]))
     encode, model = saved.tokenizer.encode, saved.model
     texts = [encode(PROMPT.format(answer.strip())) for answer in ANSWERS]
     answers = [encode(answer)[0] for answer in ANSWERS]
     first, second = (jnp.asarray(text, jnp.int32)[None] for text in texts)
-    found = capture(saved.params, first, model, ("residual",))
+    captured = capture(saved.params, first, model, ("residual",))
 
-    @jax.jit  # Once: layer and token are traced.
+    @jax.jit  # Layer and token are traced, so it compiles once.
     def difference(stream, layer, token):
-        """How much likelier the first answer is than the second, nats."""
+        """Logit difference between the answers, in nats."""
         edit = patch("residual", layer, stream, token[None])
         last = forward(saved.params, second, model, edit=edit).logits[0, -1]
         return last[answers[0]] - last[answers[1]]
 
-    after = found.activations["residual"]
-    last = found.logits[0, -1]
+    after = captured.activations["residual"]
+    last = captured.logits[0, -1]
     clean, other = last[answers[0]] - last[answers[1]], difference(after[0], -1, jnp.int32(0))
     shares = np.zeros((model.n_layers, len(texts[0])))
     for layer, token in np.ndindex(shares.shape):
@@ -66,7 +66,7 @@ def main():
         token = shares[layer].argmax()
         piece = saved.tokenizer.decode(texts[0][: token + 1])[-6:]
         share = shares[layer, token]
-        print(f"layer {layer}: most comes back at token {token} ({piece!r}): {share:.0%}")
+        print(f"layer {layer}: most is restored at token {token} ({piece!r}): {share:.0%}")
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 2.8))
         axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""How does loss fall with size, data and compute? A ladder of models at matched compute.
+"""A scaling law of loss with parameters, tokens and compute, from models at matched compute.
 
 Data       gpt3jax data prepare --corpus python-library --context 128 --vocabulary 512 \\
                --out data/scaling-law
@@ -6,31 +6,31 @@ Command    gpt3jax sweep experiments/scaling_law.py --sampler grid --trials 13 -
            gpt3jax report --scaling-law sweeps/scaling_law/trial-*
 Source     Figure 3.1 of Brown et al. 2020; compute-matched sizes ("IsoFLOP profiles") as in
            Hoffmann et al. 2022 (arXiv 2203.15556), section 3.2
-Result     L = 1.21 + 16.8 N^-0.357 + 54 D^-0.245 of 12 runs, which said 2.671 nats/token of the
-           held-out one, at four times their compute; it had 2.501. One loss fell suddenly, which
-           no smooth law foresees.
-Cost       0.45 worker-hours, each worker one CPU core; its sizes go from 1e4 to 4e5
+Result     L = 1.21 + 16.8 N^-0.357 + 54 D^-0.245 from 12 runs. It predicts 2.671 nats/token for
+           the held-out run, at four times their compute, which had 2.501. The loss of one run
+           dropped suddenly, which no smooth law predicts.
+Cost       0.45 worker-hours, each worker one CPU core, for sizes from 1e4 to 4e5
 
-At each budget of training FLOPs, three sizes around the one that sees `RATIO` tokens for
-each parameter; and at four times the largest budget one run, to be held out from the fit.
-At RATIO, 1e7 parameters take 6e15 FLOPs. For a pod, multiply BUDGETS, name your data, and
-give a `--storage` that all can write.
+Each budget of training FLOPs has three sizes around the one that sees `RATIO` tokens per
+parameter. One run at four times the largest budget is held out from the fit. At RATIO,
+1e7 parameters take 6e15 FLOPs. For a pod, increase BUDGETS, set your data, and pass a
+`--storage` that all hosts can write.
 
-The learning rate was the best of 20 at 1e5 parameters (sweep_learning_rate.py), and near
-the best at 8e5 (tiny.py); above 1e6 it falls as the paper's does, to 6e-4 at 125M.
+The learning rate was the best of 20 at 1e5 parameters (sweep_learning_rate.py), and about
+the best at 8e5 (tiny.py); above 1e6 it decreases like the paper's, to 6e-4 at 125M.
 """
 
 from gpt3jax.config import Data, Evaluate, Experiment, Model, Schedule, Source, Train
 from gpt3jax.model.param_specs import flops_per_token
 
 BUDGETS = (5e10, 2e11, 8e11, 3.2e12)
-"""Training FLOPs of a run."""
+"""Training FLOPs per run."""
 HELD_OUT = 4 * BUDGETS[-1]
 RATIO = 10
 CONTEXT, VOCABULARY, BATCH = 128, 512, 8 * 128
 
 SIZES = {
-    # Layers and width, by parameters without embeddings, 12 L d^2.
+    # Parameters without embeddings, 12 L d^2: layers L and width d.
     12_288: (1, 32), 24_576: (2, 32), 55_296: (2, 48), 98_304: (2, 64), 230_400: (3, 80),
     442_368: (4, 96), 786_432: (4, 128), 1_536_000: (5, 160), 2_654_208: (6, 192),
     6_291_456: (8, 256), 9_830_400: (8, 320), 84_934_656: (12, 768), 301_989_888: (24, 1024),
@@ -42,36 +42,42 @@ def model(size: int) -> Model:
     layers, width = SIZES[size]
     d_head = 16 if width < 512 else 64
     return Model(
-        n_layers=layers, d_model=width, n_heads=width // d_head, d_head=d_head, context=CONTEXT,
-        vocabulary=VOCABULARY, band=CONTEXT // 4, scan_layers=layers > 8,
-    )  # fmt: skip
+        n_layers=layers,
+        d_model=width,
+        n_heads=width // d_head,
+        d_head=d_head,
+        context=CONTEXT,
+        vocabulary=VOCABULARY,
+        band=CONTEXT // 4,
+        scan_layers=layers > 8,
+    )
 
 
 def tokens(size: int, flops: float) -> int:
-    """So many that the run costs the budget, in whole batches."""
+    """Training tokens for a budget of FLOPs, rounded to complete batches."""
     return round(flops / flops_per_token(model(size)) / BATCH) * BATCH
 
 
 def points() -> dict[str, tuple[int, float]]:
-    """Sizes and budgets of the ladder, by name; the last one is held out."""
-    chosen = {}
+    """Size and budget of each run, by name; the last one is held out."""
+    runs = {}
     for flops in (*BUDGETS, HELD_OUT):
         ideal = (flops / 6 / RATIO) ** 0.5
-        near = sorted(SIZES, key=lambda size: abs(size / ideal - ideal / size))
-        for size in sorted(near[: 1 if flops == HELD_OUT else 3]):
-            chosen[f"{size}@{flops:.1e}"] = size, flops
-    return chosen
+        closest = sorted(SIZES, key=lambda size: abs(size / ideal - ideal / size))
+        for size in sorted(closest[: 1 if flops == HELD_OUT else 3]):
+            runs[f"{size}@{flops:.1e}"] = size, flops
+    return runs
 
 
 def experiment() -> Experiment:
     size = 98_304
-    seen = tokens(size, BUDGETS[1])
+    count = tokens(size, BUDGETS[1])
     return Experiment(
         name="scaling_law",
         model=model(size),
         data=Data(sources=(Source("python-library", "data/scaling-law"),)),
-        schedule=Schedule(learning_rate(size), warmup_tokens=seen // 20, decay_tokens=seen),
-        train=Train(batch_tokens=BATCH, tokens=seen, log_every=10, save_every=500, keep=1),
+        schedule=Schedule(learning_rate(size), warmup_tokens=count // 20, decay_tokens=count),
+        train=Train(batch_tokens=BATCH, tokens=count, log_every=10, save_every=500, keep=1),
         evaluate=Evaluate(every=250, windows=256, sample_tokens=0),
     )
 
@@ -82,11 +88,15 @@ def learning_rate(size: int) -> float:
 
 def space(trial):
     size, flops = points()[trial.suggest_categorical("point", list(points()))]
-    shape, seen = model(size), tokens(size, flops)
+    shape, count = model(size), tokens(size, flops)
     return {
-        "model.n-layers": shape.n_layers, "model.d-model": shape.d_model,
-        "model.n-heads": shape.n_heads, "model.d-head": shape.d_head,
+        "model.n-layers": shape.n_layers,
+        "model.d-model": shape.d_model,
+        "model.n-heads": shape.n_heads,
+        "model.d-head": shape.d_head,
         "model.scan-layers": shape.scan_layers,
-        "schedule.peak-learning-rate": learning_rate(size), "schedule.warmup-tokens": seen // 20,
-        "schedule.decay-tokens": seen, "train.tokens": seen,
-    }  # fmt: skip
+        "schedule.peak-learning-rate": learning_rate(size),
+        "schedule.warmup-tokens": count // 20,
+        "schedule.decay-tokens": count,
+        "train.tokens": count,
+    }

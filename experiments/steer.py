@@ -1,14 +1,14 @@
-"""A direction in the stream: what two kinds of text differ by, added to a third.
+"""Activation steering: add the difference between two kinds of text to the residual stream.
 
 Needs      runs/tiny (make demo)
 Command    python experiments/steer.py runs/tiny
 Cost       half a minute on 2 CPU cores
-Result     `raise` goes from 9 % to 15 % at strength 0.5, and is gone at -1, where `self` has 14 %;
-           past 1 the text falls apart. One seed, 2026-11-23
+Result     the probability of `raise` rises from 9 % to 15 % at strength 0.5, and is close to 0 at
+           -1, where `self` has 14 %; above 1 the text is incoherent. One seed, 2026-11-23
 
-The vector is the mean stream after `raise` less that after `return`, at a layer in
-the middle; it is added at every token of a prompt, times a strength. (Turner et al.
-2023, arXiv 2308.10248.)
+The vector is the mean residual stream after `raise` less that after `return`, at the
+middle layer; it is added at every token of a prompt, times a strength. (Turner et
+al. 2023, arXiv 2308.10248.)
 """
 
 import argparse
@@ -35,22 +35,22 @@ STRENGTHS = np.linspace(-2, 2, 9)
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Steer along a difference of streams.")
+    parser = argparse.ArgumentParser(description="Steer a model along a difference of activations.")
     parser.add_argument("run", type=Path)
-    parser.add_argument("--out", type=Path, help="RUN/steer.png if not given")
-    words = parser.parse_args()
-    out = words.out or words.run / "steer.png"
-    saved = load_model(words.run, None, make_mesh(Mesh(data=1), jax.devices()[:1]))
+    parser.add_argument("--out", type=Path, help="default: RUN/steer.png")
+    args = parser.parse_args()
+    out = args.out or args.run / "steer.png"
+    saved = load_model(args.run, None, make_mesh(Mesh(data=1), jax.devices()[:1]))
     layer = saved.model.n_layers // 2
 
     def tokens(text):
         return jnp.asarray(saved.tokenizer.encode(text), jnp.int32)[None]
 
-    def last(text):
-        found = capture(saved.params, tokens(text), saved.model, ("residual",))
-        return np.asarray(found.activations["residual"][layer, 0, -1])
+    def last_residual(text):
+        captured = capture(saved.params, tokens(text), saved.model, ("residual",))
+        return np.asarray(captured.activations["residual"][layer, 0, -1])
 
-    vector = np.mean([*map(last, RAISE)], 0) - np.mean([*map(last, RETURN)], 0)
+    vector = np.mean([*map(last_residual, RAISE)], 0) - np.mean([*map(last_residual, RETURN)], 0)
     watched = [saved.tokenizer.encode(text)[0] for text in WATCHED]
     shares = []
     for strength in STRENGTHS:
@@ -58,9 +58,9 @@ def main():
         output = capture(saved.params, tokens(PROMPT), saved.model, (), edit)
         p = np.asarray(jax.nn.softmax(output.logits[0, -1]))
         shares.append(p[watched])
-        print(f"{strength:+.1f}: " + ", ".join(
-            f"{saved.tokenizer.decode([int(i)])!r} {p[i]:.0%}" for i in np.argsort(-p)[:4]
-        ))  # fmt: skip
+        likeliest = np.argsort(-p)[:4]
+        texts = (f"{saved.tokenizer.decode([int(i)])!r} {p[i]:.0%}" for i in likeliest)
+        print(f"{strength:+.1f}: " + ", ".join(texts))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5, 3.2))
         axes = figure.subplots()

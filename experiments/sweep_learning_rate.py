@@ -1,11 +1,11 @@
-"""Which learning rate? The tiny experiment, shortened, at rates from 1e-4 to 1e-1.
+"""A learning rate sweep of a shorter tiny experiment, from 1e-4 to 1e-1.
 
 Data       the standard library of the running Python: gpt3jax data prepare
            --corpus python-library --out data/python-library
 Command    gpt3jax sweep experiments/sweep_learning_rate.py --trials 20 --workers 2
-Source     Table 2.1 of Brown et al. 2020 has 6.0e-4 for the smallest size, 125M, and lower
-           ones for larger models: so one of 100,000 should want a higher one
-Result     3.4e-3 of 20 rates: 5.956 nats/token, with the paper's 6e-4 6.652 (seed 0, TPE)
+Source     Table 2.1 of Brown et al. 2020 has 6.0e-4 for the smallest size, 125M, and lower rates
+           for larger models, so the best rate for 100,000 parameters should be higher
+Result     best of 20 rates: 3.4e-3 with 5.956 nats/token; the paper's 6e-4: 6.652 (seed 0, TPE)
 Cost       0.24 worker-hours, each worker one CPU core
 """
 

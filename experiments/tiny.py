@@ -1,13 +1,13 @@
-"""The smallest run worth reading: Python's own source, on a laptop, in minutes.
+"""The demo: a small model of Python's library, trained on a laptop in minutes.
 
 Data       the standard library of the running Python: gpt3jax data prepare
            --corpus python-library --out data/python-library
 Command    make demo
 Cost       about two and a half minutes on 2 CPU cores
-Loss       2.05 bits/byte on all that is held out (140 windows); the untrained model has 3.59
+Loss       2.05 bits/byte on all 140 held-out windows; 3.59 before training
 
-The paper's architecture and optimizer, its schedules shrunk to fit. Small and
-long beats wide and short: at 192 wide the same minutes gave the same loss.
+The architecture and optimizer are the paper's, with shorter schedules. A width of
+192 for the same time gave the same loss.
 """
 
 from gpt3jax.config import Data, Evaluate, Experiment, Model, Schedule, Source, Train

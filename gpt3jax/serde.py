@@ -1,7 +1,7 @@
-"""What was stored as JSON, read back: within bounds, and each value of the type it is declared.
+"""Read untrusted JSON files, within size limits, into dataclasses with type checks.
 
-A file may have been damaged, or made by somebody who means harm. What is wrong
-is a ValueError that says where; who knows the file says what to do about it.
+A file may be damaged or malicious. Every fault is a ValueError that names its
+location; the caller, which knows the file, adds what to do about it.
 """
 
 from __future__ import annotations
@@ -14,34 +14,35 @@ import json
 import math
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NewType
+from typing import Annotated, Any, Literal
 
-Count = NewType("Count", int)
-"""Annotates a field that counts something: a whole number from 0 to 2^63 - 1."""
+Count = Annotated[int, "count"]
+"""Annotates a non-negative integer field, at most 2^63 - 1."""
 
 LARGEST = 64 << 20
-"""Bytes of a JSON file; a manifest takes about 100 for each of its files."""
-DEEPEST = 32
-"""Containers within each other."""
+"""Maximum bytes of a JSON file; a manifest takes about 100 for each of its files."""
+MAX_DEPTH = 32
+"""Of nested containers."""
 
 
 def read(path: Path) -> Any:
     """The JSON value of a file.
 
     Raises:
-      OSError: it is not there, or not a regular file.
-      ValueError: it does not hold JSON, or more than one can mean to.
+      OSError: the file does not exist, or is not a regular file.
+      ValueError: its content is not valid JSON, or exceeds a limit.
     """
     return parse(read_bytes(path).decode())
 
 
 def read_bytes(path: Path, most: int = LARGEST) -> bytes:
-    """A file's bytes.
+    """The bytes of a file.
 
     Raises:
-      OSError: it is not there, or not a regular file: a FIFO or a device may have no end.
-      ValueError: it is larger than `most`.
+      OSError: the file does not exist, or is not a regular file: a FIFO or device may never end.
+      ValueError: it has more than `most` bytes.
     """
     size = path.stat().st_size
     if not path.is_file():
@@ -52,38 +53,38 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
 
 
 def fill(file: Any, values: Any) -> None:
-    """Read an open file into an array in C order, until it is full.
+    """Fill an array in C order with the next bytes of an open file.
 
     Raises:
-      OSError: it cannot be read.
-      ValueError: it ends before.
+      OSError: the file cannot be read.
+      ValueError: it ends before the array is full.
     """
     view = memoryview(values.reshape(-1).view("uint8"))
     done = 0
     while done < len(view):
-        count = file.readinto(view[done:])  # Of a raw file, 2 GiB at most.
+        count = file.readinto(view[done:])  # A raw file reads at most 2 GiB at once.
         if not count:
             raise ValueError("it is cut short")
         done += count
 
 
 def parse(text: str) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Raises:
-      ValueError: it is none; NaN and infinities are not JSON, nor is a name given twice.
+      ValueError: it is not JSON, contains NaN, an infinity or a duplicate key, or is too deep.
     """
     try:
         value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("it is nested without end") from None
     level = [value]
-    for _ in range(DEEPEST):
-        lists = [each for each in level if isinstance(each, list)]
+    for _ in range(MAX_DEPTH):
+        lists: list[Iterable[Any]] = [each for each in level if isinstance(each, list)]
         lists += [each.values() for each in level if isinstance(each, dict)]
         level = [inner for each in lists for inner in each]
     if level:
-        raise ValueError(f"it is nested over {DEEPEST} deep")
+        raise ValueError(f"it is nested over {MAX_DEPTH} deep")
     return value
 
 
@@ -92,25 +93,25 @@ def _refuse(constant: str) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("an object of it has one name twice")
-    return found
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("an object has a duplicate key")
+    return values
 
 
 def build(kind: Any, value: Any, name: str = "") -> Any:
-    """A value of a type, from the plain one that `dataclasses.asdict` and JSON make of it.
+    """Convert a JSON value to a type: the inverse of `dataclasses.asdict` and JSON.
 
     Args:
-      kind: a dataclass, or what its fields are annotated with: str, int, float, bool, None,
-        Count, X | Y, Literal[...], tuple[X, ...], dict[str, X]; Any takes everything.
-      value: what JSON gave. A float may be written as a whole number, an int may not be 1.0.
-      name: of the value, for messages.
+      kind: a dataclass, or the annotation of its fields: str, int, float, bool, None, Count,
+        X | Y, Literal[...], tuple[X, ...], dict[str, X], or Any, which accepts everything.
+      value: the parsed JSON. A float may be written as an integer, an int not as 1.0.
+      name: of the value, for error messages.
 
     Raises:
-      ValueError: a value is of another type, or a field is missing or unknown; it is named.
+      ValueError: a value has the wrong type, or a field is missing or unknown; it is named.
     """
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _build_fields(kind, value, name)
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal and isinstance(value, str) and value in inner:
@@ -125,48 +126,51 @@ def build(kind: Any, value: Any, name: str = "") -> Any:
                 return build(each, value, name)
             except ValueError:
                 continue
-    if origin is None and _is_one(value, kind):
+    if (origin is None or kind == Count) and _is_scalar(value, kind):
         return value
-    said = WORDS.get(kind) or str(kind).replace("typing.", "")
-    raise ValueError(f"{name or 'it'} is {_short(value)}, not {said}")
+    expected = TYPE_NAMES.get(kind) or str(kind).replace("typing.", "")
+    raise ValueError(f"{name or 'it'} is {_short(value)}, not {expected}")
 
 
-WORDS = {
-    bool: "true or false", int: "a whole number", float: "a number", str: "text",
+TYPE_NAMES: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
     Count: "a count",
-}  # fmt: skip
+}
 
 
-def _is_one(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type that has no parts."""
+def _is_scalar(value: Any, kind: Any) -> bool:
+    """Whether a value has a given scalar type."""
     if kind is Any or isinstance(value, bool):
         return kind in (Any, bool)
     if kind in (int, Count):
-        return isinstance(value, int) and (0 if kind is Count else -(2**63)) <= value < 2**63
+        return isinstance(value, int) and (0 if kind == Count else -(2**63)) <= value < 2**63
     if kind is float:
-        # Compared, since an int may be too large to be made a float.
+        # Compared rather than converted, because an int may overflow a float.
         return isinstance(value, int | float) and -math.inf < value < math.inf
     return isinstance(value, kind)
 
 
 @functools.cache
 def _fields(kind: type) -> tuple[dict[str, Any], list[str]]:
-    """What each field is declared, and which must be given."""
+    """The type of each field of a dataclass, and the names of those without a default."""
     fields, none = dataclasses.fields(kind), dataclasses.MISSING
-    needed = [f.name for f in fields if f.default is none and f.default_factory is none]
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in fields}, needed
+    required = [f.name for f in fields if f.default is none and f.default_factory is none]
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in fields}, required
 
 
 def _build_fields(kind: type, value: Any, name: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{name or 'it'} is {_short(value)}, not an object")
-    declared, needed = _fields(kind)
+    declared, required = _fields(kind)
     for key in value:
         if key not in declared:
-            near = difflib.get_close_matches(key, declared, 1, cutoff=0.0)[0]
-            raise ValueError(f"{_inner(name, key[:40])} is not known; {_inner(name, near)} is")
-    for key in needed:
+            closest = difflib.get_close_matches(key, declared, 1, cutoff=0.0)[0]
+            raise ValueError(f"{_inner(name, key[:40])} is not known; {_inner(name, closest)} is")
+    for key in required:
         if key not in value:
             raise ValueError(f"{_inner(name, key)} is missing")
     return kind(**{key: build(declared[key], v, _inner(name, key)) for key, v in value.items()})
@@ -177,7 +181,7 @@ def _inner(name: str, key: str) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value in a message; a long one by its beginning."""
+    """A value for an error message, truncated to 40 characters."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 40 else f"{text[:37]}..."
 

@@ -1,8 +1,7 @@
-"""Python files that a person wrote: experiments, tasks, generators of text.
+"""Load the user's Python files: experiments, tasks and text generators.
 
-Each has one function, whose name says what the file is for. It is code, and runs
-with the rights of whoever loads it: look into one that somebody else made
-before you do.
+Each defines one function with a fixed name. The code runs with the rights of
+the current user: read a file from somebody else before you load it.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from gpt3jax.errors import ConfigError
 
 
 def load_module(path: str | Path, what: str = "experiment") -> ModuleType:
-    """Run the file as Python runs a script: its own folder is on the import path.
+    """Import a file by path, with its own folder on the import path, as for a script.
 
     Args:
       path: the file.
-      what: it is, for messages.
+      what: the kind of file, for error messages.
 
     Raises:
-      ConfigError: it is not there, or cannot be imported.
+      ConfigError: the file does not exist, or its import fails.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -38,28 +37,29 @@ def load_module(path: str | Path, what: str = "experiment") -> ModuleType:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     if (shipped := str(Path(__file__).parents[1] / "experiments")) not in sys.path:
-        sys.path.append(shipped)  # Last: a file elsewhere may build on them, and shadow them.
-    # Under a name of its own, so that it shadows no module; dataclasses look it up there.
+        sys.path.append(shipped)  # Last, so that a user's file may import and shadow these.
+    # The name must not shadow another module; dataclasses need it in sys.modules.
     name = f"{what}_{path.stem}"
     loader = SourceFileLoader(name, str(path))
     spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None  # The loader implements get_filename and is_package.
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    with naming(path):
-        # Not by the loader: it would take compiled code of the same second and size for this.
+    with named_errors(path):
+        # exec_module could use stale bytecode of a file with the same mtime and size.
         exec(loader.source_to_code(path.read_bytes(), str(path)), vars(module))
     return module
 
 
 def call(path: str | Path, name: str) -> Any:
-    """What the function of this name in a file gives: `experiment`, `task`, `documents`.
+    """Call the function `name` (`experiment`, `task`, `documents`) of a file.
 
     Raises:
-      ConfigError: the file cannot be loaded or has no such function, or it fails.
+      ConfigError: the file cannot be loaded or has no such function, or the call fails.
     """
     function = getattr(load_module(path, name), name, None)
     if not callable(function):
         raise ConfigError(f"{path} has no function {name}(): nothing to run. Define one")
-    with naming(Path(path)):
+    with named_errors(Path(path)):
         return function()
 
 
@@ -67,38 +67,37 @@ def load_experiment(path: str | Path) -> Experiment:
     """The experiment that a file defines.
 
     Raises:
-      ConfigError: it defines none, or one that cannot work.
+      ConfigError: it defines none, or one that is invalid.
     """
-    made = call(path, "experiment")
-    if not isinstance(made, Experiment):
-        raise ConfigError(
-            f"{path}: experiment() returned {type(made).__name__}, not an Experiment. Return one"
-        )
-    with naming(Path(path)):
-        # What a run stores: it must be of the declared types, or no resume could read it.
-        return Experiment.from_json(made.to_json())
+    experiment = call(path, "experiment")
+    if not isinstance(experiment, Experiment):
+        kind = type(experiment).__name__
+        raise ConfigError(f"{path}: experiment() returned {kind}, not an Experiment. Return one")
+    with named_errors(Path(path)):
+        # The round trip checks the types; a resume must be able to read the stored JSON.
+        return Experiment.from_json(experiment.to_json())
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Turn what the code of a file raises into a ConfigError that names file and line."""
+def named_errors(path: Path) -> Iterator[None]:
+    """Convert exceptions from a file's code to a ConfigError that names file and line."""
     try:
         yield
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit, too: it would end us without a word.
+    except BaseException as error:  # Including SystemExit, which would exit without a message.
         where = f"{path}{_line_of(error, path)}"
         if isinstance(error, ConfigError):
             raise ConfigError(f"{where}: {error}") from error
         try:
-            said = f": {error}".removesuffix(": ")
-        except Exception:  # Its own way to say what it is may be broken.
-            said = ""
-        raise ConfigError(f"{where}: {type(error).__name__}{said}. Mend the file") from error
+            message = f": {error}".removesuffix(": ")
+        except Exception:  # Its __str__ may raise.
+            message = ""
+        raise ConfigError(f"{where}: {type(error).__name__}{message}. Correct the file") from error
 
 
 def _line_of(error: BaseException, path: Path) -> str:
-    """`:LINE` where the file itself raised or broke, if it did."""
+    """`:LINE` of the innermost frame in the file, or of its syntax error; otherwise ""."""
     if isinstance(error, SyntaxError) and error.filename == str(path) and error.lineno:
         return f":{error.lineno}"
     traceback, line = error.__traceback__, ""

@@ -127,7 +127,7 @@ def test_a_run_whose_data_or_parent_is_gone_says_which_and_goes_on_with_it_elsew
     for line in (("perplexity", run), ("data", "show", run), ("verify", run)):
         code, out, err = gpt3jax(*line)
         said = out + err
-        assert code in (1, 2) and f"data {data} is not there" in said, said
+        assert code in (1, 2) and f"data {data} does not exist" in said, said
     named = ("--run", run, "--data.sources.0.path", away)
     assert gpt3jax("train", project / "experiments/words.py", *named)[0] == 0
     assert gpt3jax("verify", run)[0] == 0

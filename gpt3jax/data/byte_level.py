@@ -1,8 +1,8 @@
-"""GPT-2's tokenizer, byte-level BPE, for models that were imported: by the library `tokenizers`.
+"""GPT-2's byte-level BPE tokenizer for imported models, run by the library `tokenizers`.
 
-What is kept is a tokenizer.json that we write ourselves, from a vocabulary and
-merges that were checked: one form, which that library and transformers read.
-Special tokens have ids and no text: what a person types is never one of them.
+A run stores a tokenizer.json in one canonical form, written from a checked
+vocabulary and merges, which `tokenizers` and transformers can read. Special
+tokens have ids but no text: no input text encodes to them.
 """
 
 from __future__ import annotations
@@ -16,30 +16,33 @@ from gpt3jax.errors import ConfigError, truncate
 from gpt3jax.serde import Count
 
 END_OF_TEXT = "<|endoftext|>"
-SPLIT = {
-    "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True,
-}  # fmt: skip
-"""Words, numbers and signs, each with the space before it: GPT-2's pattern."""
+SPLIT: dict[str, Any] = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
+"""GPT-2's pre-tokenizer: words, numbers and punctuation, each with its leading space."""
 
 
-def _letters() -> dict[str, int]:
-    """GPT-2's spelling: a printable character for each byte, its own where it has one."""
-    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in own]
-    return {chr(byte): byte for byte in own} | {
+def _byte_of_letter() -> dict[str, int]:
+    """GPT-2's alphabet: the printable character that stands for each byte, with the byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
         chr(256 + number): byte for number, byte in enumerate(others)
     }
 
 
-LETTERS = _letters()
+LETTERS = _byte_of_letter()
 
 
 class ByteLevel:
-    """A tokenizer made from what `to_json` wrote.
+    """A tokenizer from the bytes of a tokenizer.json.
 
     Raises:
       ConfigError: the library is not installed.
-      ValueError: it is no such tokenizer.
+      ValueError: the file is not a tokenizer of GPT-2's kind.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -65,12 +68,12 @@ class ByteLevel:
 def to_json(
     pieces: Sequence[str], merges: Sequence[tuple[str, str]], special: Sequence[int]
 ) -> bytes:
-    """A tokenizer.json.
+    """The canonical tokenizer.json.
 
     Args:
-      pieces: of each id; bytes are spelled as GPT-2 does.
-      merges: which two become one, the most urgent first.
-      special: ids that stand for no text.
+      pieces: the token of each id, in GPT-2's alphabet of bytes.
+      merges: the BPE merges in order of priority.
+      special: ids of special tokens.
     """
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     added = [{"id": i, "content": pieces[i], **flags, "special": True} for i in sorted(special)]
@@ -89,10 +92,10 @@ def to_json(
 
 
 def from_json(text: bytes) -> tuple[list[str], list[tuple[str, str]], set[int]]:
-    """Pieces, merges and special ids of a tokenizer.json, ours or another's.
+    """Pieces, merges and special ids of any tokenizer.json.
 
     Raises:
-      ValueError: it is not GPT-2's kind of tokenizer, or does not hold together.
+      ValueError: it is not a tokenizer of GPT-2's kind, or is inconsistent.
     """
     record = serde.build(dict[str, Any], serde.parse(text.decode()))
     model = serde.build(dict[str, Any], record.get("model"), "model")
@@ -106,7 +109,7 @@ def from_json(text: bytes) -> tuple[list[str], list[tuple[str, str]], set[int]]:
     for token in serde.build(tuple[dict[str, Any], ...], record.get("added_tokens", [])):
         content, i = token.get("content"), serde.build(Count, token.get("id"), "id")
         if token.get("special") is not True or ids.setdefault(str(content), i) != i:
-            raise ValueError(f"token {truncate(str(content), 40)!r} is added, and is not special")
+            raise ValueError(f"its added token {truncate(str(content), 40)!r} is not special")
         special.add(i)
     return check(ids, merges, special)
 
@@ -114,15 +117,14 @@ def from_json(text: bytes) -> tuple[list[str], list[tuple[str, str]], set[int]]:
 def check(
     ids: dict[str, int], merges: Sequence[tuple[str, ...]], special: set[int]
 ) -> tuple[list[str], list[tuple[str, str]], set[int]]:
-    """Pieces in their order, merges and special ids, end-of-text among them.
+    """Pieces in the order of their ids, merges, and special ids including end-of-text.
 
     Raises:
-      ValueError: ids do not go from 0 up, a byte has no id, or a piece or merge is not one of
-        bytes.
+      ValueError: ids are not consecutive from 0, a byte has no id, or a piece or merge is invalid.
     """
     pieces = sorted(ids, key=ids.__getitem__)
     if [ids[piece] for piece in pieces] != list(range(len(pieces))):
-        raise ValueError("its ids do not go from 0 up, each once")
+        raise ValueError("its ids are not consecutive from 0")
     if END_OF_TEXT not in ids:
         raise ValueError(f"it has no {END_OF_TEXT}")
     special = special | {ids[END_OF_TEXT]}
@@ -134,12 +136,12 @@ def check(
         raise ValueError("it has no id for some byte")
     for pair in merges:
         if len(pair) != 2 or not {*pair, "".join(pair)} <= plain:
-            raise ValueError(f"its merge {truncate(str(pair), 60)} is not of two tokens to a third")
+            raise ValueError(f"its merge {truncate(str(pair), 60)} does not join two tokens to one")
     return pieces, [(left, right) for left, right in merges], special
 
 
 def _check_kind(record: dict[str, Any], model: dict[str, Any]) -> None:
-    """Refuse whatever else a tokenizer.json may ask for: it would change what a text becomes."""
+    """Refuse every other option of a tokenizer.json that would change the encoding."""
     names = ("pre_tokenizer", "post_processor", "decoder")
     split, after, decoder = (
         serde.build(dict[str, Any], record.get(name) or {}, name) for name in names
@@ -147,13 +149,13 @@ def _check_kind(record: dict[str, Any], model: dict[str, Any]) -> None:
     for ok, what in (
         (model.get("type", "BPE") == "BPE", "its model is not BPE"),
         (not model.get("byte_fallback"), "its bytes are a fallback"),
-        (not model.get("dropout") and not model.get("ignore_merges"), "merges are passed over"),
+        (not model.get("dropout") and not model.get("ignore_merges"), "it skips merges"),
         (not model.get("continuing_subword_prefix"), "pieces have a prefix"),
         (not model.get("end_of_word_suffix"), "words have a suffix"),
-        (not record.get("normalizer"), "it changes the text first"),
+        (not record.get("normalizer"), "it normalizes the text"),
         (split.get("type") == decoder.get("type") == "ByteLevel", "it is not byte-level"),
         (not split.get("add_prefix_space", True), "it puts a space before a text"),
-        (split.get("use_regex", True) is True, "it splits texts in another way"),
+        (split.get("use_regex", True) is True, "it splits text differently"),
         (after.get("type", "ByteLevel") == "ByteLevel" or not after.get("special_tokens", True),
          "it puts tokens around a text"),
     ):  # fmt: skip

@@ -1,9 +1,9 @@
-"""Windows in the order of training: a pure function of (data, seed, index).
+"""The training order: a pure function of (data, seed, index).
 
-Nothing here has a position. Sequence i of a run is `windows(...)[i]` on every
-host and after every restart; how many hosts, devices or threads there are does
-not enter. Grain shuffles, repeats, mixes and prefetches; it is imported where it
-is used, because it takes seconds.
+The loader is stateless. Sequence i of a run is `windows(...)[i]` on every host
+and after every restart, for any number of hosts, devices and threads. Grain
+shuffles, repeats, mixes and prefetches; it is imported lazily because its
+import takes seconds.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from gpt3jax.serde import short_hash
 
 THREADS = 4
 PREFETCH = 16
-"""Microbatches read ahead."""
+"""In microbatches."""
 
 
 class Spans(Protocol):
-    """Ranges of global sequences by index, without end."""
+    """An unbounded sequence of ranges of global sequence numbers."""
 
     def __getitem__(self, j: int) -> range: ...
 
 
 class Place(NamedTuple):
-    """Where one training window comes from."""
+    """The origin of a training window."""
 
     source: str
     epoch: int
-    """How many times all of the source came before."""
+    """Number of complete passes over the source before it."""
     window: int
-    """Index in the source's shards, in their order."""
+    """Index in the concatenation of the source's shards."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """The endless training order; `order[i]` is the window of global sequence i."""
+    """The unbounded training order; `order[i]` is the window of global sequence i."""
 
     _splits: tuple[_Stored, ...]
     _places: Any
-    """Grain's MapDataset of (source, epoch, window), all integers."""
+    """Grain MapDataset of integers (source, epoch, window)."""
     _skips: tuple[tuple[int, int], ...] = ()
-    """From which sequence on how many places are passed over."""
+    """(sequence, count): from this sequence on, `count` windows are skipped."""
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """Token ids, int32 [context+1]; ~id where one is read but not learned.
+        """Token ids, int32 [context+1]; ~id where a token is not a target of the loss.
 
         Raises:
           ConfigError: the stored window is damaged.
@@ -63,7 +63,7 @@ class Windows:
         return self._splits[source][window]
 
     def locate(self, i: int) -> Place:
-        """Which stored window global sequence i is."""
+        """The stored window of global sequence i."""
         source, epoch, window = self._at(i)
         return Place(self._splits[source].name, epoch, window)
 
@@ -72,11 +72,11 @@ class Windows:
 
 
 def identity(data: Data, seed: int, context: int) -> dict[str, Any]:
-    """What decides the training order, as JSON: two runs that agree read the same windows.
+    """The JSON that determines the training order: runs with equal identities read the same data.
 
     Raises:
-      ConfigError: a source is missing, was cut for another context, or has
-        another tokenizer than the first.
+      ConfigError: a source is missing, or has another context than the model or another
+        tokenizer than the first source.
     """
     manifests = _manifests(data, context)
     return {
@@ -91,14 +91,20 @@ def identity(data: Data, seed: int, context: int) -> dict[str, Any]:
 
 
 def windows(data: Data, seed: int, context: int, skips: Sequence[tuple[int, int]] = ()) -> Windows:
-    """The training order of a mixture; `skips` are (from which sequence on, how many windows).
+    """The training order of a mixture.
 
-    Every source is shuffled anew in each epoch and gives each window once per
-    epoch. Sources alternate so that any stretch holds their shares; Grain
-    rounds them, by at most 1% of the smallest.
+    Every source is reshuffled in each epoch and gives each window once per
+    epoch. Sources are interleaved in proportion to their weights; Grain rounds
+    these, by at most 1% of the smallest.
+
+    Args:
+      data: the sources and their weights.
+      seed: of the shuffles.
+      context: of the model.
+      skips: pairs (sequence, count): from that sequence on, `count` windows are skipped.
 
     Raises:
-      ConfigError: as `identity`; or a shard is missing.
+      ConfigError: as `identity`, or a shard is missing.
     """
     import grain
 
@@ -107,7 +113,8 @@ def windows(data: Data, seed: int, context: int, skips: Sequence[tuple[int, int]
         zip(data.sources, _manifests(data, context), strict=True)
     ):
         split = _Stored(source.name, manifest, manifest.train)
-        # By name, or sources of one size would be shuffled alike; Grain adds the epoch.
+        # With the name, so that sources of equal size are shuffled differently; Grain adds the
+        # epoch.
         shuffle = int(short_hash([seed, source.name])[:8], 16)
         order = grain.MapDataset.range(len(split)).shuffle(seed=shuffle).repeat()
         splits.append(split)
@@ -121,15 +128,15 @@ def _place(source: int, length: int):
 
 
 def batches(order: Windows, spans: Spans, rows: Iterable[int], length: int) -> Iterator[np.ndarray]:
-    """Endless microbatches, int32 [len(rows), length], read ahead by threads.
+    """An unbounded stream of microbatches, int32 [len(rows), length], prefetched by threads.
 
-    Row r of element j is the global sequence `spans[j][r]`; past the end of the span it is
-    padding, of which nothing is learned. Close the generator, or let it go, to end its threads.
+    Row r of element j is the global sequence `spans[j][r]`; rows past the end of the span are
+    padding without targets. Closing or deleting the generator ends its threads.
 
     Args:
-      order: what `windows` gives.
+      order: the result of `windows`.
       spans: the global sequences of each microbatch.
-      rows: the ones of each microbatch that this process reads.
+      rows: the rows of each microbatch that this process reads.
       length: of a window, context+1.
     """
     import grain
@@ -151,30 +158,30 @@ def batches(order: Windows, spans: Spans, rows: Iterable[int], length: int) -> I
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Held-out windows of one source or of several."""
+    """Held-out windows of one or several sources."""
 
     windows: np.ndarray
-    """int32 [B, context+1]; ~id where a token is read but not learned."""
+    """int32 [B, context+1]; ~id where a token is not a target of the loss."""
     follows: np.ndarray
-    """[B]: whether the text of a window goes on from that of the window before it."""
+    """bool [B]: whether a window continues the text of the previous one."""
     available: int
-    """How many windows the sources have held out in all."""
+    """Total number of held-out windows of the sources."""
 
     def __len__(self) -> int:
         return len(self.windows)
 
 
 def held_out(data: Data, count: int, context: int) -> HeldOut:
-    """The first held-out windows of each source, in proportion to its share of training.
+    """The first held-out windows of each source, in proportion to the sources' weights.
 
     Args:
-      data: the sources.
-      count: how many windows; 0, or as many as there are: all of every source. There are
-        fewer where a source has held out less than its share of them.
-      context: tokens that the model sees.
+      data: the sources and their weights.
+      count: number of windows, or 0 for all. The result has fewer where a source has less
+        than its share.
+      context: of the model.
 
     Raises:
-      ConfigError: no source has any; or as `identity`.
+      ConfigError: no source has held-out windows, or as `identity`.
     """
     manifests = _manifests(data, context)
     available = [manifest.validation_windows for manifest in manifests]
@@ -187,26 +194,26 @@ def held_out(data: Data, count: int, context: int) -> HeldOut:
     if 0 < count < sum(available):
         ends = np.rint(np.cumsum(_shares(data)) * count).astype(int)
         taken = np.minimum(available, np.diff(ends, prepend=0)).tolist()
-    found, follows = [], []
+    rows, follows = [], []
     for source, manifest, size in zip(data.sources, manifests, taken, strict=True):
         split = _Stored(source.name, manifest, manifest.validation) if size else ()
-        found += [split[i] for i in range(size)]
+        rows += [split[i] for i in range(size)]
         firsts = np.cumsum([0] + [shard.windows for shard in manifest.validation.shards])
-        # Pairs are packed whole: none goes on in the next window.
+        # Pairs are never split across windows.
         follows.append(~np.isin(np.arange(size), firsts) & (not manifest.pairs))
-    return HeldOut(np.stack(found), np.concatenate(follows), sum(available))
+    return HeldOut(np.stack(rows), np.concatenate(follows), sum(available))
 
 
 def documents(path: str | Path) -> Iterator[list[int]]:
-    """Token ids of a data folder's training documents, in the order of its shards.
+    """Token ids of each training document of a data folder, in the order of its shards.
 
-    The text that was dropped at the end of a shard is not among them.
+    They lack the tokens that were dropped at the end of each shard.
 
     Raises:
       ConfigError: no such data, or a window is damaged.
     """
     manifest = load_manifest(path)
-    # Of text, a window begins with the last token of the one before; of pairs, with a pair.
+    # A window of text begins with the last token of the previous one, a window of pairs does not.
     first = 0 if manifest.dtype.startswith("<i") else 1
     for shard in manifest.train.shards:
         stored = _Stored(str(path), manifest, replace(manifest.train, shards=(shard,)))
@@ -228,11 +235,11 @@ def _shares(data: Data) -> list[float]:
 
 
 def _manifests(data: Data, context: int) -> list[Manifest]:
-    """The manifests of all sources, which agree with each other and the model."""
+    """The manifests of all sources, checked against each other and the model's context."""
     if not data.sources:
         raise ConfigError(
-            "data has no sources: there is nothing to train on. Name one; of an imported run, "
-            "in an experiment whose init_from it is"
+            "data has no sources: there is nothing to train on. Name one; to train an imported "
+            "run, write an experiment with init_from"
         )
     first = load_manifest(data.sources[0].path, f" --context {context}")
     flags = f" --context {context} --tokenizer {first.folder}"
@@ -254,7 +261,7 @@ def _manifests(data: Data, context: int) -> list[Manifest]:
 
 
 class _File(NamedTuple):
-    """A shard as array_record's FileInstruction; with its length known, it opens at first use."""
+    """array_record's FileInstruction for a shard: given its length, it is opened lazily."""
 
     filename: str
     skip: int
@@ -272,14 +279,14 @@ class _Stored:
         self._vocabulary = manifest.vocabulary
         self._dtype = np.dtype(manifest.dtype)
         self._length = manifest.context + 1
-        files = [_open(name, manifest.folder, shard) for shard in split.shards]
+        files: list[Any] = [_open(name, manifest.folder, shard) for shard in split.shards]
         self._records = ArrayRecordDataSource(files)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """Window i, int32 [context+1], checked."""
+        """Window i, int32 [context+1]; raises ConfigError if it is damaged."""
         window = np.frombuffer(self._records[i], self._dtype)
         largest = tokens_of(window).max(initial=0)
         if len(window) != self._length or largest >= self._vocabulary:

@@ -1,4 +1,4 @@
-"""What a prepared data folder holds: `manifest.json`, beside `tokenizer.model` and the shards."""
+"""The manifest of a prepared data folder, which has a `tokenizer.model` and data shards."""
 
 from __future__ import annotations
 
@@ -35,79 +35,79 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """Training or validation text, in numbers. `bytes` are of UTF-8 text before tokenization.
+    """Counts and shards of the training or validation split; `bytes` are of UTF-8 text.
 
-    Of pairs, bytes and tokens are those that are learned: of completions.
+    For pairs, only the bytes and tokens of completions are counted.
     """
 
     documents: Count
     invalid_utf8: Count
-    """Documents in which U+FFFD replaced bytes that are not UTF-8."""
+    """Documents in which U+FFFD replaced invalid UTF-8."""
     bytes: Count
     tokens: Count
-    """Each document's tokens and its end-of-text."""
+    """Including an end-of-text after each document."""
     dropped_tokens: Count
-    """Tokens of the tails that were shorter than a window."""
+    """Tokens at the ends of shards that did not fill a window."""
     shards: tuple[Shard, ...]
 
     @property
     def windows(self) -> int:
-        """Windows in all shards."""
+        """Number of windows in all shards."""
         return sum(shard.windows for shard in self.shards)
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text per token; NaN without tokens."""
+        """Bytes of text per token, or NaN without tokens."""
         return self.bytes / self.tokens if self.tokens else float("nan")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The record of one `prepare`: what was asked, what was found, what was written."""
+    """The settings, statistics and files of a prepared data folder."""
 
     folder: Path = dataclasses.field(compare=False)
-    """Where it lies; not part of the record."""
+    """The folder itself; not stored."""
     corpus: str
     field: str
     corpus_hash: str
-    """Of the names and sizes of the corpus's parts."""
+    """Hash of the names and sizes of the corpus's parts."""
     context: Count
     vocabulary: Count
     tokenizer: str
     """Hash of tokenizer.model."""
     tokenizer_trained: bool
-    """On this corpus, rather than given."""
+    """Whether the tokenizer was trained on this corpus."""
     validation_fraction: float
     seed: int
     end_of_text: Count
     dtype: Literal["<u2", "<u4", "<i2", "<i4"]
-    """Of windows; signed where some tokens are read but not learned (pairs.py)."""
+    """Of windows; signed for pairs, where ~id marks tokens that are not targets (pairs.py)."""
     skipped: dict[str, Count]
-    """What was left out of the corpus, by reason."""
+    """Number of skipped documents, by reason."""
     train: Split
     validation: Split
     pairs: tuple[str, ...] = ()
-    """The fields of prompt and completion; none: text."""
+    """The fields of prompt and completion; empty for text."""
     version: Count = VERSION
 
     @property
     def train_windows(self) -> int:
-        """Windows to train on."""
+        """Number of training windows."""
         return self.train.windows
 
     @property
     def validation_windows(self) -> int:
-        """Windows held out."""
+        """Number of held-out windows."""
         return self.validation.windows
 
     @property
     def shards(self) -> tuple[Shard, ...]:
-        """Every shard, training first."""
+        """All shards, training first."""
         return self.train.shards + self.validation.shards
 
     @property
     def hash(self) -> str:
-        """Identifies the windows: tokenizer, context and the content of every shard."""
+        """Hash of the tokenizer, the context and the content of every shard."""
         shards = [[shard.name, shard.windows, shard.sha256] for shard in self.shards]
         return short_hash([self.version, self.tokenizer, self.context, self.dtype, shards])
 
@@ -119,15 +119,19 @@ class Manifest:
 
 
 def load_manifest(path: str | os.PathLike[str], flags: str = "") -> Manifest:
-    """Read the manifest of a prepared data folder; `flags` are what it is to be made with if not.
+    """Read the manifest of a prepared data folder.
+
+    Args:
+      path: the folder.
+      flags: of `data prepare`, suggested in the error message if the folder does not exist.
 
     Raises:
-      ConfigError: no such folder, not a data folder, or one of another version.
+      ConfigError: the folder does not exist, or is not prepared data of this version.
     """
     folder = Path(path)
     if not os.path.isdir(folder):
         raise ConfigError(
-            f"data {path} is not there: no such folder. Make it: gpt3jax data prepare --corpus "
+            f"data {path} does not exist: no such folder. Make it: gpt3jax data prepare --corpus "
             f"FILES --out {shlex.quote(str(path))}{flags}"
         )
     try:
@@ -153,12 +157,12 @@ def _parse(folder: Path, record: dict[str, Any]) -> Manifest:
         written = record.pop("hash", None)
         manifest = serde.build(Manifest, record | {"folder": folder})
         if manifest.hash != written:
-            raise ValueError("its hash does not agree")
+            raise ValueError("its hash does not match")
         for shard in manifest.shards:
             if not (SHARD.fullmatch(shard.name) and HASH.fullmatch(shard.sha256)):
-                raise ValueError(f"{shard.name!r} is no shard of it, or has no hash")
+                raise ValueError(f"{shard.name!r} is not the name of a shard, or has no hash")
         if manifest.train_windows == 0:
-            raise ValueError("it has nothing to train on")
+            raise ValueError("it has no training windows")
         if not HASH.fullmatch(manifest.tokenizer):
             raise ValueError("its tokenizer has no hash")
     except ValueError as error:
@@ -167,7 +171,7 @@ def _parse(folder: Path, record: dict[str, Any]) -> Manifest:
 
 
 def prepare_again(manifest: Manifest, context: int, tokenizer: Path) -> str:
-    """The command that makes other windows of the same corpus, beside those there are."""
+    """The command that prepares the same corpus with other settings, into a new folder."""
     field = "" if manifest.field == "text" else f" --field {shlex.quote(manifest.field)}"
     fields = f" --pairs {shlex.join(manifest.pairs)}" if manifest.pairs else field
     return (
@@ -177,12 +181,12 @@ def prepare_again(manifest: Manifest, context: int, tokenizer: Path) -> str:
 
 
 def verify(path: str | os.PathLike[str], part: int = 0, parts: int = 1) -> Manifest:
-    """Compare the bytes of a data folder with its manifest, which is returned.
+    """Check the SHA-256 of a data folder's files against its manifest, and return it.
 
     Args:
       path: the folder.
-      part: which part of the files to read, from 0; hosts share the work.
-      parts: how many there are.
+      part: index of the part of the files to check; hosts share the work.
+      parts: number of parts.
 
     Raises:
       ConfigError: a shard or the tokenizer is missing or has changed.

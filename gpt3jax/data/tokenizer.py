@@ -1,8 +1,7 @@
-"""Text to token ids and back, exactly: SentencePiece BPE with byte fallback.
+"""A lossless tokenizer: SentencePiece BPE with byte fallback.
 
-A run that was imported may have GPT-2's tokenizer instead (byte_level.py).
-
-For every text t that is valid UTF-8, `decode(encode(t)) == t`.
+For every valid UTF-8 text t, `decode(encode(t)) == t`. An imported run may have
+GPT-2's tokenizer instead (byte_level.py).
 """
 
 from __future__ import annotations
@@ -23,57 +22,57 @@ from gpt3jax.data.byte_level import END_OF_TEXT, ByteLevel
 from gpt3jax.errors import ConfigError
 
 SAMPLE_BYTES = 8 << 20
-"""Text a tokenizer is trained on, at most."""
+"""Maximum text that a tokenizer is trained on."""
 SMALLEST_VOCABULARY = 300
-"""256 bytes, end-of-text, unknown, and something left to merge."""
+"""256 bytes, end-of-text, unknown, and some merges."""
 SPECIAL_PIECES = 258
 SENTENCE = 4096
-"""Characters of a training sentence; long, so that merges see line ends and indentation."""
+"""Characters of a training sentence; long, so that merges can include newlines and indentation."""
 
-# Its own complaints come beside the error that it raises.
+# Its log messages would duplicate the exceptions that it raises.
 sentencepiece.set_min_log_level(3)
 
-# SentencePiece writes a space as U+2581 and keeps U+2585 for itself.
+# SentencePiece writes a space as U+2581 and reserves U+2585.
 _SPACE = "\u2581"
 _RESERVED = str.maketrans({"\0": " ", _SPACE: " ", "\u2585": " "})
 _PROBE = "  Az\r\n\t \0\u00e9\u2581\U0001f600 "
 
 
 class Tokenizer:
-    """A tokenizer made from the bytes of its file, kept in `model`; they say of which kind it is.
+    """A tokenizer from the bytes of its file, `model`, which determine its kind.
 
     Raises:
-      ConfigError: the bytes are no such model, or it does not give every text back.
+      ConfigError: the bytes are not a tokenizer, or it is not lossless.
     """
 
     def __init__(self, model: bytes) -> None:
         self.model = model
         kind = ByteLevel if self.is_byte_level else _SentencePiece
         try:
-            self._spelling = kind(model)
-        except (RuntimeError, ValueError) as error:  # Pieces need not be UTF-8.
+            self._codec = kind(model)
+        except (RuntimeError, ValueError) as error:  # ValueError: pieces that are not UTF-8.
             why = f"; as GPT-2's, {error}" if self.is_byte_level else ""
             raise ConfigError(
                 f"the tokenizer cannot be read: its bytes are not a SentencePiece model{why}. "
                 "Give a tokenizer.model"
             ) from error
-        self._bytes = self._spelling.token_bytes
+        self._bytes: tuple[bytes, ...] = self._codec.token_bytes
         if self.end_of_text < 0 or self.decode(self.encode(_PROBE)) != _PROBE:
             raise ConfigError(
-                "the tokenizer does not suit: it has no end-of-text or does not give text back "
-                "exactly (byte fallback, identity normalisation). Train one: leave out --tokenizer"
+                "the tokenizer cannot be used: it has no end-of-text or is not lossless (byte "
+                "fallback, identity normalisation). Train one: leave out --tokenizer"
             )
 
     @staticmethod
     def load(path: str | os.PathLike[str], known: str | None = None) -> Tokenizer:
-        """Read a tokenizer's file.
+        """Read a tokenizer file.
 
         Args:
-          path: the file: a SentencePiece model, or a tokenizer.json of GPT-2's kind.
-          known: its hash, where it is known; another file is not even parsed.
+          path: a SentencePiece model, or a tokenizer.json of GPT-2's kind.
+          known: the expected hash, if known; a file with another hash is not parsed.
 
         Raises:
-          ConfigError: there is none, it is another, or it is not reversible.
+          ConfigError: the file cannot be read, has another hash, or is not lossless.
         """
         try:
             model = serde.read_bytes(Path(path))
@@ -93,23 +92,23 @@ class Tokenizer:
 
     @property
     def is_byte_level(self) -> bool:
-        """Whether it is GPT-2's kind, rather than SentencePiece."""
+        """Whether this is GPT-2's kind of tokenizer rather than SentencePiece."""
         return self.model[:1] == b"{"
 
     @property
     def vocabulary(self) -> int:
-        """How many ids there are."""
+        """Number of token ids."""
         return len(self._bytes)
 
     @property
     def end_of_text(self) -> int:
-        """The id that ends a document. No text encodes to it; it decodes to nothing."""
-        return self._spelling.end_of_text
+        """The id that ends a document. No text encodes to it; it decodes to ""."""
+        return self._codec.end_of_text
 
     @property
     def special(self) -> tuple[str, ...]:
-        """How the tokens that no text encodes to are written: `<|endoftext|>`, `<|user|>`."""
-        return self._spelling.special
+        """The names of special tokens, to which no text encodes: `<|endoftext|>`, `<|user|>`."""
+        return self._codec.special
 
     @property
     def hash(self) -> str:
@@ -120,7 +119,7 @@ class Tokenizer:
         """Token ids of a text, without end-of-text.
 
         Raises:
-          ConfigError: the text has a lone surrogate, so it is not Unicode text.
+          ConfigError: the text has a lone surrogate.
         """
         try:
             text.encode()
@@ -129,10 +128,10 @@ class Tokenizer:
                 f"the text cannot be encoded: character {error.start} is a lone surrogate. "
                 'Decode its bytes with errors="replace"'
             ) from error
-        return self._spelling.encode(text)
+        return self._codec.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; bytes that are not UTF-8 become U+FFFD.
+        """The text of token ids; invalid UTF-8 becomes U+FFFD.
 
         Raises:
           ConfigError: an id is outside the vocabulary.
@@ -140,7 +139,7 @@ class Tokenizer:
         return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of text that one token stands for: part of a character, or many.
+        """The bytes of text of one token, which may begin or end inside a character.
 
         Raises:
           ConfigError: the id is outside the vocabulary.
@@ -154,7 +153,7 @@ class Tokenizer:
 
 
 class _SentencePiece:
-    """A SentencePiece model as `Tokenizer` wants it."""
+    """A SentencePiece model, with the interface of `ByteLevel`."""
 
     def __init__(self, model: bytes) -> None:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -165,7 +164,7 @@ class _SentencePiece:
         self._space = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]
 
     def encode(self, text: str) -> list[int]:
-        # SentencePiece would give a real U+2581 back as a space, so its bytes go around it.
+        # SentencePiece would decode a literal U+2581 to a space, so it is encoded as bytes.
         first, *others = text.split(_SPACE)
         ids = self._processor.encode(first)
         for segment in others:
@@ -190,35 +189,35 @@ def _piece_bytes(processor: sentencepiece.SentencePieceProcessor) -> Iterator[by
 
 
 class StreamDecoder:
-    """Text of tokens as they come; what it returns, joined, is `decode` of all of them."""
+    """Incremental decoder: the concatenation of its results is `decode` of all tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
-        """The text that is now certain; an incomplete character is held back."""
+        """The new text; an incomplete character is buffered."""
         return self._decoder.decode(self._tokenizer.token_bytes(token))
 
     def flush(self) -> str:
-        """What was held back, as U+FFFD. The decoder is then as new."""
-        held = self._decoder.decode(b"", final=True)
+        """The buffered incomplete character as U+FFFD; resets the decoder."""
+        rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
-        return held
+        return rest
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> bytes:
-    """Train a BPE tokenizer; the same texts give the same model.
+    """Train a BPE tokenizer deterministically.
 
     Args:
-      texts: read until `SAMPLE_BYTES` of text; the caller samples.
-      vocabulary: ids in all, the 256 bytes, end-of-text and unknown included.
+      texts: the sample to train on; the first `SAMPLE_BYTES` are read.
+      vocabulary: number of ids, including the 256 bytes, end-of-text and unknown.
 
     Returns:
-      The SentencePiece model file's bytes.
+      The bytes of a SentencePiece model file.
 
     Raises:
-      ConfigError: the vocabulary is too small, or larger than the text supports.
+      ConfigError: the vocabulary is too small, or too large for the text.
     """
     if vocabulary < SMALLEST_VOCABULARY:
         raise ConfigError(
@@ -227,7 +226,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> bytes:
         )
     sentences = _spell_out_rare(list(_sentences(texts)), (vocabulary - SPECIAL_PIECES) // 2)
     if sentences and not any(" " in sentence for sentence in sentences):
-        # A space must have an id: spelled in bytes, it would come back as U+2581.
+        # A space must have an id: encoded as bytes, it would decode to U+2581.
         sentences.append(" ")
     model = io.BytesIO()
     try:
@@ -254,8 +253,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> bytes:
         largest = re.search(r"value <= (\d+)", str(error))
         if sentences and not largest:
             raise
-        enough = largest and int(largest[1]) >= SMALLEST_VOCABULARY
-        fix = f"Use {largest[1]} or less" if enough else "Add text"
+        limit = int(largest[1]) if largest else 0
+        fix = f"Use {limit} or less" if limit >= SMALLEST_VOCABULARY else "Add text"
         raise ConfigError(
             f"--vocabulary {vocabulary} does not fit the text: it has too few words. {fix}"
         ) from error
@@ -263,7 +262,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> bytes:
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Stretches of text to train on, `SAMPLE_BYTES` in all."""
+    """Pieces of text to train on, `SAMPLE_BYTES` in total."""
     left = SAMPLE_BYTES
     for text in texts:
         for start in range(0, len(text), SENTENCE):
@@ -275,10 +274,10 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _spell_out_rare(sentences: list[str], most: int) -> list[str]:
-    """Blank all but the characters that make up 99.95% of the text, at most `most` of them.
+    """Replace rare characters by spaces, leaving at most `most` that cover 99.95% of the text.
 
-    The others get no id and are spelled in bytes, or a Chinese text would fill a
-    small vocabulary with characters. SentencePiece's own coverage stops at 98%.
+    Rare characters get no id and are encoded as bytes; otherwise Chinese characters
+    would fill a small vocabulary. SentencePiece's own minimum coverage is 98%.
     """
     counts = Counter()
     for sentence in sentences:

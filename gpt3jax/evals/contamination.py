@@ -1,4 +1,4 @@
-"""Compare tasks with the text that a model was trained on, and print what they share."""
+"""Report the overlap between tasks and the text that a model was trained on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gpt3jax.evals.tasks.words import read_words, words_of
 from gpt3jax.run_dir import Run
 
 LARGEST_RESULTS = 1 << 30
-"""Bytes of a results.json."""
+"""Maximum bytes of a results.json."""
 
 
 def find_overlap(
@@ -35,10 +35,19 @@ def find_overlap(
     words: Path | None,
     as_json: bool,
 ) -> None:
-    """Print which examples of the tasks stand in the training text of a folder or run.
+    """Print the overlap between tasks and the training text of a data folder or run.
+
+    Args:
+      path: the data folder or run.
+      names: of tasks, as `load_tasks` takes them.
+      examples: of each task, at most.
+      seed: of built-in tasks.
+      results: results.json of an evaluation, to score clean and dirty examples separately.
+      words: word list for scramble tasks (default: words of the training text).
+      as_json: print JSON rather than a table.
 
     Raises:
-      ConfigError: data, tasks or results cannot be used, or do not belong together.
+      ConfigError: data, tasks or results cannot be read, or do not match.
     """
     folders = [path]
     if Run(path).exists():
@@ -48,9 +57,11 @@ def find_overlap(
         return read_words(words) if words else words_of(_texts(folders))
 
     tasks = load_tasks(names, words=word_list, count=examples, seed=seed)
-    found = overlap(tasks, _texts(folders), set(BUILT_IN))
-    asked = _settings(results) if results else []
-    records = [_record(each, asked, digest(task)) for each, task in zip(found, tasks, strict=True)]
+    overlaps = overlap(tasks, _texts(folders), set(BUILT_IN))
+    settings = _settings(results) if results else []
+    records = [
+        _record(each, settings, digest(task)) for each, task in zip(overlaps, tasks, strict=True)
+    ]
     if as_json:
         print(json.dumps(records))
         return
@@ -65,35 +76,40 @@ def _texts(folders: Sequence[Path]) -> Iterator[str]:
 
 def _settings(results: Path) -> list[dict[str, Any]]:
     try:
-        found = serde.parse(serde.read_bytes(results, LARGEST_RESULTS).decode())
-        return [each for each in found["settings"] if each["examples"] and each["task"]]
+        record = serde.parse(serde.read_bytes(results, LARGEST_RESULTS).decode())
+        return [each for each in record["settings"] if each["examples"] and each["task"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"--results {results} cannot be read: {error}. Name the results.json of an evaluation"
         ) from error
 
 
-def _record(found: Overlap, settings: Sequence[dict[str, Any]], questions: str) -> dict[str, Any]:
-    of_task = [each for each in settings if each["task"] == found.task]
-    # Results may hold a task more than once; those of old do not identify its questions.
+def _record(result: Overlap, settings: Sequence[dict[str, Any]], questions: str) -> dict[str, Any]:
+    of_task = [each for each in settings if each["task"] == result.task]
+    # Results may have a task more than once; old results lack a hash of its questions.
     own = [
-        each for each in of_task
-        if len(each["examples"]) == found.examples
+        each
+        for each in of_task
+        if len(each["examples"]) == result.examples
         and each.get("asked", {}).get("questions", questions) == questions
-    ]  # fmt: skip
+    ]
     if of_task and not own:
         raise ConfigError(
-            f"task {found.task!r} has {found.examples} examples here, and "
+            f"task {result.task!r} has {result.examples} examples here, and "
             f"{len(of_task[0]['examples'])} in the results: they are not the same. Give the "
             "--examples, --seed and --words of the evaluation"
         )
     return {
-        "task": found.task, "n": found.n, "examples": found.examples, "dirty": len(found.dirty),
-        "too_short": found.too_short,
-        "grams": {str(number): gram for number, gram in sorted(found.dirty.items())},
-        "scores": [{"shots": each["shots"], "draw": each["draw"], **scores(found, each)}
-                   for each in own],
-    }  # fmt: skip
+        "task": result.task,
+        "n": result.n,
+        "examples": result.examples,
+        "dirty": len(result.dirty),
+        "too_short": result.too_short,
+        "grams": {str(number): gram for number, gram in sorted(result.dirty.items())},
+        "scores": [
+            {"shots": each["shots"], "draw": each["draw"], **scores(result, each)} for each in own
+        ],
+    }
 
 
 def _print(records: Sequence[dict[str, Any]]) -> None:
@@ -110,8 +126,12 @@ def _print(records: Sequence[dict[str, Any]]) -> None:
                 continue
             change = "" if score["change"] is None else f"{score['change']:+.1%}"
             table.add_row(
-                *first, str(score["shots"]), percent(score["all"]), percent(score["clean"]),
-                percent(score["dirty"]), change,
-            )  # fmt: skip
+                *first,
+                str(score["shots"]),
+                percent(score["all"]),
+                percent(score["clean"]),
+                percent(score["dirty"]),
+                change,
+            )
             first = ("", "", "", "")
     Console(highlight=False, markup=False).print(table)

@@ -1,19 +1,19 @@
-"""A run as a model of EleutherAI's lm-evaluation-harness (extra `eval`).
+"""An adapter of runs for EleutherAI's lm-evaluation-harness (extra `eval`).
 
     python -m gpt3jax.evals.lm_eval --model gpt3jax --model_args run=runs/tiny \
         --tasks lambada_openai
 
-Everything after the module's name goes to the harness's own `lm_eval` command,
-which cannot find models of other packages by itself (0.4.13); from Python, import this
-file first. Prompts, scoring rules and tasks are the harness's; it does not ask as
-the paper does. Generation is greedy.
+All arguments are those of the harness's `lm_eval` command, which cannot discover
+models of other packages (0.4.13); from Python, import this module first. Prompts
+and scoring rules are the harness's and differ from the paper's. Generation is
+greedy.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -37,7 +37,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(2) from None
 
 MAX_NEW_TOKENS = 256
-"""Where a task does not say; the harness's own default."""
+"""The harness's default for tasks that do not set it."""
 
 
 @register_model("gpt3jax")
@@ -45,9 +45,9 @@ class Gpt3Jax(TemplateLM):
     """The model of a run.
 
     Args:
-      run: its folder.
-      step: the checkpoint; the newest if not given.
-      **ignored: what the harness passes to every model, as batch_size; batches are ours.
+      run: the run directory.
+      step: of the checkpoint (default: the newest).
+      **ignored: generic arguments of the harness such as batch_size.
     """
 
     def __init__(self, run: str, step: int | None = None, **ignored: Any) -> None:
@@ -63,7 +63,7 @@ class Gpt3Jax(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Names what the harness keeps of tokenized requests."""
+        """Identifies the tokenizer in the harness's cache of requests."""
         return f"gpt3jax-{self._scorer.tokenizer.hash}"
 
     def tok_encode(
@@ -79,31 +79,33 @@ class Gpt3Jax(TemplateLM):
             if not completion:
                 raise ConfigError(
                     f"the continuation in {str(texts)[:80]} has no token of its own: there is "
-                    "nothing to score. Give it text that the context does not end with"
+                    "nothing to score. It must not be empty or part of the context"
                 )
             if len(completion) > self._context:
                 raise ConfigError(
-                    f"a continuation has {len(completion)} tokens, the model sees {self._context}: "
-                    "it cannot be scored at once. Take a model with more context"
+                    f"a continuation has {len(completion)} tokens, the model's context is "
+                    f"{self._context}: it cannot be scored. Use a model with more context"
                 )
             room = self._context + 1 - len(completion)
-            # The harness moves spaces that end a context to the continuation: of nothing but
-            # spaces no context is left, and that is scored as an empty one.
+            # The harness moves trailing spaces of a context to the continuation, so a context
+            # of spaces becomes empty.
             context = prompt[-room:] or [self.prefix_token_id]
             pairs.append((tuple(context), tuple(completion)))
-        found = self._scorer.score(pairs) if pairs else []
-        return [(sum(each.log_probabilities), all(each.is_likeliest)) for each in found]
+        scored = self._scorer.score(pairs) if pairs else []
+        return [(sum(each.log_probabilities), all(each.is_likeliest)) for each in scored]
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         windows, counts = [], []
         for (text,) in (request.args for request in requests):
-            found = get_rolling_token_windows(
-                token_list=self.tok_encode(text), prefix_token=self.prefix_token_id,
-                max_seq_len=self._context, context_len=1,
-            )  # fmt: skip
-            of_text = [(None, *make_disjoint_window(window)) for window in found]
+            rolling = get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self._context,
+                context_len=1,
+            )
+            of_text = [(None, *make_disjoint_window(window)) for window in rolling]
             windows += of_text
             counts.append(len(of_text))
         scores = iter(score for score, _ in self._loglikelihood_tokens(windows))
@@ -111,30 +113,30 @@ class Gpt3Jax(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         texts: dict[int, str] = {}
-        alike: dict[tuple[tuple[str, ...], int], list[int]] = {}
+        batches: dict[tuple[tuple[str, ...], int], list[int]] = {}
         for number, request in enumerate(requests):
-            _, how = request.args
-            if how.get("do_sample") or how.get("temperature"):
+            _, options = cast(tuple[str, dict[str, Any]], request.args)
+            if options.get("do_sample") or options.get("temperature"):
                 raise ConfigError(
                     "the task samples its answers: generation is greedy here. Pass --gen_kwargs "
                     "do_sample=False,temperature=0"
                 )
-            until = how.get("until") or ()
+            until = options.get("until") or ()
             stop = (until,) if isinstance(until, str) else tuple(until)
-            most = min(int(how.get("max_gen_toks", MAX_NEW_TOKENS)), self._context - 1)
-            alike.setdefault((stop, most), []).append(number)
-        for (stop, most), numbers in alike.items():
-            prompts = [self._prompt(requests[number].args[0], most) for number in numbers]
-            answers = self._scorer.answer(prompts, new_tokens=most, stop=stop, width=1)
+            new_tokens = min(int(options.get("max_gen_toks", MAX_NEW_TOKENS)), self._context - 1)
+            batches.setdefault((stop, new_tokens), []).append(number)
+        for (stop, new_tokens), numbers in batches.items():
+            prompts = [self._prompt(requests[number].args[0], new_tokens) for number in numbers]
+            answers = self._scorer.answer(prompts, new_tokens=new_tokens, stop=stop, width=1)
             for number, answer in zip(numbers, answers, strict=True):
                 text = self._scorer.tokenizer.decode(answer.tokens)
                 ends = [text.find(each) for each in stop if each in text]
                 texts[number] = text[: min(ends, default=len(text))]
         return [texts[number] for number in range(len(requests))]
 
-    def _prompt(self, text: str, most: int) -> tuple[int, ...]:
+    def _prompt(self, text: str, new_tokens: int) -> tuple[int, ...]:
         tokens = self.tok_encode(text) or [self.eot_token_id]
-        return tuple(tokens[-(self._context - most) :])
+        return tuple(tokens[-(self._context - new_tokens) :])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Token ids of many lengths as arrays of a few shapes; no jax.
+"""Batch token ids of many lengths into arrays of a few shapes; without jax.
 
-Legend: B prompts, T slots, Q slots of what differs between prompts, P tokens of
-what they share.
+Legend: B prompts, T slots, Q slots of the part in which prompts differ, P tokens
+of their common prefix.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Pair = tuple[Tokens, Tokens]
 """A prompt and a completion."""
 
 SMALLEST = 64
-"""Slots of the shortest prompts: to compile for fewer takes longer than to read these."""
+"""Minimum slots of a prompt: compiling for fewer would cost more than the padding."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,23 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Packed:
-    """Whole texts in rows, one after another."""
+    """Complete texts, several to a row."""
 
     rows: np.ndarray
     """int32 [B, T]."""
     places: np.ndarray
-    """int32 [B, T]: each token's place in its text; of padding, 0."""
+    """int32 [B, T]: the position of each token in its text, 0 for padding."""
     where: dict[int, tuple[int, int]]
-    """Number of a text to its row and the slot of its first token."""
+    """For each text, by index, its row and the slot of its first token."""
 
 
 def bucket(size: int, least: int = 1) -> int:
-    """The power of two at or above."""
+    """The smallest power of two that is at least `size`, but not less than `least`."""
     return max(least, 1 << (size - 1).bit_length())
 
 
 def common_beginning(texts: Sequence[Tokens]) -> Tokens:
-    """What all texts begin with, but never a whole text; nothing if there is only one."""
+    """The longest common prefix that is shorter than every text; () for a single text."""
     if len(texts) < 2:
         return ()
     first, last = min(texts), max(texts)
@@ -73,12 +73,12 @@ def common_beginning(texts: Sequence[Tokens]) -> Tokens:
 
 
 def batches(prompts: Sequence[Tokens], most: int, multiple: int) -> Iterator[list[int]]:
-    """Numbers of prompts, those of about one length together, longest first.
+    """Yield batches of indices of prompts, grouped by length, longest first.
 
     Args:
       prompts: token ids.
-      most: slots of a batch.
-      multiple: rows of a batch are a multiple of this.
+      most: maximum slots of a batch.
+      multiple: of which the number of rows must be a multiple.
     """
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     while order:
@@ -111,13 +111,13 @@ def pad_prompts(
 
 
 def pack(texts: Sequence[Tokens], context: int, most: int, multiple: int) -> Iterator[Packed]:
-    """Every text in some row, first fit, longest first.
+    """Pack texts into rows by first-fit decreasing, and yield batches of rows.
 
     Args:
       texts: of at most `context` + 1 tokens.
-      context: a row is one token longer, as a window is; or short, if all texts are.
-      most: slots of a batch.
-      multiple: rows of a batch are a multiple of this.
+      context: of the model; rows have at most one token more.
+      most: maximum slots of a batch.
+      multiple: of which the number of rows must be a multiple.
     """
     order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
     total = sum(map(len, texts))

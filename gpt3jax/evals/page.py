@@ -1,6 +1,6 @@
-"""A page to look into an evaluation: every score, and the examples behind it, worst first.
+"""An HTML page of an evaluation: all scores, and their examples, worst first.
 
-The page holds no script and needs nothing outside itself; any text is safe in it.
+The page is self-contained, has no scripts, and escapes all text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gpt3jax.serde import short_hash
 from gpt3jax.style import CSS, pluralize
 
 SHOWN = 100
-"""Examples of each setting on the page; results.json has all."""
+"""Maximum examples of each setting on the page; results.json has all."""
 
 
 def page(
@@ -28,25 +28,27 @@ def page(
 
     Args:
       title: of the page.
-      rows: what `summarise` gives.
-      settings: what `evaluate` gave.
-      figure: PNG of the scores, if one was drawn.
+      rows: the result of `summarise`.
+      settings: the results of `evaluate`.
+      figure: PNG of the scores, optional.
     """
-    drawn = ""
+    image = ""
     if figure:
         data = base64.b64encode(figure).decode()
-        drawn = (
+        image = (
             f"<figure><img alt='Score against shots' src='data:image/png;base64,{data}'></figure>"
         )
-    sections = "".join(map(_section, settings))
     return TEMPLATE.format(
-        title=html.escape(title), style=CSS + MORE_CSS, table=_table(rows), figure=drawn,
-        sections=sections,
-    )  # fmt: skip
+        title=html.escape(title),
+        style=CSS + MORE_CSS,
+        table=_table(rows),
+        figure=image,
+        sections="".join(map(_section, settings)),
+    )
 
 
 def percent(value: float | None, interval: Sequence[float] | None = None) -> str:
-    """`12.3`, or `12.3 (10.9 to 13.8)`; an en dash for what is not known."""
+    """A fraction in per cent: `12.3`, or `12.3 (10.9 to 13.8)`; an en dash for None."""
     if value is None:
         return "\u2013"
     between = " to ".join(f"{100 * end:.1f}" for end in interval or ())
@@ -59,12 +61,12 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     body = ""
     for row in rows:
         how = row["metric"] + (f", by {row['normalise']}" if "normalise" in row else "")
-        asked = described(row)
+        protocol = described(row)
         if row["shortened"] or row["cut"]:
-            asked += f"; {row['shortened']} shortened, {row['cut']} cut"
+            protocol += f"; {row['shortened']} shortened, {row['cut']} cut"
         values = (
             row["shots"], how, percent(row["score"], row["interval"]), percent(row["chance"]),
-            f"{row['truth_nats']:.2f}", percent(row.get("paper_175b")), asked,
+            f"{row['truth_nats']:.2f}", percent(row.get("paper_175b")), protocol,
         )  # fmt: skip
         anchor = f"<a href='#{_anchor(row)}'>{html.escape(row['task'])}</a>"
         body += f"<tr><th scope=row>{anchor}</th>"
@@ -73,15 +75,15 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _anchor(setting: dict[str, Any]) -> str:
-    asked = short_hash(setting.get("asked"))
-    return html.escape(f"{setting['task']}-{setting['shots']}-{asked}", quote=True)
+    protocol = short_hash(setting.get("asked"))
+    return html.escape(f"{setting['task']}-{setting['shots']}-{protocol}", quote=True)
 
 
 def _section(setting: dict[str, Any]) -> str:
-    """One task at one number of shots: its examples, those that went worst first."""
+    """One setting with its examples, worst first."""
     examples = sorted(setting["examples"], key=lambda each: (each["score"], each["margin"]))
     left_out = len(examples) - SHOWN
-    rest = f"<p>results.json has {left_out:,} more, which went better.</p>" if left_out > 0 else ""
+    rest = f"<p>results.json has {left_out:,} more, with better scores.</p>" if left_out > 0 else ""
     draw = f", draw {setting['draw']}" if setting["draw"] else ""
     name = f"{html.escape(setting['task'])}, {pluralize(setting['shots'], 'shot')}"
     return (
@@ -94,9 +96,9 @@ def _section(setting: dict[str, Any]) -> str:
 def _example(record: dict[str, Any]) -> str:
     truth = record["candidates"][record["truth"]]
     if "choice" in record:
-        said = record["candidates"][record["choice"]]["text"]
+        answer = record["candidates"][record["choice"]]["text"]
     else:
-        said = record.get("answer", "")
+        answer = record.get("answer", "")
     question = " ".join(record["prompts"][0].split())[-80:]
     mark = "right" if record["score"] == 1 else "wrong" if record["score"] == 0 else "partly"
     lines = "".join(_candidate(record, number) for number in range(len(record["candidates"])))
@@ -105,7 +107,7 @@ def _example(record: dict[str, Any]) -> str:
         texts += f"<p>Answer:</p><pre>{html.escape(record['answer'])}</pre>"
     return (
         f"<details class={mark}><summary><b>{mark}</b> <code>{html.escape(question)}</code>"
-        f"<i>{html.escape(said)}</i>"
+        f"<i>{html.escape(answer)}</i>"
         + ("" if mark == "right" else f" instead of <i>{html.escape(truth['text'])}</i>")
         + f" <small>{record['margin']:+.2f} nats</small></summary>{texts}"
         f"<div class=wide><table><thead><tr><th>candidate</th><th>log p by token</th><th>sum</th>"
@@ -138,7 +140,7 @@ TEMPLATE = """<!doctype html>
 <title>{title}: gpt3jax evaluation</title><style>{style}</style>
 <h1>{title}</h1>
 <div class=wide>{table}</div>
-<p>Score with Wilson's 95 % interval over examples. Nothing was updated: what is learned, is learned
-from the prompt. Table H.1 of the paper for GPT-3 175B, where it has the task.</p>
+<p>Score with Wilson's 95 % interval over examples. Parameters were not updated: the model learns in
+context only. GPT-3 175B from Table H.1 of the paper, for tasks that it has.</p>
 {figure}
 {sections}"""

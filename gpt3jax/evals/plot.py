@@ -1,4 +1,4 @@
-"""Score against the number of demonstrations: the paper's Figure 1.2, for the user's own model."""
+"""Plot scores against the number of demonstrations, as in the paper's Figure 1.2."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from gpt3jax.style import COLOURS, GREY, STYLE
 
 
 def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """Draw a panel per task, as PNG: score and its 95 % interval, guessing, and none shown.
+    """Plot a panel per task: scores with 95 % intervals, and the baselines guessing and zero-shot.
 
     Args:
-      rows: what `summarise` gives.
-      file: written.
+      rows: the result of `summarise`.
+      file: the PNG file to write.
     """
     panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         panels.setdefault((row["task"], short_hash(row["asked"])), []).append(row)
-    asked = Counter(task for task, _ in panels)
+    protocols = Counter(task for task, _ in panels)
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     with matplotlib.rc_context(STYLE):
@@ -33,7 +33,7 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
         grid = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
         for axes, ((task, _), of_panel) in zip(grid, panels.items(), strict=False):
             title = task.replace("_", " ")
-            title += f"\n{described(of_panel[0])}" if asked[task] > 1 else ""
+            title += f"\n{described(of_panel[0])}" if protocols[task] > 1 else ""
             _panel(axes, title, sorted(of_panel, key=_shots))
         for axes in grid[len(panels) :]:
             axes.set_visible(False)

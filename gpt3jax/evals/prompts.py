@@ -1,9 +1,9 @@
-"""From an example to what the model reads: demonstrations drawn, encoded, and made to fit.
+"""Few-shot prompts: sample demonstrations, encode them, and fit them to the context.
 
-Every piece is encoded apart (description, contexts, completions), so that a
-completion has the same tokens in a demonstration as when it is scored or
-written. The paper draws K demonstrations at random for each example (section
-2.4); here by a generator seeded with seed, task, draw and example.
+Description, contexts and completions are encoded separately, so that a completion
+has the same tokens in a demonstration as when it is scored or generated. As in
+the paper (section 2.4), K demonstrations are sampled at random for each example,
+by a generator seeded with seed, task, draw and example.
 """
 
 from __future__ import annotations
@@ -16,30 +16,27 @@ from gpt3jax.evals.task import Example, Task
 
 
 @dataclass(frozen=True)
-class Asked:
-    """An example as it is put to the model."""
+class PromptedExample:
+    """An example with its prompts and completions as token ids."""
 
     example: Example
     demonstrations: tuple[Example, ...]
-    """Those that fit, in the order shown."""
+    """The demonstrations in the prompt, in order."""
     dropped: int
-    """Demonstrations left out, whole, because the prompt did not fit the context."""
+    """Number of demonstrations that did not fit the context."""
     cut: int
-    """Tokens cut off its beginning, because even without them it did not."""
+    """Number of tokens cut off the beginning of a prompt that did not fit without them."""
     prompts: tuple[tuple[int, ...], ...]
-    """Token ids of each of the example's contexts, in front of it all that precedes it."""
+    """For each context of the example, description, demonstrations and context."""
     completions: tuple[tuple[int, ...], ...]
-    """Token ids."""
 
     @property
     def pairs(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """(prompt, completion) of each candidate."""
-        if len(self.prompts) > 1:
-            return [(prompt, self.completions[0]) for prompt in self.prompts]
-        return [(self.prompts[0], completion) for completion in self.completions]
+        return [(p, c) for p in self.prompts for c in self.completions]  # One of the two is single.
 
 
-def ask(
+def build_prompts(
     task: Task,
     shots: int,
     tokenizer: Tokenizer,
@@ -49,69 +46,70 @@ def ask(
     seed: int = 0,
     shared: bool = False,
     new_tokens: int = 0,
-) -> list[Asked]:
-    """Put every example of a task into words, with `shots` demonstrations each.
+) -> list[PromptedExample]:
+    """Build the prompts of every example of a task.
 
     Args:
-      task: what is asked.
-      shots: K.
+      task: the task.
+      shots: number of demonstrations, the paper's K.
       tokenizer: of the model.
-      context: tokens that the model sees.
-      draw: which drawing of demonstrations; each is another sample of them.
-      seed: of the drawings.
-      shared: draw once for all examples of a group, as the paper does for WSC and MultiRC;
-        such a beginning is read by the model once.
-      new_tokens: room to leave for a generated answer.
+      context: of the model, in tokens.
+      draw: index of the sample of demonstrations.
+      seed: of the samples.
+      shared: use the same demonstrations for all examples of a group, as the paper does for
+        WSC and MultiRC; their common prefix has one prefill.
+      new_tokens: tokens to reserve for a generated answer.
     """
-    pieces = _Pieces(tokenizer)
+    encode = _CachedEncoder(tokenizer)
     pools: dict[str, list[int]] = {}
     source = task.demonstrations or task.examples
-    for place, each in enumerate(source):
-        pools.setdefault(each.group, []).append(place)
-    asked = []
+    for index, each in enumerate(source):
+        pools.setdefault(each.group, []).append(index)
+    prompted = []
     for number, example in enumerate(task.examples):
         pool = pools.get(example.group, [])
         rng = random.Random(f"{seed}/{task.name}/{draw}/{example.group if shared else number}")
-        # One more, in case the example itself is among them.
-        drawn = rng.sample(pool, min(len(pool), shots + 1))
-        others = [place for place in drawn if task.demonstrations or place != number]
-        chosen = tuple(source[place] for place in others[:shots])
-        asked.append(_fit(task, example, chosen, pieces, context, new_tokens))
-    return asked
+        # One more than needed, because the example itself may be among them.
+        sample = rng.sample(pool, min(len(pool), shots + 1))
+        others = [index for index in sample if task.demonstrations or index != number]
+        demonstrations = tuple(source[index] for index in others[:shots])
+        prompted.append(_fit(task, example, demonstrations, encode, context, new_tokens))
+    return prompted
 
 
 def _fit(
     task: Task,
     example: Example,
     demonstrations: tuple[Example, ...],
-    encode: _Pieces,
+    encode: _CachedEncoder,
     context: int,
     new_tokens: int,
-) -> Asked:
-    """Drop whole demonstrations, the first ones first, until all candidates fit."""
+) -> PromptedExample:
+    """Drop demonstrations from the first on until all candidates fit the context."""
     completions = tuple(map(encode, example.completions))
     contexts = tuple(map(encode, example.contexts))
     description = encode(task.description)
     longest = max(new_tokens, *map(len, completions))
     room = context - longest - len(description) - max(map(len, contexts))
-    shown = [sum(map(encode, each.candidates[each.truth]), ()) for each in demonstrations]
+    empty: tuple[int, ...] = ()
+    shown = [sum(map(encode, each.candidates[each.truth]), empty) for each in demonstrations]
     dropped = 0
     while dropped < len(shown) and sum(map(len, shown[dropped:])) > room:
         dropped += 1
-    wholes = [description + sum(shown[dropped:], ()) + each for each in contexts]
-    prompts = [(each or (encode.end_of_text,))[-(context - longest) :] for each in wholes]
-    return Asked(
+    uncut = [description + sum(shown[dropped:], empty) + each for each in contexts]
+    prompts = [(each or (encode.end_of_text,))[-(context - longest) :] for each in uncut]
+    return PromptedExample(
         example=example,
         demonstrations=demonstrations[dropped:],
         dropped=dropped,
-        cut=max(0, max(map(len, wholes)) - (context - longest)),
+        cut=max(0, max(map(len, uncut)) - (context - longest)),
         prompts=tuple(prompts),
         completions=completions,
     )
 
 
-class _Pieces:
-    """Texts to token ids, each encoded once."""
+class _CachedEncoder:
+    """A tokenizer's `encode` with a cache."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -1,7 +1,7 @@
-"""The paper's evaluation: tasks asked with no, one and few demonstrations (section 2.4).
+"""The paper's zero-, one- and few-shot evaluation (section 2.4).
 
-Nothing is updated: what a model learns, it learns from its prompt. Every prompt
-and every score is kept in the results, so that a number can be looked into.
+Parameters are not updated: the model learns in context only. The results record
+every prompt and every score.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpt3jax.errors import ConfigError
-from gpt3jax.evals.prompts import Asked, ask
+from gpt3jax.evals.prompts import PromptedExample, build_prompts
 from gpt3jax.evals.scoring import Scored, Scorer
 from gpt3jax.evals.task import Task, exact_match, f1
 from gpt3jax.style import pluralize
 
 Report = Callable[[float], None]
-"""Gets the share done, from 0 to 1."""
+"""Called with the completed fraction, from 0 to 1."""
 METRICS = {"exact match": exact_match, "F1": f1}
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How tasks are asked; recorded with the results."""
+    """The settings of an evaluation; recorded with the results."""
 
     shots: tuple[int | Literal["few"], ...] = (0, 1, "few")
     """Demonstrations per question; few is the task's own K."""
     draws: int = 1
-    """How often demonstrations are drawn anew, for an error bar over draws."""
+    """Number of samples of demonstrations, for a standard deviation over samples."""
     seed: int = 0
-    """Of the drawings."""
+    """Of the samples of demonstrations."""
     shared: bool = False
-    """Draw once for all questions of a group: faster, and its noise does not average out."""
+    """Use the same demonstrations for all questions of a group: faster, but noisier."""
     beams: int = 4
-    """Of generated answers (the paper: 4); 1 is greedy; 0 generates nothing, and an answer
-    counts as right when each of its tokens is the likeliest."""
+    """Of the beam search (the paper: 4); 1 is greedy; 0 generates nothing, and an answer
+    counts as right if each of its tokens is the likeliest."""
     alpha: float = 0.6
     """Of the length penalty (the paper: 0.6)."""
 
@@ -51,82 +51,91 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Setting:
-    """A task at one number of demonstrations, and one drawing of them."""
+    """A task with a number of demonstrations, and a sample of them."""
 
     task: Task
     shots: int
     draw: int
     longest: int
-    """Tokens of the longest answer accepted."""
+    """Tokens of the longest accepted answer."""
 
     def __str__(self) -> str:
         return f"{self.task.name}, {pluralize(self.shots, 'shot')}"
 
 
 def settings_of(scorer: Scorer, tasks: Sequence[Task], protocol: Protocol) -> list[Setting]:
-    """Every task at every number of shots, once per draw.
+    """All combinations of tasks, numbers of shots and draws.
 
     Raises:
       ConfigError: an answer leaves no room for a prompt.
     """
-    found, context = [], scorer.model.context
+    settings, context = [], scorer.model.context
     for task in tasks:
         longest = _longest(task, scorer)
         if longest + 1 >= context:
             raise ConfigError(
-                f"task {task.name!r} has answers of {longest} tokens, but the model sees "
-                f"{context}: nothing is left for a question. Take a model with more context"
+                f"task {task.name!r} has answers of {longest} tokens, but the model's context is "
+                f"{context}: no room is left for a question. Use a model with more context"
             )
         for k in dict.fromkeys(task.few if each == "few" else each for each in protocol.shots):
-            # Without demonstrations there is nothing to draw.
-            draws = range(protocol.draws if k else 1)
-            found += [Setting(task, k, draw, longest) for draw in draws]
-    return found
+            draws = range(protocol.draws if k else 1)  # Zero-shot samples nothing.
+            settings += [Setting(task, k, draw, longest) for draw in draws]
+    return settings
 
 
 def evaluate(scorer: Scorer, tasks: Sequence[Task], protocol: Protocol) -> Iterator[dict[str, Any]]:
-    """What `ask_setting` gives for each of `settings_of`."""
+    """The result of `evaluate_setting` for each of `settings_of`."""
     for setting in settings_of(scorer, tasks, protocol):
-        yield ask_setting(scorer, setting, protocol)
+        yield evaluate_setting(scorer, setting, protocol)
 
 
-def ask_setting(
+def evaluate_setting(
     scorer: Scorer, setting: Setting, protocol: Protocol, report: Report = lambda _: None
 ) -> dict[str, Any]:
-    """Put all questions of a setting to the model.
+    """Evaluate the model on all questions of a setting.
 
     Returns:
-      A JSON object: what was asked, `score` (mean over the examples, 0 to 1), and
+      A JSON object: the setting, `score` (mean over the examples, 0 to 1), and
       `examples`, one record each (`record_of`).
     """
     task, k, draw = setting.task, setting.shots, setting.draw
-    is_written = task.metric in METRICS and protocol.beams > 0
-    new_tokens = setting.longest + 1 if is_written else 0
-    asked = ask(
-        task, k, scorer.tokenizer, scorer.model.context, draw=draw, seed=protocol.seed,
-        shared=protocol.shared, new_tokens=new_tokens,
-    )  # fmt: skip
-    answers: list[str | None] = [None] * len(asked)
-    if is_written:
-        written = scorer.answer(
-            [each.prompts[0] for each in asked], new_tokens=new_tokens, stop=(task.stop,),
-            width=protocol.beams, alpha=protocol.alpha,
-            candidates=[each.completions for each in asked], report=report,
-        )  # fmt: skip
-        by_example = [each.candidates for each in written]
-        texts = (scorer.tokenizer.decode(each.tokens) for each in written)
+    is_generated = task.metric in METRICS and protocol.beams > 0
+    new_tokens = setting.longest + 1 if is_generated else 0
+    prompted = build_prompts(
+        task,
+        k,
+        scorer.tokenizer,
+        scorer.model.context,
+        draw=draw,
+        seed=protocol.seed,
+        shared=protocol.shared,
+        new_tokens=new_tokens,
+    )
+    answers: list[str | None] = [None] * len(prompted)
+    if is_generated:
+        generated = scorer.answer(
+            [each.prompts[0] for each in prompted],
+            new_tokens=new_tokens,
+            stop=(task.stop,),
+            width=protocol.beams,
+            alpha=protocol.alpha,
+            candidates=[each.completions for each in prompted],
+            report=report,
+        )
+        by_example = [each.candidates for each in generated]
+        texts = (scorer.tokenizer.decode(each.tokens) for each in generated)
         answers = [text.split(task.stop)[0] for text in texts]
     else:
-        pairs = [pair for each in asked for pair in each.pairs]
+        pairs = [pair for each in prompted for pair in each.pairs]
         scored = iter(scorer.score(pairs, report))
-        by_example = [[next(scored) for _ in each.pairs] for each in asked]
-    unconditional = _unconditional(scorer, task, asked)
+        by_example = [[next(scored) for _ in each.pairs] for each in prompted]
+    unconditional = _unconditional(scorer, task, prompted)
     examples = [
         record_of(task, each, scores, unconditional, answer, scorer)
-        for each, scores, answer in zip(asked, by_example, answers, strict=True)
+        for each, scores, answer in zip(prompted, by_example, answers, strict=True)
     ]
-    found = {
-        "task": task.name, "metric": task.metric if is_written or task.metric == "choice"
+    record = {
+        "task": task.name, "metric": task.metric if is_generated or task.metric == "choice"
         else "greedy match", "shots": k, "draw": draw,
         "score": sum(each["score"] for each in examples) / len(examples),
         "chance": chance(task), "examples": examples,
@@ -134,50 +143,59 @@ def ask_setting(
         **({"paper": [list(row) for row in task.paper]} if task.paper else {}),
         "few": task.few,
     }  # fmt: skip
-    check(found, task)
-    return found
+    check(record, task)
+    return record
 
 
 def record_of(
     task: Task,
-    asked: Asked,
+    prompted: PromptedExample,
     scores: Sequence[Scored],
     unconditional: dict[tuple[int, ...], float],
     answer: str | None,
     scorer: Scorer,
 ) -> dict[str, Any]:
-    """Everything about one question: what the model read, what it thought of each candidate.
+    """The JSON record of one question: its prompts, and the scores of each candidate.
 
-    `score` is 1 for a right choice or answer (F1: the overlap), `margin` how much
-    better the truth did than the best of the rest (nats, as normalised).
+    `score` is 1 for a right choice or answer, or the F1 score; `margin` is the score
+    of the truth less that of the best other candidate (nats, as normalised).
     """
-    example, decode = asked.example, scorer.tokenizer.decode
+    example, decode = prompted.example, scorer.tokenizer.decode
     candidates = []
     for (_, completion), (_, text), each in zip(
-        asked.pairs, example.candidates, scores, strict=True
+        prompted.pairs, example.candidates, scores, strict=True
     ):
         total = sum(each.log_probabilities)
         by = {"none": total, "token": total / len(completion), "character": total / len(text)}
         if completion in unconditional:
             by["answer context"] = total - unconditional[completion]
-        candidates.append({
-            "text": text, "tokens": list(completion),
-            "log_probabilities": list(each.log_probabilities),
-            "is_likeliest": all(each.is_likeliest), "scores": by,
-        })  # fmt: skip
+        candidates.append(
+            {
+                "text": text,
+                "tokens": list(completion),
+                "log_probabilities": list(each.log_probabilities),
+                "is_likeliest": all(each.is_likeliest),
+                "scores": by,
+            }
+        )
     record = {
-        "prompts": [decode(prompt) for prompt in asked.prompts],
-        "demonstrations": len(asked.demonstrations), "dropped": asked.dropped, "cut": asked.cut,
-        "candidates": candidates, "truth": example.truth,
-    }  # fmt: skip
+        "prompts": [decode(prompt) for prompt in prompted.prompts],
+        "demonstrations": len(prompted.demonstrations),
+        "dropped": prompted.dropped,
+        "cut": prompted.cut,
+        "candidates": candidates,
+        "truth": example.truth,
+    }
     if task.metric == "choice":
         by = [each["scores"][task.normalise] for each in candidates]
         choice = max(range(len(by)), key=by.__getitem__)
         others = [score for number, score in enumerate(by) if number != example.truth]
         margin = by[example.truth] - max(others, default=by[example.truth])
         return record | {
-            "choice": choice, "score": float(choice == example.truth), "margin": margin,
-        }  # fmt: skip
+            "choice": choice,
+            "score": float(choice == example.truth),
+            "margin": margin,
+        }
     margin = max(sum(each.log_probabilities) for each in scores)
     if answer is None:
         score = float(any(each["is_likeliest"] for each in candidates))
@@ -187,7 +205,7 @@ def record_of(
 
 
 def check(setting: dict[str, Any], task: Task) -> bool:
-    """Apply the task's check to all answers; whether that changed what is recorded of them."""
+    """Apply the task's check to all answers in place; return whether a record changed."""
     before = [record.get("checks") for record in setting["examples"]]
     for example, record in zip(task.examples, setting["examples"], strict=True):
         if task.check and "answer" in record:
@@ -198,25 +216,25 @@ def check(setting: dict[str, Any], task: Task) -> bool:
 
 
 def chance(task: Task) -> float | None:
-    """Score of guessing among the candidates; None of an answer that is written freely."""
+    """The expected score of guessing; None for generated answers unless the task defines it."""
     if task.chance is not None or task.metric != "choice":
         return task.chance
     return sum(1 / len(each.candidates) for each in task.examples) / len(task.examples)
 
 
 def _unconditional(
-    scorer: Scorer, task: Task, asked: Sequence[Asked]
+    scorer: Scorer, task: Task, prompted: Sequence[PromptedExample]
 ) -> dict[tuple[int, ...], float]:
-    """Log-likelihood of each completion after the answer context alone, where it is asked for."""
+    """Log-likelihood of each completion after the answer context, if the normalisation needs it."""
     if task.metric != "choice" or task.normalise != "answer context":
         return {}
     prompt = tuple(scorer.tokenizer.encode(task.answer_context)) or (scorer.tokenizer.end_of_text,)
-    texts = list(dict.fromkeys(text for each in asked for text in each.completions))
+    texts = list(dict.fromkeys(text for each in prompted for text in each.completions))
     scored = scorer.score([(prompt, text) for text in texts])
     return {t: sum(each.log_probabilities) for t, each in zip(texts, scored, strict=True)}
 
 
 def _longest(task: Task, scorer: Scorer) -> int:
-    """Tokens of the longest answer accepted."""
+    """Tokens of the longest accepted answer."""
     texts = {text for each in task.examples for text in each.completions}
     return max(len(scorer.tokenizer.encode(text)) for text in texts)

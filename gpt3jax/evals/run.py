@@ -1,4 +1,4 @@
-"""Evaluate a run: its tasks asked, and what came of it printed and written."""
+"""The commands `evaluate` and `perplexity`: evaluate runs, print and write the results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gpt3jax.errors import ConfigError
 from gpt3jax.evals.page import page, percent
 from gpt3jax.evals.perplexity import count_words, perplexity, token_lengths
 from gpt3jax.evals.plot import plot
-from gpt3jax.evals.protocol import Protocol, Setting, ask_setting, check, settings_of
+from gpt3jax.evals.protocol import Protocol, Setting, check, evaluate_setting, settings_of
 from gpt3jax.evals.results import (
     collect,
     digest,
@@ -60,12 +60,24 @@ def evaluate_runs(
     draw_plot: bool,
     as_json: bool,
 ) -> None:
-    """Ask the models of runs, print one table, write results.json and index.html of each.
+    """Evaluate runs, print a table, and write results.json and index.html for each.
 
-    What a folder has already is not computed again.
+    Settings that are already stored are not computed again.
+
+    Args:
+      paths: the run directories.
+      names: of tasks, as `load_tasks` takes them.
+      protocol: the settings of the evaluation.
+      examples: of each task, at most.
+      words: word list for scramble tasks (default: words of the training data).
+      mesh: of devices.
+      step: of the checkpoint (default: the newest).
+      out: folder of the results, with a folder per run if there are several.
+      draw_plot: plot the scores, too.
+      as_json: print JSON rather than a table.
 
     Raises:
-      ConfigError: runs, tasks or protocol cannot be used.
+      ConfigError: a run, a task or the protocol is invalid.
     """
     devices = make_mesh(mesh)
     if out and len({path.resolve().name for path in paths}) < len(paths):
@@ -77,10 +89,13 @@ def evaluate_runs(
         with jax.set_mesh(devices):
             saved = load_model(path, step, devices)
             model = {
-                "run": str(path), "step": saved.step, "experiment": saved.experiment.name,
-                "parameters": count_params(saved.model), "tokenizer": saved.tokenizer.hash,
+                "run": str(path),
+                "step": saved.step,
+                "experiment": saved.experiment.name,
+                "parameters": count_params(saved.model),
+                "tokenizer": saved.tokenizer.hash,
                 "state": Checkpointer(saved.run.checkpoints).manifest(saved.step).state,
-            }  # fmt: skip
+            }
             of_out = out / path.resolve().name if out and len(paths) > 1 else out
             folder = of_out or path / "evaluations" / str(saved.step)
             open_folder(folder, model)
@@ -89,8 +104,8 @@ def evaluate_runs(
             )
             scorer = Scorer(saved.params, saved.model, saved.tokenizer, devices)
             try:
-                settings = _ask(scorer, tasks, protocol, folder)
-            finally:  # Also of what was done before Ctrl-C or a failure.
+                settings = _evaluate(scorer, tasks, protocol, folder)
+            finally:  # Also after Ctrl-C or a failure.
                 _write(folder, model, draw_plot)
         folders.append(folder)
         rows += [{"run": str(path), **row} for row in summarise(settings)]
@@ -99,64 +114,66 @@ def evaluate_runs(
         return
     _print(rows, len(paths) > 1)
     for folder in folders:
-        print(f"{folder}/index.html shows every question; results.json has all of it")
+        print(f"{folder}/index.html shows the questions; results.json has all results")
 
 
 def _words(file: Path | None, saved: LoadedModel) -> list[str]:
-    """The word list: a file's, or the most frequent words of the run's own training data."""
+    """The words of a file, or the most frequent words of the run's training data."""
     if file is not None:
         return read_words(file)
     return words_in(saved.experiment.data, saved.model.context, saved.tokenizer)
 
 
-def _ask(
+def _evaluate(
     scorer: Scorer, tasks: Sequence[Task], protocol: Protocol, folder: Path
 ) -> list[dict[str, Any]]:
-    """The settings asked for: read from the folder, or computed and stored there one by one."""
+    """The results of all settings, read from the folder or computed and stored there."""
     how = dataclasses.asdict(protocol) | {"dtype": str(compute_dtype(scorer.model))}
     del how["shots"], how["draws"]
     of_task = {
         id(task): {**how, "examples": len(task.examples), "questions": digest(task)}
         for task in tasks
     }
-    asked = {
+    settings = {
         file_of(folder, each.task.name, each.shots, each.draw, of_task[id(each.task)]): each
         for each in settings_of(scorer, tasks, protocol)
     }
-    found = {file: read_setting(file) for file in asked}
-    missing = [file for file in asked if found[file] is None]
-    if len(missing) < len(asked):
+    stored = {file: read_setting(file) for file in settings}
+    results = {file: result for file, result in stored.items() if result is not None}
+    missing = [file for file in settings if file not in results]
+    if len(missing) < len(settings):
         print(
-            f"already in {folder}, and not computed again: {len(asked) - len(missing)} of "
-            f"{pluralize(len(asked), 'setting')}",
+            f"already in {folder}, and not computed again: {len(settings) - len(missing)} of "
+            f"{pluralize(len(settings), 'setting')}",
             file=sys.stderr,
         )
-    costs = [_cost(asked[file], scorer) for file in missing]
+    costs = [_cost(settings[file], scorer) for file in missing]
     what = pluralize(len(missing), "setting")
     with progress() as report:
         for number, (file, cost) in enumerate(zip(missing, costs, strict=True)):
-            name, before, total = str(asked[file]), sum(costs[:number]), sum(costs)
+            name, before, total = str(settings[file]), sum(costs[:number]), sum(costs)
 
             def show(share: float) -> None:
                 report(what, (before + share * cost) / total, name)  # noqa: B023 (called here)
 
-            setting = ask_setting(scorer, asked[file], protocol, show)
-            found[file] = setting | {"asked": of_task[id(asked[file].task)]}
-            write_setting(file, found[file])
-    for file, setting in found.items():
-        if check(setting, asked[file].task):  # The code of a check may be newer than its results.
-            write_setting(file, setting)
-    return list(found.values())
+            result = evaluate_setting(scorer, settings[file], protocol, show)
+            results[file] = result | {"asked": of_task[id(settings[file].task)]}
+            write_setting(file, results[file])
+    for file, setting in settings.items():
+        # The code of a check may be newer than the stored result.
+        if check(results[file], setting.task):
+            write_setting(file, results[file])
+    return [results[file] for file in settings]
 
 
 def _cost(setting: Setting, scorer: Scorer) -> int:
-    """About how many tokens of prompts a setting has, for the time left."""
+    """Approximate number of prompt tokens of a setting, to estimate the remaining time."""
     size = len(scorer.tokenizer.encode(setting.task.examples[0].shown)) * (setting.shots + 1)
     return len(setting.task.examples) * min(size, scorer.model.context)
 
 
 def _write(folder: Path, model: dict[str, Any], draw_plot: bool) -> None:
-    """results.json and index.html of all that a folder has."""
+    """Write results.json and index.html of all stored settings."""
     settings = collect(folder)
     if not settings:
         return
@@ -166,10 +183,10 @@ def _write(folder: Path, model: dict[str, Any], draw_plot: bool) -> None:
         if draw_plot:
             plot(rows, figure)
         title = f"{model['experiment']}, step {model['step']:,}"
-        drawn = figure.read_bytes() if draw_plot else None
+        image = figure.read_bytes() if draw_plot else None
         record = {**model, "scores": rows, "settings": settings}
         write_atomic(folder / "results.json", json.dumps(record, ensure_ascii=False) + "\n")
-        write_atomic(folder / "index.html", page(title, rows, settings, drawn))
+        write_atomic(folder / "index.html", page(title, rows, settings, image))
     except OSError as error:
         raise ConfigError(
             f"--out {folder} cannot be written: {error.strerror or error}. Name another"
@@ -199,7 +216,7 @@ def _print(rows: Sequence[dict[str, Any]], has_runs: bool) -> None:
         )  # fmt: skip
     table.caption, table.caption_justify = "score: with its 95 % interval (Wilson)", "left"
     console = Console(highlight=False, markup=False)
-    # Into a file nothing is squeezed.
+    # A fixed width unless the output is a terminal.
     Console(highlight=False, markup=False, width=None if console.is_terminal else 160).print(table)
 
 
@@ -212,10 +229,19 @@ def measure_perplexity(
     step: int | None,
     as_json: bool,
 ) -> None:
-    """Print how well a run's model predicts held-out text: its own, or other prepared data.
+    """Print the loss and perplexity of a run on its held-out windows, or on other prepared data.
+
+    Args:
+      path: the run directory.
+      data: a prepared data folder (default: the run's data).
+      windows: number of held-out windows; 0 for all.
+      mesh: of devices.
+      weights: quantization of the weights.
+      step: of the checkpoint (default: the newest).
+      as_json: print JSON.
 
     Raises:
-      ConfigError: the run or the data cannot be used, or have two tokenizers.
+      ConfigError: the run or the data cannot be read, or their tokenizers differ.
     """
     devices = make_mesh(mesh)
     with jax.set_mesh(devices):
@@ -230,16 +256,22 @@ def measure_perplexity(
             measured = perplexity(
                 params, model, devices, held_out, lengths, lambda share: report("windows", share)
             )
+    assert measured is not None  # The callback never stops the evaluation.
     words = count_words(held_out, saved.tokenizer)
     per_word = measured.per_word(words)
     record = {
-        "run": str(path), "step": saved.step, "windows": measured.windows,
-        "windows_available": measured.available, "tokens": measured.tokens,
-        "bytes": measured.text_bytes, "words": words,
-        "val_loss": measured.per_token, "val_bits_per_byte": measured.bits_per_byte,
+        "run": str(path),
+        "step": saved.step,
+        "windows": measured.windows,
+        "windows_available": measured.available,
+        "tokens": measured.tokens,
+        "bytes": measured.text_bytes,
+        "words": words,
+        "val_loss": measured.per_token,
+        "val_bits_per_byte": measured.bits_per_byte,
         "word_perplexity": per_word,
         "loss_by_position": [measured.at_positions(i, i + 1) for i in range(model.context)],
-    }  # fmt: skip
+    }
     if as_json:
         print(json.dumps(record))
         return
@@ -252,13 +284,13 @@ def measure_perplexity(
     print("tokens before it, and the loss there in nats/token:")
     for first in sorted({0, *(1 << n for n in range(model.context.bit_length() - 1))}):
         stop = min(model.context, max(first + 1, 2 * first))
-        found = measured.at_positions(first, stop)
+        loss = measured.at_positions(first, stop)
         name = f"{first + 1}" if stop == first + 1 else f"{first + 1} to {stop}"
-        print(f"  {name:>14}  {'nothing is learned there' if found is None else f'{found:.3f}'}")
+        print(f"  {name:>14}  {'no targets' if loss is None else f'{loss:.3f}'}")
 
 
 def _held_out(saved: LoadedModel, data: Path | None, windows: int) -> loader.HeldOut:
-    """Held-out windows of the run's data, or of another folder; of 0 windows, all."""
+    """The held-out windows of the run's data, or of another folder; 0 for all."""
     context, sources = saved.model.context, saved.experiment.data
     if data is not None:
         sources = Data(sources=(Source(data.name or "data", str(data)),))

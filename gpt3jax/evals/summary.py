@@ -1,4 +1,4 @@
-"""Results of an evaluation in a few numbers: scores with their intervals. No jax."""
+"""Summarise the results of an evaluation: scores with confidence intervals. No jax."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gpt3jax.style import pluralize
 
 
 def summarise(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per task, number of shots and what else was asked for, over all draws.
+    """One row per task, number of shots and protocol, averaged over draws of demonstrations.
 
     `interval` is over examples: see `wilson`. `draw_deviation` is the standard
-    deviation of a draw's score over draws of demonstrations; absent with one draw.
+    deviation of the score over draws of demonstrations; absent for a single draw.
     """
     rows: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for setting in settings:
@@ -25,10 +25,10 @@ def summarise(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def wilson(score: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion, were other examples asked.
+    """Wilson's 95 % confidence interval of a proportion over a sample of `count` examples.
 
-    Of scores between 0 and 1 (F1, means over draws) it is at least as wide as needed: no
-    others with that mean vary as much as those that are 0 or 1.
+    For scores between 0 and 1 (F1, means over draws) it is conservative: given the mean, the
+    variance is largest for scores of 0 and 1.
     """
     z2 = NormalDist().inv_cdf(0.975) ** 2 / count
     centre, half = score + z2 / 2, math.sqrt(z2 * (score * (1 - score) + z2 / 4))
@@ -36,7 +36,7 @@ def wilson(score: float, count: int) -> tuple[float, float]:
 
 
 def described(row: dict[str, Any]) -> str:
-    """How many examples were asked, and how, in words; results of old may not say how."""
+    """A description of the examples and protocol of a row; old results lack the protocol."""
     text = pluralize(row["examples"], "example")
     if row["draws"] > 1:
         text += f", {row['draws']} draws (standard deviation {100 * row['draw_deviation']:.1f})"
@@ -50,10 +50,13 @@ def _row(of_draw: Sequence[dict[str, Any]]) -> dict[str, Any]:
     first = of_draw[0]
     examples = [each for setting in of_draw for each in setting["examples"]]
     count = len(first["examples"])
-    # An example's score, averaged over the draws: drawing anew is no new example.
-    scores = [fmean(of_example) for of_example in zip(
-        *([each["score"] for each in setting["examples"]] for setting in of_draw), strict=True
-    )]  # fmt: skip
+    # An example's score is averaged over the draws, which are not independent examples.
+    scores = [
+        fmean(of_example)
+        for of_example in zip(
+            *([each["score"] for each in setting["examples"]] for setting in of_draw), strict=True
+        )
+    ]
     row = {
         "task": first["task"],
         "shots": first["shots"],
@@ -88,13 +91,13 @@ def _row(of_draw: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def paper_score(setting: dict[str, Any]) -> float | None:
-    """What GPT-3 175B got with as many shots (Table H.1), 0 to 1."""
+    """The score of GPT-3 175B with as many shots (Table H.1), from 0 to 1."""
     column = {setting["few"]: 2, 0: 0, 1: 1}.get(setting["shots"])
     return None if column is None else setting["paper"][column][-1] / 100
 
 
 def _truth(record: dict[str, Any]) -> float:
-    """Log-likelihood of the right candidate."""
+    """Log-likelihood of the right candidate, in nats."""
     return sum(record["candidates"][record["truth"]]["log_probabilities"])
 
 
@@ -103,7 +106,7 @@ def _names(examples: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _accuracy(examples: Sequence[dict[str, Any]], name: str) -> float:
-    """Share of right choices, were they made by this normalisation."""
+    """Accuracy of the choices under another normalisation."""
     right = 0
     for each in examples:
         by = [candidate["scores"][name] for candidate in each["candidates"]]

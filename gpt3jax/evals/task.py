@@ -1,11 +1,11 @@
-"""What a task is: examples, where demonstrations come from, and how an answer is judged.
+"""Tasks: examples, demonstrations, and the metric of answers.
 
-Section 2.4 of the paper describes three ways to ask. A text is generated and
-compared with the answers accepted; several completions of one context are
-compared by their likelihood (multiple choice); or one completion is, after
-several contexts (partial evaluation: Winograd, Winogrande).
+The paper (section 2.4) has three kinds. A generated text is compared with the
+accepted answers; several completions of one context are compared by likelihood
+(multiple choice); or one completion of several contexts (partial evaluation:
+Winograd, Winogrande).
 
-Importing this file imports neither jax nor numpy.
+This module imports neither jax nor numpy.
 """
 
 from __future__ import annotations
@@ -18,28 +18,27 @@ from gpt3jax.errors import ConfigError
 
 Metric = Literal["exact match", "F1", "choice"]
 Normalise = Literal["none", "token", "character", "answer context"]
-"""What a candidate's log-likelihood is divided by, or compared with: nothing; its tokens (the
-paper's rule); its characters; its own likelihood after `answer_context` alone (the paper's rule
-for ARC, OpenBookQA and RACE)."""
+"""Normalisation of a candidate's log-likelihood: none; per token (the paper's default); per
+character; or less its log-likelihood after `answer_context` (the paper's rule for ARC, OpenBookQA
+and RACE)."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One question with what may follow it.
+    """A question and its candidate answers.
 
-    As in the paper's released files, the text put before a model is a plain
-    concatenation: a context brings its own separator from what precedes it, and a
-    completion its own leading space.
+    As in the paper's released files, prompts are plain concatenations: a context
+    begins with its separator, and a completion with a space.
     """
 
     contexts: tuple[str, ...]
-    """One; or as many as there are candidates, for partial evaluation."""
+    """A single one, or one per candidate for partial evaluation."""
     completions: tuple[str, ...]
-    """The candidates; of a generated answer, all that are accepted; one for partial evaluation."""
+    """The candidates; the accepted answers if generated; a single one for partial evaluation."""
     truth: int = 0
-    """Which candidate is right; of accepted answers, the one that a demonstration shows."""
+    """Index of the right candidate, or of the accepted answer that a demonstration shows."""
     group: str = ""
-    """Demonstrations are drawn from the same group: one rule, one passage, one vocabulary."""
+    """Demonstrations are sampled from the same group: one rule, one passage, one vocabulary."""
 
     def __post_init__(self) -> None:
         if not (
@@ -47,11 +46,11 @@ class Example:
         ):
             raise ConfigError(
                 f"an example has {len(self.contexts)} contexts and {len(self.completions)} "
-                "completions: one of the two is single. Mend it"
+                "completions: one of the two must be single. Correct it"
             )
         if not 0 <= self.truth < max(len(self.contexts), len(self.completions)):
             raise ConfigError(
-                f"an example's truth is {self.truth}: it has no such candidate. Mend it"
+                f"an example's truth is {self.truth}: it has no such candidate. Correct it"
             )
         if not all(self.completions):
             raise ConfigError("an example has an empty completion: nothing to score. Leave it out")
@@ -59,9 +58,8 @@ class Example:
     @property
     def candidates(self) -> list[tuple[str, str]]:
         """(context, completion) of each candidate."""
-        if len(self.contexts) > 1:
-            return [(context, self.completions[0]) for context in self.contexts]
-        return [(self.contexts[0], completion) for completion in self.completions]
+        # One of the two is single.
+        return [(context, text) for context in self.contexts for text in self.completions]
 
     @property
     def shown(self) -> str:
@@ -71,36 +69,36 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """Examples to be asked, and everything about how."""
+    """A set of examples, and how they are evaluated."""
 
     name: str
     examples: tuple[Example, ...]
     metric: Metric
     few: int
-    """Demonstrations of the few-shot setting (K), if they fit the context."""
+    """Number of demonstrations of the few-shot setting (K), if they fit the context."""
     demonstrations: tuple[Example, ...] = ()
-    """Where they are drawn from; empty: from `examples`, but for the one that is asked."""
+    """The pool of demonstrations; if empty, the other `examples`."""
     description: str = ""
-    """In natural language, before everything; all that the zero-shot setting has."""
+    """An instruction at the beginning of every prompt."""
     normalise: Normalise = "token"
-    """Of a choice."""
+    """For the metric `choice`."""
     answer_context: str = "Answer: "
-    """What an unconditional likelihood is conditioned on."""
+    """The context of the unconditional likelihood."""
     stop: str = "\n"
     """Ends a generated answer."""
     chance: float | None = None
-    """Score of guessing, if it is not one in the number of candidates."""
+    """Expected score of guessing, if it is not 1 / candidates."""
     check: Callable[[str, str], Mapping[str, bool]] | None = None
-    """What else is said of a generated answer, by name, of it and the one expected, without the
-    space around them: that it parses, say."""
+    """Additional named checks of a generated answer, for example that it parses; called with the
+    stripped answer and the stripped expected one."""
     paper: tuple[tuple[float, ...], ...] = ()
     """Table H.1: zero-, one- and few-shot, each of the eight sizes, in per cent."""
     source: str = ""
-    """Where format and numbers come from."""
+    """Source of the format and the numbers."""
 
     def __post_init__(self) -> None:
         if not self.examples:
-            raise ConfigError(f"task {self.name!r} has no examples: nothing to ask. Add some")
+            raise ConfigError(f"task {self.name!r} has no examples: nothing to evaluate. Add some")
         if self.metric != "choice" and any(len(each.contexts) > 1 for each in self.examples):
             raise ConfigError(
                 f"task {self.name!r} has several contexts for a completion, and the metric "
@@ -110,17 +108,17 @@ class Task:
             raise ConfigError(f"task {self.name!r} has an empty stop: answers never end. Name one")
 
     def prompt(self, demonstrations: Sequence[Example], context: str) -> str:
-        """What the model reads before a completion."""
+        """The text of the prompt."""
         return self.description + "".join(each.shown for each in demonstrations) + context
 
 
 def exact_match(text: str, accepted: Sequence[str]) -> float:
-    """1 if the text is one of the answers, space around them aside."""
+    """1 if the stripped text equals an accepted answer, else 0."""
     return float(text.strip() in {each.strip() for each in accepted})
 
 
 def f1(text: str, accepted: Sequence[str]) -> float:
-    """Overlap of words with the nearest answer: harmonic mean of precision and recall."""
+    """F1 of words with the closest accepted answer: harmonic mean of precision and recall."""
     return max(_f1(text.lower().split(), each.lower().split()) for each in accepted)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gpt3jax.config import Model
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.evals.prompts import Asked, ask
+from gpt3jax.evals.prompts import PromptedExample, build_prompts
 from gpt3jax.evals.task import Task
 from gpt3jax.inspect.capture import attention_of, capture
 from gpt3jax.model.init import Params
@@ -47,7 +47,7 @@ def shots_record(
       how much attention goes from the last token before the answer to each piece.
     """
     settings = []
-    asked = [ask(task, shots, tokenizer, model.context, seed=seed) for shots in SHOTS]
+    asked = [build_prompts(task, shots, tokenizer, model.context, seed=seed) for shots in SHOTS]
     longest = max(
         len(one.pairs[one.example.truth][0]) + len(one.pairs[one.example.truth][1])
         for each in asked for one in each
@@ -60,7 +60,12 @@ def shots_record(
 
 
 def _setting(
-    params: Params, model: Model, tokenizer: Tokenizer, task: Task, asked: Sequence[Asked], T: int
+    params: Params,
+    model: Model,
+    tokenizer: Tokenizer,
+    task: Task,
+    asked: Sequence[PromptedExample],
+    T: int,
 ) -> dict[str, Any]:
     pairs = [one.pairs[one.example.truth] for one in asked]
     tokens_ET = np.zeros((len(pairs), T), np.int32)
@@ -93,7 +98,7 @@ def _setting(
 
 
 def _pieces(
-    tokenizer: Tokenizer, task: Task, asked: Asked
+    tokenizer: Tokenizer, task: Task, asked: PromptedExample
 ) -> tuple[list[dict[str, Any]], list[tuple[int, int]]]:
     """The prompt in pieces: what is before, each demonstration, the question; and their tokens."""
     example = asked.example

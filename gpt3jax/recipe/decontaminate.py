@@ -1,14 +1,14 @@
-"""Test questions cut out of training text: 13 words in a row (Appendix C).
+"""Remove test questions from training text by 13-gram overlap (Appendix C of the paper).
 
-A run of 13 words that a training document shares with any test goes, with 200
-characters on each side of it; what is left are pieces, each a document of its own,
-if it has 200 characters. A document that falls into more than 10 pieces goes whole,
-and a run that more than 10 documents have is common speech or boilerplate and stays.
+A 13-gram of words that a training document shares with any test is removed, with
+200 characters on each side. The remaining pieces of at least 200 characters become
+documents. A document that would be cut into more than 10 pieces is dropped. A
+13-gram that occurs in more than 10 documents is considered common and not removed.
 
-Words are those of `data overlap`. The paper says "a 200 character window around it":
-that it is 200 on each side is how lm-evaluation-harness reads it, too; pieces are
-counted before short ones go. A bug left the paper's long documents unfiltered; not
-these.
+Words are those of `data overlap`. The paper's "200 character window around it" is
+read as 200 on each side, as in lm-evaluation-harness; pieces are counted before
+short ones are dropped. Long documents are filtered, too, which a bug prevented in
+the paper.
 """
 
 from __future__ import annotations
@@ -22,55 +22,54 @@ from gpt3jax.evals.task import Task
 
 @dataclass(frozen=True)
 class Rule:
-    """The numbers of the paper."""
+    """Parameters of the decontamination; the defaults are the paper's."""
 
     n: int = 13
-    """Words of a run."""
+    """Words of an n-gram."""
     window: int = 200
-    """Characters that go on each side of one."""
+    """Characters to remove on each side of an n-gram."""
     shortest: int = 200
-    """Characters of a piece, at least."""
+    """Minimum characters of a piece."""
     most_pieces: int = 10
-    """Of a document that stays."""
+    """Maximum pieces of a document; with more it is dropped."""
     most_documents: int = 10
-    """Documents that have a run, if it is to count."""
+    """N-grams in more documents are not removed."""
 
 
 PAPER = Rule()
 
 
 def grams_of(tasks: Iterable[Task], rule: Rule = PAPER) -> frozenset[str]:
-    """All runs of words in the examples of some tasks; shorter examples have none."""
+    """All n-grams of words in the examples of tasks; shorter examples have none."""
     texts = (example.shown for task in tasks for example in task.examples)
     words = ([word for word, *_ in places_of(text)] for text in texts)
     return frozenset(gram for each in words for gram in grams(each, rule.n))
 
 
-def shared(text: str, tests: Collection[str], rule: Rule = PAPER) -> list[tuple[str, int, int]]:
-    """The runs of a text that tests have too, each with its start and end."""
-    places = places_of(text)
-    runs = grams([word for word, *_ in places], rule.n)
+def find_grams(text: str, tests: Collection[str], rule: Rule = PAPER) -> list[tuple[str, int, int]]:
+    """The n-grams that a text shares with the tests, each with its start and end."""
+    words = places_of(text)
     return [
-        (gram, places[first][1], places[first + rule.n - 1][2])
-        for first, gram in enumerate(runs)
+        (gram, words[first][1], words[first + rule.n - 1][2])
+        for first, gram in enumerate(grams([word for word, *_ in words], rule.n))
         if gram in tests
     ]
 
 
-def pieces(
+def remove_grams(
     text: str, tests: Collection[str], documents: Mapping[str, int], rule: Rule = PAPER
 ) -> list[str]:
-    """What is left of a text: itself, or the pieces that it was cut into, which may be none.
+    """Remove the tests' n-grams from a text; return the text or the remaining pieces, if any.
 
     Args:
       text: of a training document.
-      tests: the runs of words in tests.
-      documents: in how many training documents each was found.
-      rule: the numbers.
+      tests: the n-grams of the tests.
+      documents: the number of training documents with each n-gram.
+      rule: the parameters.
     """
     spans = [
         (max(0, start - rule.window), min(len(text), end + rule.window))
-        for gram, start, end in shared(text, tests, rule)
+        for gram, start, end in find_grams(text, tests, rule)
         if documents[gram] <= rule.most_documents
     ]
     if not spans:
@@ -82,10 +81,10 @@ def pieces(
 
 
 def _between(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
-    """What spans leave of a text; both their starts and their ends are in order."""
-    found, position = [], 0
+    """The pieces of a text between spans, whose starts and ends are in ascending order."""
+    pieces, position = [], 0
     for start, end in spans:
         if start > position:
-            found.append(text[position:start])
+            pieces.append(text[position:start])
         position = end
-    return found + [text[position:]] * (position < len(text))
+    return pieces + [text[position:]] * (position < len(text))

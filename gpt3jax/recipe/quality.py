@@ -1,14 +1,14 @@
-"""Which documents to keep: the paper's quality classifier and its Pareto rule (Appendix A).
+"""The paper's quality classifier and Pareto sampling of documents (Appendix A).
 
-A logistic regression tells good text from raw text by hashed words. A document is
-kept if a Pareto variate exceeds 1 - score, so that what scores high nearly always
-stays, and a little of all else does: P(keep) = (2 - score)^-9.
+A logistic regression on hashed words distinguishes good text from raw text. A
+document is kept if a Pareto variate exceeds 1 - score, so that high scores are
+nearly always kept, and low scores sometimes: P(keep) = (2 - score)^-9.
 
-As in the paper: words by whitespace in lower case, hashed by MurmurHash3 into 2^18
-counts (Spark's Tokenizer and HashingTF by default), logistic regression, alpha 9.
-Otherwise: the counts of a document are scaled to unit length, both sides weigh alike
-and the L2 penalty is scikit-learn's, where the paper says nothing; the variate is
-drawn from the document itself, so that who runs it again keeps the same ones.
+As in the paper: words split by whitespace in lower case, hashed by MurmurHash3 to
+2^18 counts (Spark's defaults for Tokenizer and HashingTF), logistic regression,
+alpha 9. Where the paper gives no details, counts are scaled to unit length, both
+classes have equal weight, and the L2 penalty is scikit-learn's default. Unlike in
+the paper, the variate is a hash of the document, so the result is reproducible.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,12 +25,12 @@ from gpt3jax.data.corpora.documents import hash_key
 from gpt3jax.errors import ConfigError
 
 ALPHA = 9.0
-"""Of the Pareto distribution; the paper's, chosen to give the scores of WebText."""
+"""Of the Pareto distribution; in the paper, it matches the distribution of WebText's scores."""
 FEATURES = 2**18
 
 
 def keep_probability(score: float) -> float:
-    """How likely a document of this score, from 0 to 1, is kept.
+    """The probability that a document with this score, from 0 to 1, is kept.
 
     >>> [round(keep_probability(score), 6) for score in (0.0, 0.5, 0.9, 1.0)]
     [0.001953, 0.026012, 0.424098, 1.0]
@@ -39,30 +39,30 @@ def keep_probability(score: float) -> float:
 
 
 def variate(text: str) -> float:
-    """What `numpy.random.pareto(9)` stands for in the paper, from the text instead of a seed."""
+    """A Pareto variate like the paper's `numpy.random.pareto(9)`, from a hash of the text."""
     uniform = (hash_key(f"quality:{text}") + 0.5) / 2**64
     return uniform ** (-1.0 / ALPHA) - 1.0
 
 
 def keeps(score: float, text: str) -> bool:
-    """The paper's rule: `pareto(9) > 1 - document_score`."""
+    """Whether a document is kept: `pareto(9) > 1 - document_score` in the paper."""
     return variate(text) > 1.0 - score
 
 
 @dataclass(frozen=True)
 class Quality:
-    """A trained classifier: weights [FEATURES], and a bias."""
+    """A trained classifier with weights [FEATURES] and a bias."""
 
     weights: np.ndarray
     bias: float
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
-        """How good each text is, from 0 to 1: [texts]."""
+        """The score of each text, from 0 to 1: float [texts]."""
         raw = self._features.transform(texts) @ self.weights + self.bias
         return 1.0 / (1.0 + np.exp(-raw))
 
     def save(self, path: Path) -> None:
-        """Write it as one array: the weights, then the bias."""
+        """Write the weights and the bias as one array."""
         with open(path, "wb") as file:
             np.save(file, np.append(self.weights, self.bias), allow_pickle=False)
 
@@ -71,7 +71,7 @@ class Quality:
         """Read what `save` wrote.
 
         Raises:
-          ConfigError: it is something else.
+          ConfigError: the file cannot be read, or is not a classifier.
         """
         try:
             values = np.load(path, allow_pickle=False)
@@ -92,11 +92,11 @@ def train_quality(good: Iterable[str], raw: Iterable[str]) -> Quality:
     """Fit the classifier.
 
     Args:
-      good: texts to be like; the paper's were WebText, Wikipedia and books.
-      raw: unfiltered texts, some of which may be good.
+      good: reference texts; in the paper, WebText, Wikipedia and books.
+      raw: unfiltered texts.
 
     Raises:
-      ConfigError: one of them has no text, or scikit-learn is not installed.
+      ConfigError: either is empty, or scikit-learn is not installed.
     """
     features, good, raw = _hashing(), list(good), list(raw)
     if not good or not raw:
@@ -109,7 +109,7 @@ def train_quality(good: Iterable[str], raw: Iterable[str]) -> Quality:
     is_good = np.repeat([1, 0], [len(good), len(raw)])
     model = LogisticRegression(class_weight="balanced", max_iter=1000)
     model.fit(features.transform(good + raw), is_good)
-    return Quality(model.coef_[0], float(model.intercept_[0]))
+    return Quality(np.asarray(model.coef_)[0], float(np.asarray(model.intercept_)[0]))
 
 
 def _hashing() -> Any:
@@ -121,5 +121,8 @@ def _hashing() -> Any:
             "pip install 'gpt3jax[recipe]'"
         ) from None
     return HashingVectorizer(
-        n_features=FEATURES, tokenizer=str.split, token_pattern=None, alternate_sign=False
+        n_features=FEATURES,
+        tokenizer=str.split,
+        token_pattern=cast(Any, None),  # Unused; None avoids a warning.
+        alternate_sign=False,
     )

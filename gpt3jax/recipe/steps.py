@@ -1,8 +1,8 @@
-"""The paper's recipe as steps of datatrove pipelines, which run them on one machine or many.
+"""The steps of the paper's data recipe that datatrove lacks, for datatrove pipelines.
 
-datatrove (extra `recipe`) brings the executors, MinHash, and files in between; here
-is what it has not. Steps hold strings and numbers only, since executors pickle them;
-what a task needs it reads when it runs. Counts are datatrove's statistics.
+datatrove (extra `recipe`) provides executors for one or many machines, MinHash and
+intermediate files. Executors pickle steps, so these have only strings and numbers
+and load files when they run. Counts are datatrove's statistics.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from gpt3jax.data.corpora.documents import Skipped, hash_key
 from gpt3jax.data.corpora.open import open_corpus
 from gpt3jax.errors import ConfigError
 from gpt3jax.evals.tasks.files import load_tasks
-from gpt3jax.recipe.decontaminate import PAPER, grams_of, pieces, shared
+from gpt3jax.recipe.decontaminate import PAPER, find_grams, grams_of, remove_grams
 from gpt3jax.recipe.quality import Quality, keeps, train_quality
 
 BATCH = 256
-"""Documents that are scored together."""
+"""Documents per batch of the classifier."""
 
 
 class ReadCorpus(PipelineStep):
-    """Documents of a corpus, as `data prepare --corpus` names it; a task reads its share of parts.
+    """Reads a corpus of `data prepare --corpus`; each task reads its share of the parts.
 
-    Each is named by its key there.
+    The ids of documents are their keys in the corpus.
     """
 
     type, name = "reader", "corpus"
@@ -57,42 +57,42 @@ class ReadCorpus(PipelineStep):
 
 
 class TrainQuality(PipelineStep):
-    """Trains the quality classifier in one task, on a sample of both sides, and saves it."""
+    """Trains the quality classifier in one task, on samples of both corpora, and saves it."""
 
     type, name = "quality", "train"
 
     def __init__(
         self, reference: str, corpus: str, model: str, field: str = "text", most: int = 100_000
     ) -> None:
-        """`most` is the number of documents of each side, at most."""
+        """`most` is the maximum number of documents of each corpus."""
         super().__init__()
         self.reference, self.corpus, self.field, self.most = reference, corpus, field, most
         self.model = model
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
-        """Write the model; it appears whole."""
+        """Train the model, and write it atomically."""
         good, raw = self._sample(self.reference), self._sample(self.corpus)
         quality = train_quality(good, raw)
         self.stat_update("good", value=len(good))
         self.stat_update("raw", value=len(raw))
-        own = Path(f"{self.model}.partial-{os.getpid()}")
-        quality.save(own)
-        own.replace(self.model)
+        partial = Path(f"{self.model}.partial-{os.getpid()}")
+        quality.save(partial)
+        partial.replace(self.model)
 
     def _sample(self, spec: str) -> list[str]:
-        """Documents of parts in the order of their hashes, so that all of a corpus takes part."""
-        corpus, found = open_corpus(spec, self.field), []
+        """The documents of parts in the order of their hashes, which samples the corpus."""
+        corpus, texts = open_corpus(spec, self.field), []
         for part in sorted(corpus.parts, key=lambda part: hash_key(part.key)):
             for item in corpus.read(part):
-                if len(found) >= self.most:
-                    return found
+                if len(texts) >= self.most:
+                    return texts
                 if not isinstance(item, Skipped):
-                    found.append(item.text)
-        return found
+                    texts.append(item.text)
+        return texts
 
 
 class KeepQuality(BaseFilter):
-    """Keeps what the classifier and the Pareto rule keep."""
+    """Filters documents by the classifier's score and the Pareto rule."""
 
     type, name = "quality", "keep"
 
@@ -102,11 +102,11 @@ class KeepQuality(BaseFilter):
         self._quality: Quality | None = None
 
     def filter(self, doc: Document) -> bool:
-        """Whether one document stays."""
+        """Whether to keep a document."""
         return self.filter_batch([doc])[0]
 
     def filter_batch(self, batch: list[Document]) -> list[bool]:
-        """Which of some documents stay."""
+        """Whether to keep each document of a batch."""
         self._quality = self._quality or Quality.load(Path(self.model))
         scores = self._quality.scores([doc.text for doc in batch])
         for doc, score in zip(batch, scores, strict=True):
@@ -115,38 +115,38 @@ class KeepQuality(BaseFilter):
 
 
 class Words(WordTokenizer):
-    """Words by whitespace, in every language: what MinHash makes its shingles of."""
+    """Splits words by whitespace in every language, for the shingles of MinHash."""
 
     def word_tokenize(self, text: str) -> list[str]:
-        """The words."""
+        """The words of a text."""
         return text.split()
 
     def sent_tokenize(self, text: str) -> list[str]:
-        """The lines: datatrove wants sentences of every tokenizer, MinHash asks for none."""
+        """The lines of a text; required by datatrove's interface, not used by MinHash."""
         return text.splitlines()
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        """Where the words begin and end."""
-        return [found.span() for found in re.finditer(r"\S+", text)]
+        """The start and end of each word."""
+        return [match.span() for match in re.finditer(r"\S+", text)]
 
 
 class CountGrams(PipelineStep):
-    """Passes documents on, and counts in how many each run of words of the tests is found."""
+    """Passes documents on, and counts the documents with each n-gram of the tests."""
 
     type, name = "decontamination", "count"
 
     def __init__(self, tests: tuple[str, ...], folder: str) -> None:
-        """`tests` are tasks as `evaluate` names them; `folder` gets a file from each task."""
+        """`tests` are names of tasks for `evaluate`; each pipeline task writes to `folder`."""
         super().__init__()
         self.tests, self.folder = tests, folder
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        """Count, and write the counts when the last document has passed."""
+        """Count, and write the counts after the last document."""
         tests, counts = grams_of(load_tasks(self.tests)), Counter()
         if rank == 0:
             self.stat_update("runs of words in tests", value=len(tests))
         for doc in data:
-            counts.update({gram for gram, *_ in shared(doc.text, tests)})
+            counts.update({gram for gram, *_ in find_grams(doc.text, tests)})
             yield doc
         folder = Path(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ class CountGrams(PipelineStep):
 
 
 class CutGrams(PipelineStep):
-    """Cuts the tests out of documents, by the counts of all tasks."""
+    """Removes the tests' n-grams from documents, given the counts of all pipeline tasks."""
 
     type, name = "decontamination", "cut"
 
@@ -163,22 +163,22 @@ class CutGrams(PipelineStep):
         self.tests, self.folder = tests, folder
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        """Yield what is left of each document, pieces named KEY#0, KEY#1, ..."""
+        """Yield the remainder of each document, as pieces KEY#0, KEY#1, ... if it was cut."""
         tests, counts = grams_of(load_tasks(self.tests)), self._counts()
         if rank == 0:
             common = sum(count > PAPER.most_documents for count in counts.values())
             self.stat_update("runs found", value=len(counts))
             self.stat_update("runs in too many documents", value=common)
         for doc in data:
-            left = pieces(doc.text, tests, counts)
+            pieces = remove_grams(doc.text, tests, counts)
             self.stat_update("documents")
-            if left == [doc.text]:
+            if pieces == [doc.text]:
                 self.stat_update("untouched")
                 yield doc
                 continue
-            self.stat_update("cut" if left else "dropped")
-            self.stat_update("pieces", value=len(left))
-            yield from self._pieces(doc, left)
+            self.stat_update("cut" if pieces else "dropped")
+            self.stat_update("pieces", value=len(pieces))
+            yield from self._documents(doc, pieces)
 
     def _counts(self) -> Counter:
         counts = Counter()
@@ -189,13 +189,13 @@ class CutGrams(PipelineStep):
                 raise ConfigError(f"{file} is damaged: {error}. Count again") from error
         return counts
 
-    def _pieces(self, doc: Document, left: list[str]) -> Iterator[Document]:
-        for number, text in enumerate(left):
+    def _documents(self, doc: Document, pieces: list[str]) -> Iterator[Document]:
+        for number, text in enumerate(pieces):
             yield Document(text, f"{doc.id}#{number}", metadata=dict(doc.metadata))
 
 
 class Publish(PipelineStep):
-    """Gives a finished folder its name, in one task, when all others have ended."""
+    """Renames a finished folder to its final name, in one task, after all other stages."""
 
     type, name = "files", "publish"
 
@@ -204,6 +204,6 @@ class Publish(PipelineStep):
         self.made, self.out = made, out
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
-        """Rename it, unless that was done before."""
+        """Rename the folder, unless it is already renamed."""
         if not os.path.lexists(self.out):
             os.rename(self.made, self.out)

@@ -30,7 +30,7 @@ from optuna.distributions import (
 )
 
 from gpt3jax.errors import ConfigError
-from gpt3jax.user_code import load_module, naming
+from gpt3jax.user_code import load_module, named_errors
 
 Params = dict[str, Any]
 """Values of a trial, by the names that `space` gave them."""
@@ -56,7 +56,7 @@ class Space:
         Raises:
           ConfigError: the function fails, or what it returns are no overrides.
         """
-        with naming(self.file):
+        with named_errors(self.file):
             flags = self.function(trial)
         return as_words(flags, self.file)
 
@@ -74,7 +74,7 @@ def load(file: Path) -> Space:
             f"{file} has no function space(trial): nothing to vary. Define one, as "
             "experiments/sweep_learning_rate.py does"
         )
-    with naming(file):
+    with named_errors(file):
         first = tuple(getattr(module, "first", tuple)())
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     trial = study.ask()

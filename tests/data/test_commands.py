@@ -1,4 +1,4 @@
-"""What `data prepare` says, and that what it says to do works."""
+"""Messages of `data prepare`, and that the advice in them works."""
 
 import fcntl
 import json
@@ -89,7 +89,7 @@ def test_two_vocabularies_or_two_kinds_of_fields_are_refused(folder, data, tmp_p
     given = ["--tokenizer", str(data.folder)]
     for more, why in (
         (["--vocabulary", "4000"], "--vocabulary is 4000, but --tokenizer"),
-        (["--field", "a", "--pairs", "b", "c"], "--field goes without --pairs"),
+        (["--field", "a", "--pairs", "b", "c"], "--field excludes --pairs"),
     ):
         assert cli.main([*words, *given, *more]) == 2
         err = capsys.readouterr().err
@@ -185,7 +185,7 @@ def test_shards_name_special_tokens_too(tmp_path, data):
 PROGRAM = """
 import sys, time
 from gpt3jax import cli
-import gpt3jax.data.prepare as p
+import gpt3jax.data.prepare.prepare as p
 write = p._write
 def slow(*arguments):
     print("begun", flush=True)

@@ -1,4 +1,4 @@
-"""What is a document, what is left out, and that both are counted."""
+"""Documents of a corpus and skipped records, and their counts."""
 
 import builtins
 import json

@@ -1,4 +1,4 @@
-"""A corpus that a Python file makes: the same however it is read, and its mistakes in a line."""
+"""Generated corpora: deterministic for any number of workers; errors name the file."""
 
 import pytest
 
@@ -81,7 +81,7 @@ def test_a_file_that_changed_is_other_data(tmp_path):
 def test_a_file_that_gives_other_text_each_time_is_found_out(tmp_path):
     text = "import random\ndef documents():\n    for _ in range(99):\n        "
     spec = write(tmp_path, text + "yield 'a window of tokens ' * random.randint(1, 99)\n")
-    with pytest.raises(ConfigError, match="other text the second time: data must"):
+    with pytest.raises(ConfigError, match="other text the second time: it must"):
         prepare(spec, str(tmp_path / "data"), **SMALL, workers=1)
     assert not (tmp_path / "data").exists()
 
@@ -98,8 +98,8 @@ def test_a_file_that_gives_other_text_each_time_is_found_out(tmp_path):
         ("def documents():\n    yield b'a'\n", "yielded bytes"),
         ("def documents():\n    return 'text'\n", "returned str: documents are many"),
         ("def documents():\n    return 3\n", "returned int: documents are many"),
-        ("def documents():\n    return []\n", "gives no text"),
-        ("def documents():\n    yield ''\n", "gives no text"),
+        ("def documents():\n    return []\n", "yields no text"),
+        ("def documents():\n    yield ''\n", "yields no text"),
         ("def documents():\n    yield 'a'\n    raise SystemExit(3)\n", r"made\.py:3: SystemExit"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a tokenizer learns from and what is held out follow the text, however little there is."""
+"""The tokenizer sample and the held-out split are proportional to the text, also if it is small."""
 
 import json
 import math
@@ -97,7 +97,7 @@ def test_one_pair_alone_is_not_cut_and_says_what_works(tmp_path, data):
 @pytest.fixture
 def small_sample(monkeypatch):
     """A tokenizer is trained on 40 kB."""
-    for module in ("census", "tokenizer"):
+    for module in ("prepare.census", "tokenizer"):
         monkeypatch.setattr(f"gpt3jax.data.{module}.SAMPLE_BYTES", 40_000)
 
 

@@ -1,4 +1,4 @@
-"""The order of training is a pure function of (data, seed, index)."""
+"""The training order is a pure function of (data, seed, index)."""
 
 import dataclasses
 import subprocess

@@ -1,4 +1,4 @@
-"""Prompts and completions: whole, in their order, and only completions are learned."""
+"""Pairs of prompt and completion: packed uncut, in order, with a loss on completions only."""
 
 import json
 
@@ -128,7 +128,7 @@ def test_data_without_one_good_pair_is_refused_in_words(settings, tmp_path):
     (tmp_path / "text.txt").write_text("text\n")
     with pytest.raises(ConfigError, match=r"1 not \.jsonl or \.parquet"):
         prepare(str(tmp_path / "text.txt"), str(tmp_path / "out"), **settings)
-    with pytest.raises(ConfigError, match="--pairs goes with --tokenizer"):
+    with pytest.raises(ConfigError, match="--pairs requires --tokenizer"):
         prepare(bad, str(tmp_path / "out"), **settings | {"tokenizer": None})
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""Prepared data: the same bytes however it is made, all or nothing, every token once."""
+"""Prepared data is reproducible and atomic, and has every token exactly once."""
 
 import json
 import os
@@ -234,7 +234,7 @@ def test_manifest_errors_say_what_it_is(copy, tmp_path):
         ("[]", "is damaged"),
         (json.dumps({"version": 1}), "is damaged"),
         (json.dumps(record | {"version": 9}), "has format 9"),
-        (json.dumps(record | {"context": 64}), "hash does not agree"),
+        (json.dumps(record | {"context": 64}), "hash does not match"),
     ):
         (copy / "manifest.json").write_text(text)
         with pytest.raises(ConfigError, match=message):

@@ -1,4 +1,4 @@
-"""Records in files of every ending: their text is read, and nothing else of them."""
+"""Records in files of every format: only their text fields are read."""
 
 import json
 from collections import Counter
@@ -71,8 +71,8 @@ def test_a_byte_order_mark_where_files_were_joined_drops_no_row(tmp_path):
         ("a.json", "{]", "neither JSON lines nor a JSON array or object"),
         ("a.json", "plain text", "neither JSON lines nor"),
         ("a.txt", "plain text", "applies to no file of corpus"),
-        ("a.jsonlines", LINES, "holds JSON and would be read as text"),
-        ("a", BOM.decode() + json.dumps(ROWS, indent=1), "holds JSON and would be read as text"),
+        ("a.jsonlines", LINES, "has JSON but would be read as text"),
+        ("a", BOM.decode() + json.dumps(ROWS, indent=1), "has JSON but would be read as text"),
     ],
 )
 def test_a_field_that_is_not_there_is_refused_and_json_is_never_text(tmp_path, name, content, said):
@@ -147,7 +147,7 @@ def test_several_paths_and_globs_are_one_corpus_and_each_file_is_read_once(tmp_p
     with pytest.raises(ConfigError, match=r"none\*.* has no files"):
         open_corpus([*files, f"{tmp_path}/none*"])
     with pytest.raises(
-        ConfigError, match="python-library is no file or folder: it cannot be joined"
+        ConfigError, match="python-library is no file or folder: it cannot be combined"
     ):
         open_corpus([*files, "python-library"])
 

@@ -1,4 +1,4 @@
-"""Shards of a data folder: merged, the bytes that one process writes; anything amiss is named."""
+"""Merged shards have the bytes of a single process; faulty shards are named."""
 
 import json
 import os
@@ -120,7 +120,7 @@ def test_what_is_missing_or_damaged_is_named_and_nothing_is_merged(make, merged,
             "shard 1/6 is damaged: its groups are not those of this shard",
             "shard 2/6 is damaged: [Errno 2]",
             "shard 3/6 is damaged: it was made for another plan",
-            "shard 4/6 is missing: begun, not finished",
+            "shard 4/6 is missing: started but not finished",
         ),
         strict=True,
     ):
@@ -135,7 +135,7 @@ def test_what_is_missing_or_damaged_is_named_and_nothing_is_merged(make, merged,
     assert lines[0].startswith("shard 5/6 found another corpus: 121 documents, not 120. Delete")
     assert len(lines) == 1 and not out.exists()
     shutil.rmtree(work / "shard-00005-of-00006")
-    assert "(5)" in merged(out)[0] and merged(out)[1] == ["shard 5/6 is missing: never begun"]
+    assert "(5)" in merged(out)[0] and merged(out)[1] == ["shard 5/6 is missing: never started"]
     make(out, (5,), 6)
     assert merged(out)[0].train_windows and not work.exists()
 
@@ -153,16 +153,16 @@ def test_shards_of_other_settings_tokenizers_and_counts_are_refused(
         ({"validation_fraction": 0.2}, "validation_fraction 0.01, now 0.2"),
         ({"tokenizer": str(tmp_path / "t")}, "tokenizer .*, now "),
     ):
-        with pytest.raises(ConfigError, match=f"begun differently: {why}"):
+        with pytest.raises(ConfigError, match=f"started differently: {why}"):
             make(out, (1,), 3, **changes)
-    with pytest.raises(ConfigError, match="begun differently: shards 3, now 4"):
+    with pytest.raises(ConfigError, match="started differently: shards 3, now 4"):
         make(out, (1,), 4)
     assert {path: path.stat().st_mtime_ns for path in work_folder(out).rglob("*")} == before
 
     texts = write_folder(tmp_path / "texts")
     make(tmp_path / "b", (0,), 3, corpus=texts)
     (texts / "007.txt").write_text("file007\nanother text now\n")
-    with pytest.raises(ConfigError, match=r"begun differently: the corpus has changed\."):
+    with pytest.raises(ConfigError, match=r"started differently: the corpus has changed\."):
         make(tmp_path / "b", (1,), 3, corpus=texts)
 
 
@@ -177,7 +177,7 @@ def test_text_that_changes_after_it_was_counted_is_refused(make, merged, tmp_pat
         (tmp_path / f"in/{i}.jsonl").write_text(" " * (len(row) - 1) + "\n" + row * 49)
     with pytest.raises(ConfigError, match=r"corpus has changed: .* documents, .* bytes, now "):
         make(tmp_path / "out", (1,), 2, corpus=tmp_path / "in")
-    assert merged(tmp_path / "out")[1] == ["shard 1/2 is missing: never begun"]
+    assert merged(tmp_path / "out")[1] == ["shard 1/2 is missing: never started"]
 
 
 def test_a_shard_that_is_there_is_verified_and_left(make, tmp_path):
@@ -232,7 +232,7 @@ def test_who_comes_second_to_begin_takes_the_plan_that_is_there(make, tmp_path, 
     make(tmp_path / "out", (1,), 3)
     assert seen.count(work) == 2 and finished(str(tmp_path / "out")) == (2, 3)
     seen.clear()
-    with pytest.raises(ConfigError, match="begun differently: seed 0, now 1"):
+    with pytest.raises(ConfigError, match="started differently: seed 0, now 1"):
         make(tmp_path / "out", (2,), 3, seed=1)
     assert [path.name for path in tmp_path.iterdir()] == ["out.shards"]
 
@@ -275,7 +275,7 @@ def test_without_links_files_are_copied(folder, settings, make, merged, tmp_path
 
 PROGRAM = """
 import sys, time
-import gpt3jax.data.prepare as p
+import gpt3jax.data.prepare.prepare as p
 p.SHARD_BYTES = 16_000
 from gpt3jax.data.prepare.shards import prepare_shard
 corpus, out, tokenizer, index, count, wait = sys.argv[1:]
@@ -310,9 +310,9 @@ def test_killed_and_at_once_and_twice(folder, settings, start, merged, tmp_path)
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     assert merged(out)[1] == [
-        "shard 0/3 is missing: never begun",
-        "shard 1/3 is missing: begun, not finished",
-        "shard 2/3 is missing: never begun",
+        "shard 0/3 is missing: never started",
+        "shard 1/3 is missing: started but not finished",
+        "shard 2/3 is missing: never started",
     ]
     running = [start(out, index, 3, wait=0.02) for index in (0, 1, 2) * 2]
     for each in running:
@@ -326,7 +326,7 @@ def test_killed_and_at_once_and_twice(folder, settings, start, merged, tmp_path)
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("3", "it is I/N"), ("-1/4", "it is I/N"), ("1/4/2", "it is I/N"), ("", "it is I/N"),
+    [("3", "must be I/N"), ("-1/4", "must be I/N"), ("1/4/2", "must be I/N"), ("", "must be I/N"),
      ("0/0", "from 1 to 99,999"), ("1/100000", "from 1 to 99,999"),
      ("4/4", r"the last is 3/4. Change I \(of a Slurm array: --array 0-3\)")],
 )  # fmt: skip
@@ -340,7 +340,7 @@ def test_the_commands(folder, settings, tmp_path, capsys):
     words = ["data", "prepare", "--corpus", str(folder), "--out", str(out), "--context", "32",
              "--workers", "1"]  # fmt: skip
     assert cli.main([*words, "--shard", "0/2"]) == 2
-    assert "--shard goes with --tokenizer: " in capsys.readouterr().err
+    assert "--shard requires --tokenizer: " in capsys.readouterr().err
     assert cli.main(["data", "merge", str(out)]) == 2
     assert f"error: {out} has no shards" in capsys.readouterr().err
     words += ["--tokenizer", settings["tokenizer"]]
@@ -350,7 +350,7 @@ def test_the_commands(folder, settings, tmp_path, capsys):
     assert cli.main(["data", "merge", str(out), "--workers", "1"]) == 2
     said = capsys.readouterr().err.splitlines()
     err = [line for line in said if not line.startswith("verifying ")]
-    assert err[0] == "shard 0/2 is missing: never begun" and err[1].startswith("error: ")
+    assert err[0] == "shard 0/2 is missing: never started" and err[1].startswith("error: ")
     assert len(err) == 2 and not out.exists()
     assert cli.main([*words, "--shard", "0/2"]) == 0
     assert cli.main(["data", "merge", str(out), "--workers", "0"]) == 2

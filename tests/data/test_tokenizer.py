@@ -1,4 +1,4 @@
-"""Every text comes back exactly, and nothing a person types ends a document."""
+"""Tokenizers are lossless, and no text encodes to end-of-text."""
 
 import pytest
 from hypothesis import example, given, settings
@@ -108,5 +108,5 @@ def test_irreversible_model_is_refused():
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS), model_writer=model, vocab_size=24, minloglevel=2
     )
-    with pytest.raises(ConfigError, match="does not suit"):
+    with pytest.raises(ConfigError, match="cannot be used"):
         Tokenizer(model.getvalue())

@@ -1,4 +1,4 @@
-"""Questions and answers are those of the released files; every answer is right."""
+"""Arithmetic questions have the format of the released files, and right answers."""
 
 import re
 

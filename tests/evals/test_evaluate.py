@@ -1,4 +1,4 @@
-"""The protocol, by a model whose answers are known; and its numbers in results and pages."""
+"""The protocol with a model of known answers, and its numbers in results and pages."""
 
 import json
 import math
@@ -122,7 +122,9 @@ def test_answers_that_leave_no_place_for_a_question_are_refused(reader, task):
     longest = max(map(len, answers))
     small = Reader(reader.tokenizer)
     small.model = SimpleNamespace(context=longest + 1)
-    with pytest.raises(ConfigError, match=f"answers of {longest} tokens.*sees {longest + 1}:"):
+    with pytest.raises(
+        ConfigError, match=f"answers of {longest} tokens.*context is {longest + 1}:"
+    ):
         list(evaluate(small, [task], Protocol(shots=(0,))))
     small.model = SimpleNamespace(context=longest + 2)
     assert list(evaluate(small, [task], Protocol(shots=(0,))))

@@ -1,4 +1,4 @@
-"""Tasks from files and by name; what is wrong with a file is said in a line that names it."""
+"""Tasks from files and by name; errors name file and line."""
 
 import gzip
 import json
@@ -95,7 +95,7 @@ def without(row, key):
         (CAPITALS[0] | {"completion": [" a", ""]}, "empty completion"),
         (CAPITALS[0] | {"completion": " \ud800"}, "surrogates not allowed"),
         (CAPITALS[0] | {"answer": " a"}, "answer is not known"),
-        (CHOICE, "another form than the lines before"),
+        (CHOICE, "another form than the previous lines"),
     ],
 )
 def test_a_line_that_is_wrong_is_named(tmp_path, line, said):
@@ -103,7 +103,7 @@ def test_a_line_that_is_wrong_is_named(tmp_path, line, said):
     raw = line if isinstance(line, bytes) else line if isinstance(line, str) else json.dumps(line)
     raw = raw if isinstance(raw, bytes) else raw.encode()
     path.write_bytes(json.dumps(CAPITALS[1]).encode() + b"\n\n" + raw + b"\n")
-    with pytest.raises(ConfigError, match=rf"tasks\.jsonl:3: .*{said}.*Mend the line") as error:
+    with pytest.raises(ConfigError, match=rf"tasks\.jsonl:3: .*{said}.*Correct the line") as error:
         read_jsonl(path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
@@ -138,7 +138,8 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         file.truncate(serde.LARGEST + 1)
     (tmp_path / "empty.jsonl").write_text("\n")
     for name, said in {
-        "bomb.jsonl.gz": "unpacked, it has over 67108864 bytes", "cut.jsonl.gz": "cannot be read",
+        "bomb.jsonl.gz": "decompressed, it has over 67108864 bytes",
+        "cut.jsonl.gz": "cannot be read",
         "plain.jsonl.gz": "Not a gzipped file", "huge.jsonl": "67108865 bytes, over",
         "empty.jsonl": "has no examples", "none.jsonl": "No such file", ".": "not a regular file",
     }.items():  # fmt: skip
@@ -228,7 +229,7 @@ def test_a_count_asks_a_sample_and_leaves_the_others_to_demonstrate(tmp_path):
     (pattern,) = load_tasks(["substitution"], count=7)
     assert len(pattern.examples) == 7 and len(pattern.demonstrations) == 8000
     for count in (0, -1):
-        with pytest.raises(ConfigError, match=f"{count} examples are asked"):
+        with pytest.raises(ConfigError, match=f"{count} examples per task"):
             load_tasks(["substitution"], count=count)
 
 

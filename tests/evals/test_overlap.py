@@ -1,4 +1,4 @@
-"""Appendix C: which examples stand in the training text, by grams of their words."""
+"""The N-gram overlap of examples with training text (Appendix C)."""
 
 import pytest
 

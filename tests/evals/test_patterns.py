@@ -1,4 +1,4 @@
-"""Only demonstrations tell the answer, and training text keeps what is held out apart."""
+"""Only demonstrations determine answers, and training patterns have no held-out names."""
 
 import math
 import random

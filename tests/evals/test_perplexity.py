@@ -1,4 +1,4 @@
-"""One measure of a loss, against numpy on the text and the plain forward pass, on uneven data."""
+"""Perplexity against a numpy reference over the plain forward pass, on uneven data."""
 
 import json
 import math

@@ -1,10 +1,10 @@
-"""Demonstrations: drawn from the right ones, never the question itself, and made to fit."""
+"""Demonstrations come from the right pool, exclude the question, and fit the context."""
 
 import pytest
 
 from gpt3jax.data.tokenizer import Tokenizer, train_tokenizer
 from gpt3jax.errors import ConfigError
-from gpt3jax.evals.prompts import ask
+from gpt3jax.evals.prompts import build_prompts
 from gpt3jax.evals.task import Example, Task, exact_match, f1
 
 
@@ -20,7 +20,7 @@ def numbers(count, **fields):
 
 def test_a_prompt_is_description_demonstrations_and_question(tokenizer):
     task = numbers(20, description="Add 1.")
-    for number, asked in enumerate(ask(task, 3, tokenizer, 400)):
+    for number, asked in enumerate(build_prompts(task, 3, tokenizer, 400)):
         shown = "".join(each.shown for each in asked.demonstrations)
         text = f"Add 1.{shown}\nQ: {number}\nA:"
         assert (
@@ -34,17 +34,21 @@ def test_a_prompt_is_description_demonstrations_and_question(tokenizer):
 def test_with_a_training_set_nothing_of_the_test_is_shown(tokenizer):
     train = tuple(Example((f"\nQ: {n}\nA:",), (f" {n + 1}",)) for n in range(100, 110))
     task = numbers(20, demonstrations=train)
-    assert all(set(each.demonstrations) <= set(train) for each in ask(task, 5, tokenizer, 400))
+    assert all(
+        set(each.demonstrations) <= set(train) for each in build_prompts(task, 5, tokenizer, 400)
+    )
     # An example may be asked that the training set also has.
     same = numbers(20, demonstrations=numbers(20).examples)
-    assert any(each.example in each.demonstrations for each in ask(same, 19, tokenizer, 4000))
+    assert any(
+        each.example in each.demonstrations for each in build_prompts(same, 19, tokenizer, 4000)
+    )
 
 
 def test_draws_are_recorded_by_seed_and_differ_by_example(tokenizer):
     task = numbers(30)
 
     def shown(**how):
-        return [each.demonstrations for each in ask(task, 4, tokenizer, 400, **how)]
+        return [each.demonstrations for each in build_prompts(task, 4, tokenizer, 400, **how)]
 
     assert shown() == shown()
     assert shown(draw=1) != shown() != shown(seed=1)
@@ -56,15 +60,17 @@ def test_demonstrations_come_from_the_same_group(tokenizer):
     examples = tuple(
         Example((f"\n{n}",), (f" {n % 3}",), group=str(n % 3)) for n in range(30)
     )  # fmt: skip
-    for asked in ask(Task("groups", examples, "exact match", 5), 5, tokenizer, 400):
+    for asked in build_prompts(Task("groups", examples, "exact match", 5), 5, tokenizer, 400):
         assert {each.group for each in asked.demonstrations} == {asked.example.group}
         assert len(asked.demonstrations) == 5
 
 
 def test_what_does_not_fit_is_dropped_whole_and_counted(tokenizer):
-    whole = ask(numbers(20), 10, tokenizer, 1000)
+    whole = build_prompts(numbers(20), 10, tokenizer, 1000)
     context = len(whole[0].prompts[0]) - 20
-    for before, asked in zip(whole, ask(numbers(20), 10, tokenizer, context), strict=True):
+    for before, asked in zip(
+        whole, build_prompts(numbers(20), 10, tokenizer, context), strict=True
+    ):
         assert asked.dropped > 0 and asked.cut == 0
         assert asked.demonstrations == before.demonstrations[asked.dropped :]
         assert len(asked.prompts[0]) + len(asked.completions[0]) <= context
@@ -74,7 +80,7 @@ def test_what_does_not_fit_is_dropped_whole_and_counted(tokenizer):
 
 
 def test_a_question_that_is_too_long_by_itself_is_cut_at_its_beginning(tokenizer):
-    (asked,) = ask(
+    (asked,) = build_prompts(
         Task("long", (Example(("a long, long story: x",), (" y",)),), "exact match", 0), 0,
         tokenizer, 8, new_tokens=3,
     )  # fmt: skip
@@ -84,7 +90,7 @@ def test_a_question_that_is_too_long_by_itself_is_cut_at_its_beginning(tokenizer
 
 def test_partial_evaluation_asks_one_completion_after_each_context(tokenizer):
     example = Example((" the ball", " the box"), (" is red",), truth=1)
-    (asked,) = ask(Task("partial", (example,), "choice", 0), 0, tokenizer, 100)
+    (asked,) = build_prompts(Task("partial", (example,), "choice", 0), 0, tokenizer, 100)
     assert [tokenizer.decode(prompt) for prompt, _ in asked.pairs] == [" the ball", " the box"]
     assert {completion for _, completion in asked.pairs} == {tuple(tokenizer.encode(" is red"))}
     assert example.shown == " the box is red"

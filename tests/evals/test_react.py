@@ -1,4 +1,4 @@
-"""Descriptions and code correspond one to one, what is held out stays out, and code is harmless."""
+"""Descriptions and code correspond one to one, the split is disjoint, rendered code is harmless."""
 
 import itertools
 import random
@@ -9,23 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt3jax.evals import jsx, react
-from gpt3jax.evals.jsx import CodeError, Element, Handler, Style, parse, render, write
-from gpt3jax.evals.react import DIALECTS, HOUSE, Dialect, Thing
+from react import jsx, widgets
+from react.jsx import CodeError, Element, Handler, Style, parse, render, write
+from react.widgets import DIALECTS, TARGET, Dialect, Widget
 
-SEND = Thing("button", "red", ("Send",))
-BOX = Thing("box", "blue", (), (SEND, Thing("list", None, ("Milk", "Bread", "Eggs"))))
+SEND = Widget("button", "red", ("Send",))
+BOX = Widget("box", "blue", (), (SEND, Widget("list", None, ("Milk", "Bread", "Eggs"))))
 
 
-def drawn(count, *, held_out, seed=5):
-    draw = random.Random(seed)
-    return [react.draw_thing(draw, held_out=held_out) for _ in range(count)]
+def sample(count, *, held_out, seed=5):
+    rng = random.Random(seed)
+    return [widgets.sample_widget(rng, held_out=held_out) for _ in range(count)]
 
 
 @pytest.mark.parametrize(
     ("dialect", "code"),
     [
-        (HOUSE, "<button style={{background: 'red'}} onClick={press}>Send</button>"),
+        (TARGET, "<button style={{background: 'red'}} onClick={press}>Send</button>"),
         (
             Dialect(True, "class", '"', True, "arrow"),
             '<Button className="bg-red" onClick={() => press()}>{"Send"}</Button>',
@@ -37,18 +37,18 @@ def drawn(count, *, held_out, seed=5):
     ],
 )
 def test_a_red_button_that_says_send(dialect, code):
-    assert react.describe(SEND) == 'a red button that says "Send"'
-    assert react.code(SEND, dialect) == code
+    assert widgets.describe(SEND) == 'a red button that says "Send"'
+    assert widgets.to_code(SEND, dialect) == code
     assert render(parse(code)) == (
         '<button type=button style="background:red;color:white">Send</button>'
     )
 
 
 def test_a_box_with_things_in_it():
-    assert react.describe(BOX) == (
+    assert widgets.describe(BOX) == (
         'a blue box with a red button that says "Send" and a list of "Milk", "Bread" and "Eggs"'
     )
-    assert react.code(BOX, HOUSE) == (
+    assert widgets.to_code(BOX, TARGET) == (
         "<div style={{background: 'blue'}}>"
         "<button style={{background: 'red'}} onClick={press}>Send</button>"
         "<ul><li>Milk</li><li>Bread</li><li>Eggs</li></ul></div>"
@@ -56,90 +56,90 @@ def test_a_box_with_things_in_it():
 
 
 def test_descriptions_and_code_correspond_one_to_one():
-    things = set(drawn(2000, held_out=False) + drawn(500, held_out=True))
-    assert {each.kind for thing in things for each in thing.all} == {*react.LINKS}
-    assert len({react.describe(thing) for thing in things}) == len(things)
-    for dialect in (HOUSE, *DIALECTS[::7]):
-        assert len({react.code(thing, dialect) for thing in things}) == len(things)
+    sampled = set(sample(2000, held_out=False) + sample(500, held_out=True))
+    assert {each.kind for widget in sampled for each in widget.all} == {*widgets.LINKS}
+    assert len({widgets.describe(widget) for widget in sampled}) == len(sampled)
+    for dialect in (TARGET, *DIALECTS[::7]):
+        assert len({widgets.to_code(widget, dialect) for widget in sampled}) == len(sampled)
 
 
-def test_a_dialect_shows_in_the_code_and_not_in_what_it_draws():
+def test_dialects_differ_in_code_and_render_alike():
     assert len(set(DIALECTS)) == 72
-    assert len({react.code(BOX, dialect) for dialect in DIALECTS}) == 72
-    for thing in drawn(30, held_out=True):
-        assert len({render(parse(react.code(thing, dialect))) for dialect in DIALECTS}) == 1
+    assert len({widgets.to_code(BOX, dialect) for dialect in DIALECTS}) == 72
+    for widget in sample(30, held_out=True):
+        assert len({render(parse(widgets.to_code(widget, dialect))) for dialect in DIALECTS}) == 1
 
 
-def test_different_things_draw_differently():
-    things = set(drawn(2000, held_out=True))
-    assert len({render(parse(react.code(thing, HOUSE))) for thing in things}) == len(things)
+def test_different_widgets_render_differently():
+    sampled = set(sample(2000, held_out=True))
+    pages = {render(parse(widgets.to_code(widget, TARGET))) for widget in sampled}
+    assert len(pages) == len(sampled)
 
 
 LABEL = re.compile('"(.*?)"')
-PAIR = re.compile(rf"a ({'|'.join(jsx.COLOURS)}) ({'|'.join(react.LINKS)}) ")
+PAIR = re.compile(rf"a ({'|'.join(jsx.COLOURS)}) ({'|'.join(widgets.LINKS)}) ")
 
 
 def described(texts):
     return [line for text in texts for line in text.splitlines() if line.startswith("description:")]
 
 
-def test_nothing_held_out_is_in_the_training_text_or_among_what_is_shown():
-    shown = [each.shown for each in react.task(few=4).demonstrations]
-    tuned = [each["prompt"] for each in react.pairs(500)]
-    for texts in (list(react.documents(1500)), shown, tuned):
+def test_training_text_pairs_and_demonstrations_have_nothing_held_out():
+    shown = [each.shown for each in widgets.task(few=4).demonstrations]
+    tuned = [each["prompt"] for each in widgets.pairs(500)]
+    for texts in (list(widgets.documents(1500)), shown, tuned):
         lines = described(texts)
         assert len(lines) >= 200
         for line in lines:
             labels = LABEL.findall(line)
-            assert labels and not any(map(react.is_held_out_label, labels)), line
-            assert not any(react.is_held_out_pair(*pair) for pair in PAIR.findall(line)), line
+            assert labels and not any(map(widgets.is_held_out_label, labels)), line
+            assert not any(widgets.is_held_out_pair(*pair) for pair in PAIR.findall(line)), line
 
 
-def test_what_is_asked_is_held_out_but_made_of_what_was_seen():
-    text = "".join(react.documents(1500))
-    for line in described(each.contexts[0] for each in react.task(few=4).examples):
+def test_examples_are_held_out_combinations_of_seen_words():
+    text = "".join(widgets.documents(1500))
+    for line in described(each.contexts[0] for each in widgets.task(few=4).examples):
         labels, pairs = LABEL.findall(line), PAIR.findall(line)
-        assert all(map(react.is_held_out_label, labels)), line
-        assert any(react.is_held_out_pair(*pair) for pair in pairs), line
+        assert all(map(widgets.is_held_out_label, labels)), line
+        assert any(widgets.is_held_out_pair(*pair) for pair in pairs), line
         for word in " ".join(labels).split():
-            syllables = re.findall("..", word.lower())
-            assert word in text or all(each in react.SYLLABLES for each in syllables)
+            assert word in text
         for colour, kind in pairs:
             assert f" {colour} " in text and f" {kind} " in text
 
 
-def test_the_rule_holds_out_the_shares_it_says():
-    words = [f"{a} {b}" for a, b in itertools.product(react.WORDS, repeat=2)]
-    assert sum(map(react.is_held_out_label, words)) / len(words) == pytest.approx(1 / 5, abs=0.03)
-    pairs = list(itertools.product(jsx.COLOURS, react.LINKS))
-    assert sum(react.is_held_out_pair(*pair) for pair in pairs) == 18 and len(pairs) == 84
-    assert react.is_held_out_pair("teal", "heading")
-    assert not any(react.is_held_out_pair(None, kind) for kind in react.LINKS)
+def test_a_fifth_of_labels_and_18_of_84_pairs_are_held_out():
+    words = [f"{a} {b}" for a, b in itertools.product(widgets.WORDS, repeat=2)]
+    assert sum(map(widgets.is_held_out_label, words)) / len(words) == pytest.approx(1 / 5, abs=0.03)
+    pairs = list(itertools.product(jsx.COLOURS, widgets.LINKS))
+    assert sum(widgets.is_held_out_pair(*pair) for pair in pairs) == 18 and len(pairs) == 84
+    assert widgets.is_held_out_pair("teal", "heading")
+    assert not any(widgets.is_held_out_pair(None, kind) for kind in widgets.LINKS)
 
 
-def test_a_document_keeps_to_one_dialect_and_none_to_the_one_that_is_asked_for(monkeypatch):
+def test_each_document_has_one_dialect_and_none_the_target(monkeypatch):
     used = []
-    monkeypatch.setattr(react, "code", lambda thing, dialect: used.append(dialect) or "<p />")
-    for _ in react.documents(1500):
+    monkeypatch.setattr(widgets, "to_code", lambda _, dialect: used.append(dialect) or "<p />")
+    for _ in widgets.documents(1500):
         assert len(set(used[-3:])) == 1
-    assert set(used) == {*DIALECTS} - {HOUSE}
+    assert set(used) == {*DIALECTS} - {TARGET}
 
 
-def test_every_call_gives_the_same_and_hardly_anything_twice():
-    assert list(react.documents(20)) == list(react.documents(20))
-    assert len(set(react.documents(500))) == 500
-    assert react.task(few=4) == react.task(few=4)
-    assert len({each.shown for each in react.task(few=4).examples}) > 190
+def test_generation_is_deterministic_with_few_duplicates():
+    assert list(widgets.documents(20)) == list(widgets.documents(20))
+    assert len(set(widgets.documents(500))) == 500
+    assert widgets.task(few=4) == widgets.task(few=4)
+    assert len({each.shown for each in widgets.task(few=4).examples}) > 190
 
 
-def test_a_prompt_is_written_as_the_training_text_is():
-    """Demonstrations, a context and its answer, joined, are a document of that dialect."""
-    task = react.task(few=2)
+def test_a_prompt_has_the_format_of_the_training_text():
+    """Demonstrations, a context and its answer, concatenated, are a training document."""
+    task = widgets.task(few=2)
     prompt = task.prompt(task.demonstrations[:2], task.examples[0].contexts[0])
-    whole = prompt + task.examples[0].completions[0] + task.stop
+    document = prompt + task.examples[0].completions[0] + task.stop
     form = re.compile(r"(\ndescription: a .+\ncode: <.+>)+\n")
-    assert form.fullmatch(whole)
-    assert all(map(form.fullmatch, react.documents(20)))
+    assert form.fullmatch(document)
+    assert all(map(form.fullmatch, widgets.documents(20)))
 
 
 @pytest.mark.parametrize(
@@ -153,13 +153,13 @@ def test_a_prompt_is_written_as_the_training_text_is():
         ("", 0),
     ],
 )
-def test_checks_say_how_far_an_answer_came(code, passed):
-    found = react.check(code, react.code(SEND, HOUSE))
-    assert list(found) == ["parses", "renders", "as described"]
-    assert list(found.values()) == [True] * passed + [False] * (3 - passed)
+def test_checks_of_an_answer_imply_the_ones_before(code, passed):
+    checks = widgets.check(code, widgets.to_code(SEND, TARGET))
+    assert list(checks) == ["parses", "renders", "as described"]
+    assert list(checks.values()) == [True] * passed + [False] * (3 - passed)
 
 
-# Trees of any shape, of names and words that are listed or not.
+# Trees of any shape, with names and words on the allowlist and outside it.
 words = st.text(st.characters(blacklist_categories=["C", "Z"], blacklist_characters="\"'\\<>{}&"),
                 min_size=1)  # fmt: skip
 names = st.from_regex(r"[A-Za-z][A-Za-z0-9]{0,8}", fullmatch=True)
@@ -182,7 +182,7 @@ def elements(children):
     return st.builds(Element, tags, attributes.map(tuple), children)
 
 
-# Two texts side by side would be read as one.
+# Two adjacent texts would be parsed as one.
 trees = st.recursive(
     elements(st.lists(words, max_size=1).map(tuple)),
     lambda inner: elements(st.lists(inner, max_size=3).map(tuple)),
@@ -192,12 +192,12 @@ trees = st.recursive(
 
 @settings(max_examples=60, deadline=None)
 @given(trees, st.sampled_from(["'", '"']), st.booleans())
-def test_what_is_written_is_parsed_to_the_same_tree(tree, quote, braces):
+def test_parse_is_the_inverse_of_write(tree, quote, braces):
     assert parse(write(tree, quote=quote, braces=braces)) == tree
 
 
 class Seen(HTMLParser):
-    """Elements and attributes that a reader of HTML finds, and the text."""
+    """The elements, attributes and text that an HTML parser finds."""
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
@@ -232,7 +232,7 @@ def assert_harmless(drawn):
 
 @settings(max_examples=100, deadline=None)
 @given(trees)
-def test_what_is_drawn_is_on_the_list_whatever_the_tree(tree):
+def test_any_tree_is_refused_or_renders_to_harmless_html(tree):
     try:
         drawn = render(tree)
     except CodeError:
@@ -243,12 +243,12 @@ def test_what_is_drawn_is_on_the_list_whatever_the_tree(tree):
 PIECES = ["<", ">", "</", "/>", "{", "}", "{{", "}}", "'", '"', " ", "=", ":", ", ", "\\", "&lt;",
           "button", "div", "script", "style", "onClick", "onError", "href", "src", "press", "red",
           "() => ", "()", "alert(1)", "javascript:", "\n", "\0", "é", "Send"]  # fmt: skip
-GOOD = [react.code(BOX, dialect) for dialect in DIALECTS[::11]]
+GOOD = [widgets.to_code(BOX, dialect) for dialect in DIALECTS[::11]]
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_any_text_is_parsed_or_refused_and_never_does_harm(data):
+def test_any_text_is_refused_or_renders_to_harmless_html(data):
     code = data.draw(st.sampled_from(GOOD) | st.lists(st.sampled_from(PIECES)).map("".join))
     for _ in range(data.draw(st.integers(0, 3))):
         start = data.draw(st.integers(0, len(code)))
@@ -307,7 +307,7 @@ def test_any_text_is_parsed_or_refused_and_never_does_harm(data):
         "<p>Se\u202end</p>",
         "<div>" * 40 + "</div>" * 40,
         "<div>" * 5000,
-        "<p>" + "a" * jsx.LONGEST + "</p>",
+        "<p>" + "a" * jsx.MAX_LENGTH + "</p>",
         "",
         "Send",
     ],

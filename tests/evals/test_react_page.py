@@ -1,4 +1,4 @@
-"""The page of what was written, opened in a real browser: what shows, and what does not happen."""
+"""The page of answers: its content, and in a real browser, that hostile code does nothing."""
 
 import itertools
 import json
@@ -8,19 +8,20 @@ from pathlib import Path
 
 from browser import needs_browser, opened
 
-from gpt3jax.evals import react
-from gpt3jax.evals.react import DIALECTS, HOUSE, Thing
-from gpt3jax.evals.react_page import Answer, Asked, page
 from gpt3jax.user_code import load_module
+
+from react import widgets
+from react.page import Answer, Question, render_page
+from react.widgets import DIALECTS, TARGET, Widget
 
 RGB = {
     "red": "rgb(255, 0, 0)", "blue": "rgb(0, 0, 255)", "teal": "rgb(0, 128, 128)",
     "white": "rgb(255, 255, 255)", "black": "rgb(0, 0, 0)",
 }  # fmt: skip
-THING = Thing(
+WIDGET = Widget(
     "box", "blue", (),
-    (Thing("button", "red", ("Send",)), Thing("list", "teal", ("Milk", "Bread")),
-     Thing("field", None, ("Name",)), Thing("heading", None, ("Welcome Home",))),
+    (Widget("button", "red", ("Send",)), Widget("list", "teal", ("Milk", "Bread")),
+     Widget("field", None, ("Name",)), Widget("heading", None, ("Welcome Home",))),
 )  # fmt: skip
 HOSTILE = [
     "<script>document.title='taken'</script>",
@@ -37,13 +38,13 @@ def answers(code, other):
     return (Answer("zero-shot", "", other), Answer("few-shot", primer, code))
 
 
-def asked():
-    """A thing in every dialect, then what is hostile; the first is also answered as expected."""
-    expected = " " + react.code(THING, HOUSE)
-    codes = [react.code(THING, dialect) for dialect in DIALECTS]
-    return [Asked(react.describe(THING), expected, answers(expected, code)) for code in codes] + [
-        Asked(f"{code} <b>", expected, answers(expected, code)) for code in HOSTILE
-    ]
+def questions():
+    """A widget in every dialect, then hostile code; the first is also answered as expected."""
+    expected = " " + widgets.to_code(WIDGET, TARGET)
+    codes = [widgets.to_code(WIDGET, dialect) for dialect in DIALECTS]
+    return [
+        Question(widgets.describe(WIDGET), expected, answers(expected, code)) for code in codes
+    ] + [Question(f"{code} <b>", expected, answers(expected, code)) for code in HOSTILE]
 
 
 WATCHER = """<!doctype html><meta charset=utf-8>
@@ -67,8 +68,8 @@ frame.addEventListener("load", () => {
 
 
 @needs_browser
-def test_a_browser_draws_what_is_described_in_every_dialect_and_nothing_hostile(tmp_path):
-    found, fetched, log = opened(page("React", asked()), WATCHER, tmp_path)
+def test_a_browser_renders_every_dialect_and_nothing_hostile(tmp_path):
+    found, fetched, log = opened(render_page("React", questions()), WATCHER, tmp_path)
     assert "CONSOLE" not in log, log
     assert found["title"] == "React"
     assert not fetched and found["scripts"] == 0 and not found["overflows"]
@@ -96,9 +97,9 @@ WITH_HARM = (
 
 
 @needs_browser
-def test_the_watcher_sees_harm_where_there_is_some_and_the_policy_keeps_it_out(tmp_path):
-    """Else the test before would pass whatever the page did."""
-    text = page("React", asked()[:1]) + WITH_HARM
+def test_the_watcher_detects_harm_and_the_policy_blocks_it(tmp_path):
+    """Otherwise the previous test could pass on a harmful page."""
+    text = render_page("React", questions()[:1]) + WITH_HARM
     found, fetched, log = opened(
         re.sub("<meta http-equiv.*>", "", text), WATCHER, tmp_path / "open"
     )
@@ -109,8 +110,8 @@ def test_the_watcher_sees_harm_where_there_is_some_and_the_policy_keeps_it_out(t
     assert found["title"] == "React" and not fetched
 
 
-def test_the_page_says_how_each_answer_came_out():
-    text = page("React & <co>", asked())
+def test_the_page_reports_a_verdict_for_each_answer():
+    text = render_page("React & <co>", questions())
     assert "React &amp; &lt;co&gt;" in text
     rows = re.findall(r"<th scope=row>(.*?)</th>((?:<td>\d+</td>)+)", text)
     counts = {name: list(map(int, re.findall(r"\d+", cells))) for name, cells in rows}
@@ -120,12 +121,12 @@ def test_the_page_says_how_each_answer_came_out():
     assert text.count("<details>") == 78
 
 
-def test_the_page_names_nothing_outside_itself():
+def test_the_page_is_self_contained():
     outside = r"https?:|//\w|@import|url\(|src=|href=|<script"
-    assert not re.search(outside, page("React", asked()[:72]))
+    assert not re.search(outside, render_page("React", questions()[:72]))
 
 
-def test_the_experiment_makes_a_page_of_an_evaluation(tmp_path, monkeypatch):
+def test_the_experiment_writes_a_page_of_an_evaluation(tmp_path, monkeypatch):
     script = load_module(Path(__file__).parents[2] / "experiments/describe_to_react.py")
     task, results, out = script.task(), tmp_path / "results.json", tmp_path / "page.html"
     answer = " <button style={{background: 'red'}} onClick={press}>Send</button>"
@@ -144,7 +145,7 @@ def test_the_experiment_makes_a_page_of_an_evaluation(tmp_path, monkeypatch):
     assert text.count('<button type=button style="background:red;color:white">Send</button>') == 6
 
 
-def test_the_experiment_trains_and_tunes_on_what_the_grammar_makes():
+def test_the_experiment_trains_and_tunes_on_generated_pairs():
     script = load_module(Path(__file__).parents[2] / "experiments/describe_to_react.py")
-    assert list(itertools.islice(script.pairs(), 20)) == list(react.pairs(20))
-    assert list(itertools.islice(script.documents(), 20)) == list(react.documents(20))
+    assert list(itertools.islice(script.pairs(), 20)) == list(widgets.pairs(20))
+    assert list(itertools.islice(script.documents(), 20)) == list(widgets.documents(20))

@@ -1,4 +1,4 @@
-"""Results of an evaluation are stored setting by setting, reused, and never lost."""
+"""Evaluation results are stored by setting, reused, and never lost."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Four ways to score a text, one number; and answers that a batch does not change."""
+"""Four ways to score a text agree, and answers do not depend on the batch."""
 
 import random
 

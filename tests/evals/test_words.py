@@ -1,4 +1,4 @@
-"""Scrambles are those of the paper: letters kept, the rule followed, the word given back."""
+"""Scrambled words follow the rules of the paper's tasks."""
 
 import itertools
 import re

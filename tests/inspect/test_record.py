@@ -13,7 +13,7 @@ from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.decoding import decode
 from gpt3jax.decoding.decode import Sampling
 from gpt3jax.decoding.generator import Generator
-from gpt3jax.evals.prompts import ask
+from gpt3jax.evals.prompts import build_prompts
 from gpt3jax.evals.scoring import Scorer
 from gpt3jax.evals.tasks import patterns
 from gpt3jax.inspect import track
@@ -183,7 +183,7 @@ def test_shots_are_scored_as_the_evaluation_scores_them(model, params, tokenizer
     scorer = Scorer(params, context, tokenizer, make_mesh(Mesh(data=1), jax.devices()[:1]))
     assert [each["asked"] for each in found["settings"]] == list(SHOTS)
     for setting in found["settings"]:
-        asked = ask(task, setting["asked"], tokenizer, context.context)
+        asked = build_prompts(task, setting["asked"], tokenizer, context.context)
         scored = scorer.score([each.pairs[each.example.truth] for each in asked])
         expected = [np.exp(sum(each.log_probabilities)) for each in scored]
         np.testing.assert_allclose(setting["p"], expected, rtol=1e-3)

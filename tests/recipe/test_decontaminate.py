@@ -1,10 +1,10 @@
-"""Tests are cut out of text by the paper's rule."""
+"""Decontamination removes tests from text by the paper's rule."""
 
 import pytest
 
 from gpt3jax.evals.overlap import places_of, words_of
 from gpt3jax.evals.task import Example, Task
-from gpt3jax.recipe.decontaminate import PAPER, grams_of, pieces, shared
+from gpt3jax.recipe.decontaminate import PAPER, find_grams, grams_of, remove_grams
 
 QUESTION = "Which of the seven old bridges over the river was built before the great fire?"
 GRAM = "which of the seven old bridges over the river was built before the"
@@ -41,39 +41,39 @@ def test_runs_are_of_13_words_of_context_and_answer():
 def test_200_characters_go_on_each_side():
     before, after = filler(1000), filler(900)
     text = f"{before} {QUESTION} {after}"
-    left = pieces(text, TESTS, ONCE)
+    left = remove_grams(text, TESTS, ONCE)
     assert left == [text[:801], text[1001 + len(QUESTION) - 1 + 200 :]]
     # As typed elsewhere: other case, line ends and punctuation.
     changed = text.replace(QUESTION, QUESTION.upper().replace(" ", ",\n"))
-    assert [len(piece) for piece in pieces(changed, TESTS, ONCE)] == list(map(len, left))
+    assert [len(piece) for piece in remove_grams(changed, TESTS, ONCE)] == list(map(len, left))
 
 
 @pytest.mark.parametrize(("room", "stays"), [(199, 0), (200, 1)])
 def test_short_pieces_go(room, stays):
     text = f"{filler(199 + room)} {QUESTION}"
-    assert len(shared(text, TESTS)) == 3, "its 15 words without the answer"
-    assert pieces(text, TESTS, ONCE) == [text[:room]] * stays
+    assert len(find_grams(text, TESTS)) == 3, "its 15 words without the answer"
+    assert remove_grams(text, TESTS, ONCE) == [text[:room]] * stays
 
 
 def test_text_without_a_run_is_left_alone():
     for text in (filler(50), "", QUESTION.rsplit(" ", 3)[0], filler(5000)):
-        assert pieces(text, TESTS, ONCE) == [text]
+        assert remove_grams(text, TESTS, ONCE) == [text]
 
 
 @pytest.mark.parametrize(("questions", "left"), [(9, 10), (10, 0)])
 def test_a_document_of_more_than_ten_pieces_goes_whole(questions, left):
     text = filler(700) + (QUESTION + " " + filler(700)) * questions
-    assert len(pieces(text, TESTS, ONCE)) == left
+    assert len(remove_grams(text, TESTS, ONCE)) == left
 
 
 @pytest.mark.parametrize(("documents", "left"), [(10, 2), (11, 1)])
 def test_a_run_in_more_than_ten_documents_stays(documents, left):
     text = f"{filler(1000)} {QUESTION} {filler(1000)}"
-    assert len(pieces(text, TESTS, dict.fromkeys(TESTS, documents))) == left
+    assert len(remove_grams(text, TESTS, dict.fromkeys(TESTS, documents))) == left
 
 
 def test_windows_that_meet_are_one():
     text = f"{filler(500)} {QUESTION} {filler(300)} {QUESTION} {filler(500)}"
-    left = pieces(text, TESTS, ONCE)
+    left = remove_grams(text, TESTS, ONCE)
     assert len(left) == 2 and sum(map(len, left)) == len(text) - 2 * len(QUESTION) - 701
     assert PAPER.window == 200 and PAPER.n == 13

@@ -1,4 +1,4 @@
-"""The Pareto rule keeps what the paper's would; the classifier tells text from junk."""
+"""The Pareto rule is the paper's, and the classifier separates text from junk."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The whole recipe on a corpus in which it is known what should go (planted.py)."""
+"""The complete recipe on a corpus with known junk, duplicates and tests (planted.py)."""
 
 import json
 import os
@@ -161,7 +161,7 @@ def test_again_it_prints_the_same_and_other_settings_are_refused(folder, table):
     assert (again.returncode, again.stdout) == (0, table)
     other = recipe(folder, "--shingle", "3")
     assert (other.returncode, other.stdout) == (2, "")
-    assert "error: clean was begun with --shingle 5, now 3" in other.stderr
+    assert "error: clean was started with --shingle 5, now 3" in other.stderr
     mine = recipe(folder, "--out", "raw")
     assert mine.returncode == 2 and "raw exists: nothing is overwritten" in mine.stderr
 

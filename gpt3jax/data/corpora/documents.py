@@ -1,4 +1,4 @@
-"""What a corpus is made of: documents, what was skipped, and parts to read them from."""
+"""Elements of a corpus: documents, skipped records, and the parts that they are read from."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 PART_BYTES = 4 << 20
-"""Text in a part, about: small enough to hold in memory, large enough to be worth a task."""
+"""Approximate text in a part: it fits in memory and amortises the cost of a task."""
 BINARY_PROBE = 8 << 10
-"""Bytes of a file that are searched for NUL."""
+"""Bytes at the start of a file that are searched for NUL."""
 
 
 class Document(NamedTuple):
-    """One text. The key names it wherever the corpus lies (`notes/a.txt`, `web.jsonl:8192`)."""
+    """A text with a key that does not depend on the location of the corpus.
+
+    Keys are relative paths, such as `notes/a.txt` and `web.jsonl:8192`.
+    """
 
     key: str
     text: str
     replaced: bool
-    """The bytes were not valid UTF-8; U+FFFD stands for each that was not."""
+    """Whether U+FFFD replaced invalid UTF-8."""
     prompt: str = ""
-    """Of a pair: what comes before the text, to be read but not learned."""
+    """For a pair: the prompt, which does not count in the loss."""
 
 
 class Skipped(NamedTuple):
-    """What was left out, and why; the reasons are few, so that they can be counted."""
+    """A record that was skipped; reasons are few, so that they can be counted."""
 
     key: str
     reason: str
@@ -33,7 +36,7 @@ class Skipped(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A unit of work: bytes [start, stop) of a file, one Parquet row group, or rows of a set."""
+    """A unit of work: bytes [start, stop) of a file, a Parquet row group, or rows of a data set."""
 
     kind: str
     path: str
@@ -41,33 +44,38 @@ class Part(NamedTuple):
     start: int
     stop: int
     bytes: int
-    """Text in it, as far as can be known without reading it."""
+    """Estimated text size, without reading the part."""
 
 
 def decode_document(key: str, raw: bytes, prompt: bytes | None = None) -> Document | Skipped:
-    """The document that bytes are. CRLF and NUL are text and stay as they are.
+    """Decode UTF-8 bytes to a document. CRLF and NUL are preserved.
 
     With a prompt, which may be empty, the bytes are its completion.
     """
     if not raw:
         return Skipped(key, "empty" if prompt is None else "empty completion")
-    before = prompt or b""
+    prompt = prompt or b""
     try:
-        return Document(key, raw.decode(), False, before.decode())
+        return Document(key, raw.decode(), False, prompt.decode())
     except UnicodeDecodeError:
         if b"\0" in raw[:BINARY_PROBE]:
             return Skipped(key, "binary")
-        return Document(key, raw.decode(errors="replace"), True, before.decode(errors="replace"))
+        return Document(key, raw.decode(errors="replace"), True, prompt.decode(errors="replace"))
 
 
-_KINDS = {int: "a number", float: "a number", bool: "true or false", list: "a list",
-          type(None): "null"}  # fmt: skip
+_KINDS = {
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    type(None): "null",
+}
 
 
 def row_document(key: str, row: Any, fields: Sequence[str]) -> Document | Skipped:
-    """The document in one field of a row, or in two: a prompt and its completion.
+    """The document in one field of a row, or in two fields: a prompt and its completion.
 
-    A lone surrogate in it counts as invalid UTF-8.
+    A lone surrogate counts as invalid UTF-8.
     """
     for field in fields:
         if not isinstance(row, dict):
@@ -82,7 +90,7 @@ def row_document(key: str, row: Any, fields: Sequence[str]) -> Document | Skippe
 
 
 def choose_field(fields: Sequence[str]) -> str:
-    """What to do where records do not have the fields."""
+    """The advice in an error message where records lack the fields."""
     return "Pass --field with one" if len(fields) == 1 else "Pass --pairs with two"
 
 
@@ -92,11 +100,11 @@ def count_of(number: int, noun: str) -> str:
 
 
 def count_reasons(skipped: Counter) -> str:
-    """What was left out, by reason, the most frequent first: `617 binary, 3 empty`."""
+    """Skipped records by reason, in descending order: `617 binary, 3 empty`."""
     return ", ".join(f"{count:,} {reason}" for reason, count in skipped.most_common())
 
 
 def hash_key(key: str) -> int:
-    """64 bits that depend on the key alone, on every machine."""
+    """A portable 64-bit hash of a key."""
     digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big")

@@ -12,25 +12,25 @@ from gpt3jax.data.corpora.text_files import line_start
 from gpt3jax.errors import ConfigError, truncate
 
 LONGEST_RECORD = 16 << 20
-"""Bytes at the start of a file in which its first record is looked for."""
+"""Bytes at the start of a file that are searched for its first record."""
 
 
-def json_kind(path: str, size: int, fields: Sequence[str], is_asked: bool) -> str | None:
-    """Whether a .jsonl, .ndjson or .json file is `jsonl` or one `json` value; None if it is text.
+def json_kind(path: str, size: int, fields: Sequence[str], is_explicit: bool) -> str | None:
+    """The format of a .jsonl, .ndjson or .json file: `jsonl`, one `json` value, or None for text.
 
-    A .json file holds JSON lines, an array of records, or a single record. Where no field was
-    asked for it may be something else, such as settings: it is text, unless it is one of the
-    first two and its first record has a string in the field `text`.
+    A .json file has JSON lines, an array of records, or a single record. Without an explicit
+    field (`is_explicit`), it may be something else, such as settings: it is read as text unless it
+    has one of the first two formats and its first record has a string in the field `text`.
 
     Raises:
-      ConfigError: no record has the fields, or a .json file has none of these forms.
-      OSError: it cannot be read.
+      ConfigError: no record has the fields, or a .json file has none of these formats.
+      OSError: the file cannot be read.
     """
     is_lines = not size or not path.lower().endswith(".json")
     if not is_lines:
         first, is_lines, is_array = first_record(path)
         has_text = isinstance(first, dict) and isinstance(first.get("text"), str)
-        if not is_asked and not (has_text and (is_lines or is_array)):
+        if not is_explicit and not (has_text and (is_lines or is_array)):
             return None
     if is_lines:
         _check_fields(path, _records(path, size), fields)
@@ -47,9 +47,9 @@ def json_kind(path: str, size: int, fields: Sequence[str], is_asked: bool) -> st
 
 
 def first_record(path: str) -> tuple[Any, bool, bool]:
-    """The first record of a file, whether it has a line of its own, and whether it is in an array.
+    """The first record of a file, whether it fills a line, and whether it is in an array.
 
-    The record is None where the file does not begin with one.
+    The record is None if the file does not begin with one.
     """
     with open(path, "rb") as file:
         head = file.read(64)
@@ -68,24 +68,25 @@ def first_record(path: str) -> tuple[Any, bool, bool]:
 
 def _check_fields(path: str, rows: Iterable[Any], fields: Sequence[str]) -> None:
     """Refuse a file in which no record has text, or null, in each of the fields."""
-    wrong, count = None, 0
+    first, count = None, 0
     for row in rows:
-        found = dict(row) if isinstance(row, tuple) else row
-        named = found if isinstance(row, tuple) else {}
-        if all(isinstance(named.get(each, 0), str | None) for each in fields):
+        record = dict(row) if isinstance(row, tuple) else row
+        values = record if isinstance(row, tuple) else {}
+        if all(isinstance(values.get(field, 0), str | None) for field in fields):
             return
-        lacking = row_document(path, found, fields)
-        wrong = wrong or lacking
-        count += lacking.reason == wrong.reason
-    if wrong:
+        skipped = row_document(path, record, fields)
+        assert isinstance(skipped, Skipped)  # A document has text in each field.
+        first = first or skipped
+        count += skipped.reason == first.reason
+    if first:
         raise ConfigError(
-            f"{path} has nothing to read: {count:,} {wrong.reason} "
-            f"({truncate(wrong.detail, 100)}). {choose_field(fields)}"
+            f"{path} has nothing to read: {count:,} {first.reason} "
+            f"({truncate(first.detail, 100)}). {choose_field(fields)}"
         )
 
 
 def read_jsonl(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipped]:
-    """The documents of a part of a file of JSON lines."""
+    """The documents of a part of a JSON lines file."""
     if part.start == part.stop:
         yield Skipped(part.key, "empty")
     name = part.key.removesuffix(f":{part.start}")
@@ -127,7 +128,7 @@ def _document(key: str, row: Any, fields: Sequence[str]) -> Document | Skipped:
 
 
 def _lines(path: str, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """(position, line) of the lines that begin in a range of bytes."""
+    """(offset, line) of each line that begins in a range of bytes."""
     with open(path, "rb") as file:
         position, stop = line_start(file, start), line_start(file, stop)
         file.seek(position)
@@ -138,7 +139,7 @@ def _lines(path: str, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _records(path: str, size: int) -> Iterator[Any]:
-    """The lines of a file that are JSON."""
+    """The values of the valid lines of a JSON lines file."""
     for _, line in _lines(path, 0, size):
         try:
             yield _parse(line)
@@ -154,13 +155,13 @@ def _load(path: str) -> list[Any]:
 
 
 def _parse(raw: bytes) -> Any:
-    """A JSON value, its objects as tuples of (name, value), so that no name given twice is lost."""
+    """Parse JSON with objects as tuples of (key, value), which preserve duplicate keys."""
     return json.loads(_decode(raw), object_pairs_hook=tuple)
 
 
 def _decode(raw: bytes) -> str:
-    """The text of bytes. Those that are not UTF-8 become lone surrogates: JSON still parses.
+    """Decode UTF-8, with invalid bytes as lone surrogates, which JSON can parse.
 
-    A byte order mark is no part of JSON, also at the start of a line, where files were joined.
+    A byte order mark is removed, also at the start of a line, where files were concatenated.
     """
     return raw.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")

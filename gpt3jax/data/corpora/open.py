@@ -1,7 +1,7 @@
-"""A corpus: documents from files, Hugging Face data sets, Python itself, or a function of yours.
+"""A corpus of documents from files, Hugging Face data sets, Python's library, or a generator.
 
-It is opened into parts, small records that pickle, so that any process can read
-any part, one document at a time. What cannot be a document is yielded as
+A corpus is opened as parts, small picklable records, so that any process can
+read any part, document by document. What is not a document is yielded as
 `Skipped`, for the caller to count.
 """
 
@@ -29,29 +29,28 @@ from gpt3jax.data.corpora.text_files import read_text, split_file, walk
 from gpt3jax.errors import ConfigError
 
 SMALLEST_CUT = 16 << 10
-"""A text file is never cut into documents of fewer bytes than this."""
-
+"""Minimum bytes of a document that is cut from a larger text file."""
 
 JSON = (".jsonl", ".ndjson", ".json")
 RECORDS = ("jsonl", "json", "parquet", "hf")
-"""Kinds of parts that have fields."""
+"""Kinds of parts whose records have fields."""
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 NOT_RECORDS = "not .jsonl or .parquet or .ndjson or .json"
-"""Why a file is left out where pairs are read."""
+"""Reason for skipping a file where pairs are read."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A named body of text in parts, and the files that were left out when it was opened."""
+    """The parts of a corpus, and the files that were skipped when it was opened."""
 
     name: str
     fields: tuple[str, ...]
-    """Where rows keep the text; or the prompt, and the completion."""
+    """The field of the text; or those of the prompt and the completion."""
     parts: tuple[Part, ...]
     skipped: tuple[Skipped, ...] = ()
 
     def read(self, part: Part) -> Iterator[Document | Skipped]:
-        """The documents of one part, in their order."""
+        """The documents of one part, in order."""
         return _READERS[part.kind](part, self.fields)
 
 
@@ -60,22 +59,20 @@ def open_corpus(spec: str | Sequence[str], *fields: str) -> Corpus:
 
     Args:
       spec: `python-library` (source and documentation of the running Python),
-        `hf:NAME` or `hf:NAME:CONFIG` (the train split), `generated:FILE.py` (what
-        its function `documents()` yields), or files, folders and globs, one or
-        several. By their endings, in upper or lower case, .jsonl, .ndjson and
-        .parquet files are records; so are .json files if a field is asked for, or
-        if they are JSON lines or an array whose first record has the field `text`;
-        all others are text. Hidden files are left out. A file that is named twice
-        is read once.
-      fields: where records keep the text (`text` if not given); two of them, where they keep a
-        prompt and its completion.
+        `hf:NAME` or `hf:NAME:CONFIG` (the train split), `generated:FILE.py` (the
+        output of its function `documents()`), or one or several files, folders and
+        globs. By extension, in upper or lower case, .jsonl, .ndjson and .parquet
+        files are records; so are .json files if a field is given, or if they are
+        JSON lines or an array whose first record has the field `text`; all others
+        are text. Hidden files are ignored, and duplicates are read once.
+      fields: the field of the text (default: `text`), or those of a prompt and its completion.
 
-    A text file is one document. In a corpus of under 100 files, one that holds
-    more than 1% of the text is cut into documents at line ends, or no small
-    share of it could be held out; so is any file of more than 4 MiB.
+    A text file is one document. In a corpus of fewer than 100 files, a file with
+    more than 1% of the text is cut into documents at line ends, so that a small
+    share can be held out; so is any file of more than 4 MiB.
 
     Raises:
-      ConfigError: there is no such corpus, no files in it, or no such field.
+      ConfigError: the corpus does not exist, has no files, or lacks a field.
     """
     specs = (spec,) if isinstance(spec, str) else tuple(spec)
     special = [s for s in specs if s == "python-library" or s.startswith(("hf:", "generated:"))]
@@ -83,8 +80,8 @@ def open_corpus(spec: str | Sequence[str], *fields: str) -> Corpus:
         return _open_files(specs, fields)
     if len(specs) > 1:
         raise ConfigError(
-            f"--corpus {special[0]} is no file or folder: it cannot be joined with others. Prepare "
-            "each by itself, with one --tokenizer, and train on both as sources"
+            f"--corpus {special[0]} is no file or folder: it cannot be combined with others. "
+            "Prepare each separately, with one --tokenizer, and train on both as sources"
         )
     name, fields = special[0], fields or ("text",)
     if name.startswith("hf:"):
@@ -95,10 +92,10 @@ def open_corpus(spec: str | Sequence[str], *fields: str) -> Corpus:
 
 
 def check_fields_used(corpus: Corpus) -> None:
-    """Refuse fields that were asked for where nothing in the corpus has any.
+    """Refuse explicit fields for a corpus in which no file has fields.
 
     Raises:
-      ConfigError: all that could be read of it is text.
+      ConfigError: all readable files are text.
     """
     others = {part.path for part in corpus.parts if part.kind not in RECORDS}
     others |= {each.key for each in corpus.skipped if each.reason == NOT_RECORDS}
@@ -111,18 +108,20 @@ def check_fields_used(corpus: Corpus) -> None:
         )
 
 
-def _open_files(specs: Sequence[str], asked: tuple[str, ...]) -> Corpus:
-    fields = asked or ("text",)
-    parts, skipped, texts = [], [], []
+def _open_files(specs: Sequence[str], explicit_fields: tuple[str, ...]) -> Corpus:
+    fields = explicit_fields or ("text",)
+    parts: list[Part] = []
+    skipped: list[Skipped] = []
+    texts: list[tuple[str, str, int]] = []
     for key, path in _find(specs):
         try:
-            found = _open_file(key, path, fields, bool(asked))
-            if isinstance(found, Skipped):
-                skipped.append(found)
-            elif found is None:
+            result = _open_file(key, path, fields, bool(explicit_fields))
+            if isinstance(result, Skipped):
+                skipped.append(result)
+            elif result is None:
                 texts.append((key, path, os.path.getsize(path)))
             else:
-                parts += found
+                parts += result
         except OSError as error:
             skipped.append(Skipped(key, "unreadable", str(error.strerror or error)))
     _note_json([path for _, path, _ in texts])
@@ -136,12 +135,12 @@ def _open_files(specs: Sequence[str], asked: tuple[str, ...]) -> Corpus:
 
 
 def _open_file(
-    key: str, path: str, fields: tuple[str, ...], is_asked: bool
+    key: str, path: str, fields: tuple[str, ...], is_explicit: bool
 ) -> list[Part] | Skipped | None:
-    """The parts of a file of records, or why one is left out; None if it is text."""
+    """The parts of a file of records, the reason to skip it, or None for text."""
     status, ending = os.stat(path), os.path.splitext(path)[1].lower()
     if stat.S_ISDIR(status.st_mode):
-        os.scandir(path).close()  # An OSError where it is closed to us.
+        os.scandir(path).close()  # Raises OSError without permission.
         return Skipped(key, "link to a folder" if os.path.islink(path) else "folder")
     if not stat.S_ISREG(status.st_mode):
         return Skipped(key, "not a regular file")
@@ -152,32 +151,32 @@ def _open_file(
     size = status.st_size
     if ending in _READERS:
         return [Part(ending, path, key, 0, size, size)]
-    if ending in JSON and (kind := json_kind(path, size, fields, is_asked)):
+    if ending in JSON and (kind := json_kind(path, size, fields, is_explicit)):
         return split_file(kind, path, key, size, PART_BYTES if kind == "jsonl" else size)
     if len(fields) > 1:
         return Skipped(key, NOT_RECORDS)
-    if is_asked and isinstance(first_record(path)[0], dict):
+    if is_explicit and isinstance(first_record(path)[0], dict):
         raise ConfigError(
-            f"{path} holds JSON and would be read as text: with --field, records are in files "
+            f"{path} has JSON but would be read as text: with --field, records are in files "
             "ending in .jsonl, .ndjson, .json or .parquet. Rename it, or leave it out"
         )
     return None
 
 
 def _note_json(texts: Sequence[str]) -> None:
-    """Say which JSON is read as text."""
-    found = [path for path in texts if path.lower().endswith(".json")]
-    if found:
+    """Warn of JSON files that are read as text."""
+    files = [path for path in texts if path.lower().endswith(".json")]
+    if files:
         warnings.warn(
-            f"{count_of(len(found), 'file')} ending in .json read as text, JSON syntax and all: "
-            f"{found[0]}. If it has records, name the field of their text: --field NAME",
+            f"{count_of(len(files), 'file')} ending in .json read as text, with its JSON syntax: "
+            f"{files[0]}. If it has records, name the field of their text: --field NAME",
             stacklevel=4,
         )
 
 
 def _find(specs: Sequence[str]) -> list[tuple[str, str]]:
-    """Files that paths and globs name, as (key, path) in the order of their keys, each once."""
-    found: dict[str, tuple[str, str]] = {}
+    """Unique (key, path) of the files that match paths and globs, sorted by key."""
+    matches: dict[str, tuple[str, str]] = {}
     for spec in specs:
         path = os.path.expanduser(spec)
         if os.path.isdir(path):
@@ -188,17 +187,17 @@ def _find(specs: Sequence[str]) -> list[tuple[str, str]]:
             files = [(os.path.basename(path) if len(specs) == 1 else path, path)]
         else:
             files = [(match, match) for match in glob.glob(path, recursive=True)]
-            # Of `**`, the files in a folder are matches themselves.
+            # `**` also matches the files in each folder.
             if "**" in path or all(os.path.isdir(match) for match, _ in files):
                 files = [each for each in files if not os.path.isdir(each[1])]
         if not files:
             raise ConfigError(
-                f"corpus {spec!r} has no files: no file, folder or glob of that name holds any. "
+                f"corpus {spec!r} has no files: no file, folder or glob of that name has any. "
                 "Check the path"
             )
         for key, file in files:
-            found.setdefault(os.path.abspath(file), (key, file))
-    return sorted(found.values())
+            matches.setdefault(os.path.abspath(file), (key, file))
+    return sorted(matches.values())
 
 
 _READERS: dict[str, Callable[[Part, tuple[str, ...]], Iterator[Document | Skipped]]] = {

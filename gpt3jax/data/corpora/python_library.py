@@ -1,4 +1,4 @@
-"""The Python library as a corpus: source and documentation that every Python carries."""
+"""Python's standard library as a corpus: the source and documentation of the running Python."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TOPICS = "pydoc_data/topics.py"
 
 
 def python_parts() -> list[Part]:
-    """Every source and text file of the running Python, without tests and installed packages.
+    """All source and text files of the running Python, without tests and installed packages.
 
     Raises:
       ConfigError: this Python has no source.
@@ -36,13 +36,13 @@ def python_parts() -> list[Part]:
             parts.append(Part("text", path, key, 0, size, size))
     if not parts:
         raise ConfigError(
-            f"corpus python-library is empty: {root} holds no source. Give a folder of text"
+            f"corpus python-library is empty: {root} has no source. Give a folder of text"
         )
     return parts
 
 
 def read_python(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipped]:
-    """One source file, unless it is a table."""
+    """One source file; tables of data are skipped."""
     for document in read_text(part, fields):
         if isinstance(document, Document) and _is_table(document.text):
             yield Skipped(document.key, "table of data")
@@ -51,13 +51,13 @@ def read_python(part: Part, fields: Sequence[str]) -> Iterator[Document | Skippe
 
 
 def _is_table(source: str) -> bool:
-    """Whether most lines begin with a literal: generated code tables, not code to learn from."""
+    """Whether most lines begin with a literal, as in generated tables."""
     lines = [line for line in map(str.strip, source.splitlines()) if line]
     return sum(bool(_LITERAL.match(line)) for line in lines) > len(lines) / 2
 
 
 def read_topics(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipped]:
-    """Each help topic of the language reference, which Python ships as one dict of strings."""
+    """The help topics of the language reference, which Python has as one dict of strings."""
     from pydoc_data.topics import topics
 
     for name, text in topics.items():

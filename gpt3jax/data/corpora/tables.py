@@ -1,6 +1,6 @@
-"""Documents in columns: Parquet files and Hugging Face data sets.
+"""Documents in Parquet files and Hugging Face data sets.
 
-pyarrow and datasets are imported where they are used, so that others start fast.
+pyarrow and datasets are imported lazily, so that other corpora open fast.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def parquet_parts(path: str, key: str, fields: Sequence[str]) -> list[Part]:
     """One part per row group.
 
     Raises:
-      ConfigError: the file has no such fields of strings.
+      ConfigError: the file lacks a field, or it is not a string.
       OSError: it is not Parquet.
     """
     import pyarrow as pa
@@ -34,7 +34,7 @@ def parquet_parts(path: str, key: str, fields: Sequence[str]) -> list[Part]:
     try:
         with pq.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
-    except (pa.ArrowException, ValueError) as error:  # Names in it need not be UTF-8.
+    except (pa.ArrowException, ValueError) as error:  # ValueError: names that are not UTF-8.
         raise OSError(f"not Parquet: {error}") from error
     _check_fields(path, fields, schema)
     groups = range(metadata.num_row_groups)
@@ -71,8 +71,8 @@ def read_parquet(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipp
                     batch.column(field).cast(pa.large_binary()).to_pylist() for field in fields
                 ]
                 for *prompt, text in zip(*columns, strict=True):
-                    before = (each or b"" for each in prompt)
-                    yield decode_document(f"{part.key}:{row}", text or b"", *before)
+                    prompts = (each or b"" for each in prompt)
+                    yield decode_document(f"{part.key}:{row}", text or b"", *prompts)
                     row += 1
     except (OSError, ValueError, pa.ArrowException) as error:
         yield Skipped(part.key, "unreadable", str(error))
@@ -80,7 +80,7 @@ def read_parquet(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipp
 
 @functools.cache
 def _huggingface_rows(name: str) -> Any:
-    """The train split of `NAME` or `NAME:CONFIG`, memory-mapped by the library."""
+    """The memory-mapped train split of `NAME` or `NAME:CONFIG`."""
     try:
         import datasets
     except ImportError:
@@ -100,7 +100,7 @@ def huggingface_parts(spec: str, fields: Sequence[str]) -> list[Part]:
     """Ranges of rows of `hf:NAME` or `hf:NAME:CONFIG`.
 
     Raises:
-      ConfigError: the library, the data set or the field is not there.
+      ConfigError: the library, the data set or a field is missing.
     """
     name = spec.removeprefix("hf:")
     rows = _huggingface_rows(name)

@@ -1,4 +1,4 @@
-"""Files of a corpus, and documents that are text. A part owns the lines that begin in it."""
+"""Files of a corpus, and text documents. A part consists of the lines that begin in it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gpt3jax.data.corpora.documents import Document, Part, Skipped, decode_docum
 
 
 def walk(folder: str) -> Iterator[tuple[str, str]]:
-    """(path within the folder, path) of every file under it that is not hidden.
+    """(relative path, path) of every file in a folder that is not hidden.
 
-    A folder that is not read, since it is closed or a link, is given as a file would be.
+    Unreadable folders and links to folders are not entered; they are yielded like files.
     """
     closed, links = [], []
     for here, folders, files in os.walk(folder, onerror=lambda e: closed.append(e.filename)):
@@ -27,7 +27,7 @@ def walk(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def split_file(kind: str, path: str, key: str, size: int, limit: int) -> list[Part]:
-    """Parts of at most about `limit` bytes; an empty file is one part, for it to be counted."""
+    """Parts of about `limit` bytes at most; an empty file is one part, so that it is counted."""
     starts = range(0, max(size, 1), limit)
     parts = []
     for start in starts:
@@ -38,7 +38,7 @@ def split_file(kind: str, path: str, key: str, size: int, limit: int) -> list[Pa
 
 
 def line_start(file: BinaryIO, offset: int) -> int:
-    """Position of the first line that begins at or after an offset."""
+    """Offset of the first line that begins at or after an offset."""
     if offset == 0:
         return 0
     file.seek(offset - 1)
@@ -47,7 +47,7 @@ def line_start(file: BinaryIO, offset: int) -> int:
 
 
 def read_text(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipped]:
-    """The one document of a text part."""
+    """The document of a text part."""
     try:
         with open(part.path, "rb") as file:
             start, stop = line_start(file, part.start), line_start(file, part.stop)
@@ -56,6 +56,6 @@ def read_text(part: Part, fields: Sequence[str]) -> Iterator[Document | Skipped]
     except OSError as error:
         yield Skipped(part.key, "unreadable", str(error.strerror))
         return
-    # A part inside one long line owns no line; that is no document lost.
+    # A part inside one long line has no lines; its text is in an earlier part.
     if raw or part.start == part.stop:
         yield decode_document(part.key, raw)

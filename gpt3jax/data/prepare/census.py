@@ -1,4 +1,4 @@
-"""The first reading of a corpus: how much there is, and a sample of it."""
+"""The first pass over a corpus: its size, and a sample for the tokenizer."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from gpt3jax.data.tokenizer import SAMPLE_BYTES, SENTENCE
 from gpt3jax.errors import ConfigError
 
 BUCKETS = 2**16
-"""Documents are held out by the first 16 bits of their hash."""
+"""Documents are held out by the first 16 bits of the hash of their key."""
 HASHES = 2**64
 
 
 @dataclass
 class Census:
-    """What a reading found."""
+    """Statistics of a corpus or a part of it."""
 
     documents: int = 0
     bytes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(BUCKETS, np.int64))
-    """Of text, in the documents of each bucket."""
+    """int64 [BUCKETS]: text of the documents in each bucket."""
     skipped: Counter = dataclasses.field(default_factory=Counter)
-    """What was left out, by reason."""
+    """Number of skipped records, by reason."""
     detail: str = ""
-    """About one of them."""
+    """The detail of one skipped record."""
     text: int = 0
-    """Bytes of text that the sample is a share of."""
+    """Bytes of the text that is sampled."""
     special: Counter = dataclasses.field(default_factory=Counter)
-    """Documents in which a special token of the tokenizer is written out."""
+    """For each special token, the number of documents that contain its name as text."""
     sample: list[tuple[int, str]] = dataclasses.field(default_factory=list)
-    """Stretches of text for a tokenizer to learn from, each with its hash."""
+    """Pieces of text to train a tokenizer on, each with its hash."""
 
     @property
     def limit(self) -> float:
-        """Hashes below this belong to a sample of `SAMPLE_BYTES`, as far as the text is known.
+        """Hashes below this limit select a sample of `SAMPLE_BYTES` from the text so far.
 
-        It falls as more text is found, so nothing is missing from the sample of the whole.
+        The limit decreases with the text, so the samples of parts contain that of their union.
         """
         return HASHES * SAMPLE_BYTES / max(1, self.text)
 
     def trim(self) -> None:
-        """Reduce the sample to its share of the text."""
+        """Drop pieces whose hashes are above the limit."""
         self.sample = [each for each in self.sample if each[0] < self.limit]
 
     def held_out(self, fraction: float) -> int:
-        """The buckets to hold out: those below this number have `fraction` of the bytes, or more.
+        """Number of buckets to hold out, the first ones, for at least `fraction` of the bytes.
 
-        By bytes, because a few documents differ much in length.
+        Bytes rather than documents are counted, because documents differ in length.
         """
         if fraction == 0:
             return 0
@@ -63,33 +63,33 @@ class Census:
         return int(np.searchsorted(filled, fraction * filled[-1])) + 1
 
     def tail(self, fraction: float) -> float:
-        """The share to hold out of the end of documents, where whole ones would be all the text.
+        """The share to hold out of the end of documents if complete ones would be all the text.
 
-        It is 0 elsewhere. Then only documents in the last bucket to hold out are divided.
+        Otherwise 0. Only documents in the last held-out bucket are divided.
         """
         return 0.0 if self.bytes[self.held_out(fraction) :].any() else fraction
 
     def skip(self, item: Skipped) -> None:
-        """Count one that was left out."""
+        """Count a skipped record."""
         self.skipped[item.reason] += 1
         self.detail = self.detail or item.detail
 
 
 def bucket(key: str) -> int:
-    """The bucket of a document, from its key alone."""
+    """The bucket of a document, which depends on its key only."""
     return hash_key(key) * BUCKETS // HASHES
 
 
 def take_census(corpus: Corpus, special: Sequence[str] | None, group: tuple[Part, ...]) -> Census:
-    """Read some parts, looking for the special tokens of a tokenizer.
+    """Read a group of parts, and count occurrences of a tokenizer's special tokens in the text.
 
-    If there is none yet, a sample of their text is drawn by hash for it to be trained on.
+    If `special` is None, the text is also sampled by hash, to train a tokenizer on.
     """
     census, is_sampled = Census(), special is None
     special = (END_OF_TEXT,) if special is None else special
     spelled = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
     for part in group:
-        # Of the Python library, tables that are left out count too, as they always did.
+        # For compatibility, skipped tables of the Python library count towards `text`.
         is_library = part.kind in ("python", "topics")
         census.text += part.bytes if is_library else 0
         for item in corpus.read(part):
@@ -110,10 +110,10 @@ def take_census(corpus: Corpus, special: Sequence[str] | None, group: tuple[Part
 
 
 def merge(parts: Iterable[Census], corpus: Corpus) -> Census:
-    """The census of all parts.
+    """Add the censuses of all groups.
 
     Raises:
-      ConfigError: there is no document in them.
+      ConfigError: they have no documents.
     """
     total = Census()
     for item in corpus.skipped:
@@ -136,16 +136,16 @@ def merge(parts: Iterable[Census], corpus: Corpus) -> Census:
     return total
 
 
-def warn_of_special(found: Counter) -> None:
-    """Say which special tokens a text has written out, and that they are text like any other."""
-    if found:
-        where = ", ".join(f"{t} in {count_of(n, 'document')}" for t, n in found.most_common())
+def warn_of_special(special: Counter) -> None:
+    """Warn of special tokens that a text contains by name, which are encoded as ordinary text."""
+    if special:
+        where = ", ".join(f"{t} in {count_of(n, 'document')}" for t, n in special.most_common())
         warnings.warn(
-            f"special tokens are written in the text: {where}. There they are encoded letter by "
-            "letter, as transformers does with split_special_tokens=True, and end or mark nothing"
-            f"{_SEPARATE if END_OF_TEXT in found else ''}",
+            f"special tokens are written in the text: {where}. They are encoded as ordinary text, "
+            "as transformers does with split_special_tokens=True, and have no special meaning"
+            f"{_SEPARATE if END_OF_TEXT in special else ''}",
             stacklevel=3,
         )
 
 
-_SEPARATE = f". If {END_OF_TEXT} separates documents, give each a file or record of its own"
+_SEPARATE = f". If {END_OF_TEXT} separates documents, put each in its own file or record"

@@ -1,4 +1,4 @@
-"""The second reading of a corpus: documents to tokens to window files."""
+"""The second pass over a corpus: documents to tokens to shards of windows."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from gpt3jax.data.prepare.census import bucket
 from gpt3jax.data.tokenizer import Tokenizer
 
 TOO_LONG = "longer than the context"
-"""Why a pair is left out: it is never cut."""
+"""Reason for skipping a pair: pairs are never cut."""
 
 
 class Job(NamedTuple):
-    """What every process needs to encode its groups."""
+    """The settings that every worker needs to encode its groups."""
 
     corpus: Corpus
     folder: Path
     context: int
     held_out: int
-    """Documents in buckets below this are validation."""
+    """Documents in buckets below this number are held out."""
     tail: float = 0.0
-    """Unless 0, of documents in the last of these buckets only the end is, this share of it."""
+    """If not 0, this share of the end of documents in the last held-out bucket is held out."""
 
     @property
     def has_pairs(self) -> bool:
@@ -40,29 +40,31 @@ class Job(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """One group: its training shard, the counts of its validation text, and a file of its tokens.
+    """The result of encoding a group of parts.
 
-    What was left out is counted by reason.
-
-    The validation tokens of all groups become one shard: each group has so few
-    that cutting them apart would lose a good part in tails.
+    The validation tokens of all groups become one shard: each group has few, and
+    separate shards would drop many of them at their ends.
     """
 
     train: Split
+    """With one shard, or none."""
     validation: Counter
+    """Counts of the fields of `Split`."""
     validation_tokens: Path
+    """File of token ids."""
     skipped: Counter
+    """Number of skipped pairs, by reason."""
 
 
 def window_dtype(tokenizer: Tokenizer, has_pairs: bool) -> np.dtype:
-    """The little-endian integers that windows are stored as; signed where some are not learned."""
+    """The little-endian dtype of stored windows, which is signed for pairs."""
     if has_pairs:
         return np.dtype("<i2" if tokenizer.vocabulary <= 2**15 else "<i4")
     return np.dtype("<u2" if tokenizer.vocabulary <= 2**16 else "<u4")
 
 
 def encode_group(job: Job, numbered: tuple[int, tuple[Part, ...]]) -> Encoded:
-    """Write the training shard and the validation tokens of one group."""
+    """Write the training shard and the validation tokens of a numbered group."""
     number, group = numbered
     tokenizer = Tokenizer.load(job.folder / TOKENIZER)
     dtype = window_dtype(tokenizer, job.has_pairs)
@@ -73,37 +75,37 @@ def encode_group(job: Job, numbered: tuple[int, tuple[Part, ...]]) -> Encoded:
         for item in (item for part in group for item in job.corpus.read(part)):
             if isinstance(item, Skipped):
                 continue
-            learned = [*tokenizer.encode(item.text), tokenizer.end_of_text]
-            ids = pair_ids(item.prompt, learned, tokenizer) if job.has_pairs else learned
+            targets = [*tokenizer.encode(item.text), tokenizer.end_of_text]
+            ids = pair_ids(item.prompt, targets, tokenizer) if job.has_pairs else targets
             if job.has_pairs and len(ids) > job.context + 1:
                 skipped[TOO_LONG] += 1
                 continue
-            held_out = _held_out(job, item.key, len(learned))
-            kept = learned[: len(learned) - held_out]
+            held_out = _held_out(job, item.key, len(targets))
+            trained = targets[: len(targets) - held_out]
             size = len(item.text.encode())
-            kept_bytes = sum(len(tokenizer.token_bytes(t)) for t in kept) if held_out else size
-            counts = train if kept else validation
+            train_bytes = sum(len(tokenizer.token_bytes(t)) for t in trained) if held_out else size
+            counts = train if trained else validation
             counts["documents"] += 1
             counts["invalid_utf8"] += item.replaced
-            train.update(bytes=kept_bytes, tokens=len(kept))
-            validation.update(bytes=size - kept_bytes, tokens=held_out)
-            border = len(ids) - held_out if kept else 0
+            train.update(bytes=train_bytes, tokens=len(trained))
+            validation.update(bytes=size - train_bytes, tokens=held_out)
+            border = len(ids) - held_out if trained else 0
             shard.add(np.array(ids[:border], dtype))
             np.array(ids[border:], dtype).tofile(file)
     return Encoded(shard.close(train), validation, tokens, skipped)
 
 
 def _held_out(job: Job, key: str, tokens: int) -> int:
-    """How many of a document's last tokens are held out: none, all, or whole windows of them."""
-    place = bucket(key)
-    if job.tail and place == job.held_out - 1:
+    """Number of a document's last tokens to hold out: 0, all, or a multiple of the context."""
+    index = bucket(key)
+    if job.tail and index == job.held_out - 1:
         windows = math.ceil(job.tail * tokens / job.context)
         return min(windows * job.context, tokens)
-    return tokens if place < job.held_out else 0
+    return tokens if index < job.held_out else 0
 
 
 def write_validation(job: Job, tokenizer: Tokenizer, groups: Iterable[Encoded]) -> Split:
-    """Write the validation shard from the tokens of every group, and remove those."""
+    """Write the validation shard from the token files of all groups, and remove these."""
     shard = WindowWriter(job.folder / "validation", job, tokenizer)
     dtype = window_dtype(tokenizer, job.has_pairs)
     counts = Counter()
@@ -115,11 +117,11 @@ def write_validation(job: Job, tokenizer: Tokenizer, groups: Iterable[Encoded]) 
 
 
 class WindowWriter:
-    """Writes a stream of tokens to one file, as windows of context+1.
+    """Writes a stream of tokens to a shard, as windows of context+1 tokens.
 
-    Text is cut into them, and pairs are packed. Stored plain: decompression would
-    be most of the cost of a read, and the bytes would change with the version of the
-    library.
+    Text is cut, and pairs are packed. Shards are not compressed: decompression
+    would dominate the cost of a read, and the bytes would depend on the version
+    of the library.
     """
 
     def __init__(self, path: Path, job: Job, tokenizer: Tokenizer) -> None:
@@ -130,14 +132,14 @@ class WindowWriter:
         self._windows = 0
 
     def add(self, tokens: np.ndarray) -> None:
-        """Append tokens [n] to the stream; of pairs, whole ones."""
+        """Append tokens [n] to the stream; pairs must be complete."""
         self._write(self._shaper.add(tokens))
 
     def close(self, counts: Counter) -> Split:
-        """Finish the file, or remove it if it holds no window.
+        """Finish the file, or remove it if it has no windows.
 
         Raises:
-          RuntimeError: not all windows reached the disk.
+          RuntimeError: the file could not be written.
         """
         self._write(self._shaper.rest())
         self._writer.close()
@@ -158,26 +160,26 @@ class WindowWriter:
 
 
 class Cutter:
-    """Cuts text into windows that begin with the last token of the one before."""
+    """Cuts text into windows that begin with the last token of the previous one."""
 
     def __init__(self, length: int, end_of_text: int, dtype: np.dtype) -> None:
         self._context = length - 1
-        # End-of-text comes first, so that the first token of all is predicted too.
+        # A leading end-of-text, so that the first token is a target too.
         self._rest = np.array([end_of_text], dtype)
 
     @property
     def dropped(self) -> int:
-        """Tokens of the tail that is shorter than a window."""
+        """Number of trailing tokens that do not fill a window."""
         return len(self._rest) - 1
 
     def add(self, tokens: np.ndarray) -> Iterator[np.ndarray]:
-        """The windows that tokens [n] complete."""
+        """Append tokens [n]; yield the windows that they fill."""
         stream = np.concatenate([self._rest, tokens])
-        whole = (len(stream) - 1) // self._context * self._context
-        self._rest = stream[whole:]
-        for start in range(0, whole, self._context):
+        stop = (len(stream) - 1) // self._context * self._context
+        self._rest = stream[stop:]
+        for start in range(0, stop, self._context):
             yield stream[start : start + self._context + 1]
 
     def rest(self) -> Iterator[np.ndarray]:
-        """No more: the tail is dropped."""
+        """No windows: the trailing tokens are dropped."""
         return iter(())

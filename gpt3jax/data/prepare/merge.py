@@ -1,4 +1,4 @@
-"""Shards of a data folder, verified and joined."""
+"""Verify and merge the separately prepared shards of a data folder."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from gpt3jax.runtime.atomic_folder import atomic_folder, is_free
 
 def merge_shards(
     out: str,
-    tell: Callable[[str], None],
+    warn: Callable[[str], None],
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Make a data folder of its shards, or find that it is there already.
+    """Merge shards to a data folder, or verify the folder if it exists.
 
-    Nothing is merged until every shard is there, of one plan, and every byte is what
-    was written. Files are linked, not moved, so that an attempt that is killed leaves
-    the shards as they are; they go when the folder is there.
+    All shards must exist, belong to one plan, and match their checksums. Files
+    are linked rather than moved, so that an interrupted merge leaves the shards
+    intact; they are deleted once the folder is complete.
 
     Args:
-      out: the folder, as the shards were given it.
-      tell: called with a line about each shard that cannot be merged.
-      workers: processes that read the shards again; None for one per core.
-      progress: called with the name of a stage and the share of it that is done.
+      out: the data folder; the `--out` of the shards.
+      warn: called with a line about each shard that cannot be merged.
+      workers: processes that verify the shards; None for one per core.
+      progress: called with the name of a stage and its completed fraction.
 
     Raises:
-      ConfigError: there are no shards, one cannot be merged, or no run could use them.
+      ConfigError: there are no shards, one cannot be merged, or the data is too small.
     """
     work = work_folder(out)
     if not is_free(out):
@@ -60,47 +60,49 @@ def merge_shards(
                 raise ConfigError(
                     f"{out} was made differently from {work}: {why}. Delete one of them"
                 )
-            shutil.rmtree(work)  # A merge was killed before it came to this.
+            shutil.rmtree(work)  # Left by a merge that was killed.
         return manifest
     plan = read_plan(out)
     report = progress or (lambda stage, share: None)
     with atomic_folder(Path(out), is_only=True) as folder:
         with processes(max(1, min(workers or os.cpu_count() or 1, plan.shards))) as run:
-            looking = run(partial(_look, work, plan), range(plan.shards))
-            found = list(tracked(report, "verifying", looking, plan.shards))
-        _join(folder, work, plan, _all_whole(found, plan, out, tell))
+            checks = run(partial(_check_shard, work, plan), range(plan.shards))
+            results = list(tracked(report, "verifying", checks, plan.shards))
+        _join(folder, work, plan, _require_all(results, plan, out, warn))
     shutil.rmtree(work)
     return load_manifest(out)
 
 
-def _look(work: Path, plan: Plan, index: int) -> Piece | str:
-    """A shard, or in words why it cannot be merged."""
+def _check_shard(work: Path, plan: Plan, index: int) -> Piece | str:
+    """The record of a shard, or the reason why it cannot be merged."""
     name = shard_name(plan, index)
     if is_free(work / name):
-        begun = any(work.glob(f"{name}.partial-*"))
-        return "is missing: " + ("begun, not finished" if begun else "never begun")
+        is_started = any(work.glob(f"{name}.partial-*"))
+        return "is missing: " + ("started but not finished" if is_started else "never started")
     try:
         return read_piece(work, plan, index)
     except (OSError, ValueError) as error:
         return f"is damaged: {error}. Delete {work / name}"
 
 
-def _all_whole(
-    found: Sequence[Piece | str], plan: Plan, out: str, tell: Callable[[str], None]
+def _require_all(
+    results: Sequence[Piece | str], plan: Plan, out: str, warn: Callable[[str], None]
 ) -> list[Piece]:
-    """The pieces, if all are there and found one corpus."""
-    first = next((piece for piece in found if isinstance(piece, Piece)), None)
+    """The records of all shards; refuses missing and damaged shards and different corpora."""
+    pieces: list[Piece] = []
     faults = {}
-    for index, piece in enumerate(found):
-        if isinstance(piece, str):
-            faults[index] = piece
-        elif piece.corpus != first.corpus:
+    for index, result in enumerate(results):
+        if isinstance(result, str):
+            faults[index] = result
+        elif pieces and result.corpus != pieces[0].corpus:
             faults[index] = (
-                f"found another corpus: {piece.documents} documents, not {first.documents}. "
+                f"found another corpus: {result.documents} documents, not {pieces[0].documents}. "
                 f"Delete {work_folder(out) / shard_name(plan, index)}"
             )
+        else:
+            pieces.append(result)
     for index, why in faults.items():
-        tell(f"shard {index}/{plan.shards} {why}")
+        warn(f"shard {index}/{plan.shards} {why}")
     if faults:
         numbers = ",".join(map(str, faults))
         raise ConfigError(
@@ -108,11 +110,11 @@ def _all_whole(
             f"({numbers if len(numbers) < 80 else numbers[:80] + '...'}). Make them: the same "
             "command with --shard I/N again"
         )
-    return list(found)
+    return pieces
 
 
 def _join(folder: Path, work: Path, plan: Plan, pieces: Sequence[Piece]) -> None:
-    """Everything between an empty folder and its manifest, from the files of the shards."""
+    """Fill an empty folder from the files of the shards, and write its manifest."""
     groups: dict[int, Encoded] = {}
     for index, piece in enumerate(pieces):
         source = work / shard_name(plan, index)
@@ -136,5 +138,5 @@ def _join(folder: Path, work: Path, plan: Plan, pieces: Sequence[Piece]) -> None
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # Buckets that are mounted have no links.
+    except OSError:  # Mounted buckets do not support links.
         shutil.copyfile(source, target)

@@ -1,9 +1,9 @@
-"""What shards of a data folder are on disk, until they are merged.
+"""The files of separately prepared shards, before they are merged to a data folder.
 
-OUT.shards/plan.json                what all have in common; the first to begin writes it
-OUT.shards/census-00012.json        what one group of files holds, counted by whoever came first
-OUT.shards/shard-00003-of-00016/    the groups 3, 19, 35, ... encoded; it appears whole
-OUT                                 all of them, merged: the bytes that one process would write
+OUT.shards/plan.json                settings of all shards, written by the first one to start
+OUT.shards/census-00012.json        census of one group of parts, by the first to count it
+OUT.shards/shard-00003-of-00016/    the encoded groups 3, 19, 35, ...; created atomically
+OUT                                 the merged folder, byte for byte as from one process
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from gpt3jax.serde import Count, short_hash
 PLAN = "plan.json"
 RECORD = "shard.json"
 MOST = 99_999
-"""Shards; names have five digits."""
+"""Maximum number of shards: their names have five digits."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What all shards have in common."""
+    """The settings that all shards share."""
 
     shards: Count
     groups: Count
@@ -45,31 +45,31 @@ class Plan:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As the manifest has them."""
+        """The settings in the manifest."""
         own = ("shards", "groups", "tokenizer")
         return {name: value for name, value in vars(self).items() if name not in own}
 
     @property
     def hash(self) -> str:
-        """Identifies it: every file of a shard says for which plan it was made."""
+        """Identifies the plan; every file of a shard records it."""
         return short_hash(dataclasses.asdict(self))
 
 
 @dataclass(frozen=True)
 class Group:
-    """What became of one group of files."""
+    """The record of an encoded group of parts."""
 
     number: Count
     train: Split
     validation: dict[str, Count]
     validation_sha256: str
-    """Of the file of its validation tokens."""
+    """Of the file of validation tokens."""
     skipped: dict[str, Count]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """The record of a shard: its groups, and what it found the whole corpus to be."""
+    """The record of a shard: its groups, and the census of the complete corpus."""
 
     plan: str
     documents: Count
@@ -79,22 +79,22 @@ class Piece:
 
     @property
     def corpus(self) -> tuple:
-        """What all shards must have found alike."""
+        """The census, which must be the same for all shards."""
         return self.documents, self.skipped, self.held_out
 
 
 def work_folder(out: str | os.PathLike[str]) -> Path:
-    """Where the shards of a data folder lie until they are merged."""
+    """The folder of the shards of a data folder."""
     return Path(f"{Path(out)}.shards")
 
 
 def shard_name(plan: Plan, index: int) -> str:
-    """The folder of one shard."""
+    """The name of a shard's folder."""
     return f"shard-{index:05d}-of-{plan.shards:05d}"
 
 
 def tokens_name(number: int) -> str:
-    """The file of a group's validation tokens."""
+    """The name of the file of a group's validation tokens."""
     return f"validation-{number}.tokens"
 
 
@@ -108,11 +108,11 @@ def read_plan(out: str) -> Plan:
     try:
         plan = serde.build(Plan, serde.read(file))
         if not (1 <= plan.shards <= MOST and plan.groups <= MOST):
-            raise ValueError(f"{plan.shards} shards of {plan.groups} groups are none")
+            raise ValueError(f"it has {plan.shards} shards of {plan.groups} groups")
         return plan
     except FileNotFoundError:
         raise ConfigError(
-            f"{out} has no shards: {file} is not there. Make them: "
+            f"{out} has no shards: {file} does not exist. Make them: "
             f"gpt3jax data prepare --corpus FILES --out {out} --tokenizer T --shard I/N, for each I"
         ) from None
     except (OSError, ValueError) as error:
@@ -122,18 +122,18 @@ def read_plan(out: str) -> Plan:
 
 
 def finished(out: str) -> tuple[int, int]:
-    """How many shards of a data folder are there, of how many."""
+    """The number of complete shards of a data folder, and of all."""
     plan, work = read_plan(out), work_folder(out)
-    there = sum((work / shard_name(plan, i) / RECORD).is_file() for i in range(plan.shards))
-    return there, plan.shards
+    count = sum((work / shard_name(plan, i) / RECORD).is_file() for i in range(plan.shards))
+    return count, plan.shards
 
 
 def read_piece(work: Path, plan: Plan, index: int) -> Piece:
-    """The record of a shard, its files compared with it.
+    """The record of a shard, after checking its files against it.
 
     Raises:
-      OSError: a file is not there.
-      ValueError: one is not what the record says, or the record not of this shard.
+      OSError: a file is missing.
+      ValueError: a file does not match the record, or the record belongs to another shard.
     """
     folder = work / shard_name(plan, index)
     piece = serde.build(Piece, serde.read(folder / RECORD))

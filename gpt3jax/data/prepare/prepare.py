@@ -1,13 +1,12 @@
-"""Text to windows: `prepare` makes the folder that training reads.
+"""Text to windows: `prepare` writes the data folder that training reads.
 
-    corpus -> census (counts, sample, what to hold out) -> tokenizer -> shards -> manifest
+    corpus -> census (counts, sample, held-out buckets) -> tokenizer -> shards -> manifest
 
-Documents, each followed by end-of-text, are joined into a stream and cut into
-windows of context+1 tokens. A window begins with the last token of the one
-before, so every token is predicted exactly once. Parts of the corpus are dealt
-to shards before any work begins and a shard is written from start to end by one
-process, so the bytes do not depend on how many processes there are, or on how
-many machines (shards.py).
+Documents, each followed by end-of-text, are concatenated and cut into windows of
+context+1 tokens. A window begins with the last token of the previous one, so
+that every token is a target exactly once. Parts of the corpus are assigned to
+shards in advance, and one process writes each shard from start to end, so the
+bytes do not depend on the number of processes or machines (shards.py).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gpt3jax.data.corpora.documents import count_of, count_reasons, hash_key
 from gpt3jax.data.corpora.open import Corpus, Part, check_fields_used, open_corpus
@@ -33,39 +32,39 @@ from gpt3jax.runtime.atomic_folder import atomic_folder, is_free
 from gpt3jax.serde import short_hash
 
 SHARD_BYTES = 4 << 20
-"""Text in a shard, about, until there are `SHARDS` of them."""
+"""Approximate text in a shard; more if there would be over `SHARDS` of them."""
 SHARDS = 256
-"""Shards at most: a reader keeps every one open."""
+"""Maximum number of shards: a reader has all of them open."""
 
 VOCABULARY = 2048
-"""Of a tokenizer that is trained, if nothing else is asked for."""
+"""Default for tokenizers that are trained."""
 LARGEST = 10_000_000
-"""Context or vocabulary."""
+"""Maximum context and vocabulary."""
 
 Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be made, looked through and found possible."""
+    """A validated request to prepare a data folder."""
 
     corpus: Corpus
     out: str
     tokenizer: Tokenizer | None
-    """The one that was given; none: it is to be trained."""
+    """None: one is trained."""
     settings: dict[str, Any]
-    """As the manifest will have them."""
+    """The settings for the manifest."""
     workers: int
 
     @property
     def reader(self) -> Corpus:
-        """The corpus without its parts: jobs carry their own, all with each would be much."""
+        """The corpus without its parts, which is cheap to send to workers."""
         return dataclasses.replace(self.corpus, parts=(), skipped=())
 
     @property
     def groups(self) -> list[tuple[Part, ...]]:
-        """The parts, in an order drawn by the seed, dealt to files of about equal size."""
-        return _deal(self.corpus.parts, self.settings["seed"])
+        """The parts, shuffled by the seed and grouped to shards of about equal size."""
+        return _group_parts(self.corpus.parts, self.settings["seed"])
 
 
 def request(
@@ -81,36 +80,35 @@ def request(
     workers: int | None = None,
     seed: int = 0,
 ) -> Request:
-    """Look through what is asked for.
+    """Validate a request to prepare a data folder.
 
     Args:
-      corpus_spec: see `corpus.open_corpus`.
-      out: the folder; it appears whole, when all is done.
-      context: tokens that a model sees at once; windows have one more.
-      vocabulary: of the tokenizer to train, `VOCABULARY` if not given; of one that is given, its
-        own.
-      tokenizer: a SentencePiece model file to use, or a run or data folder that has one.
-      field: where JSON, Parquet and Hugging Face records keep the text; `text` if not given.
-      pairs: where they keep a prompt and its completion instead: the completion is learned, the
-        prompt only read; both stay whole, and those longer than the context are left out.
-      validation_fraction: share of the text held out, by whole documents, drawn by
-        a hash of their keys: other seeds and settings hold out the same ones.
-      workers: processes; None for one per core.
+      corpus_spec: see `open_corpus`.
+      out: the data folder; it is created atomically.
+      context: of the model; windows have one token more.
+      vocabulary: of the tokenizer to train (default: `VOCABULARY`); ignored if one is given.
+      tokenizer: a tokenizer file to use, or a run or data folder that has one.
+      field: of the text in JSON, Parquet and Hugging Face records (default: `text`).
+      pairs: the fields of a prompt and its completion instead; the loss covers only the
+        completion. Pairs are never cut, and those longer than the context are skipped.
+      validation_fraction: share of the text to hold out, in complete documents. They are
+        chosen by a hash of their keys, independently of seed and other settings.
+      workers: number of processes; None for one per core.
       seed: shuffles the parts of the corpus among the shards.
 
     Raises:
-      ConfigError: it cannot work.
+      ConfigError: the request is invalid.
     """
     workers = os.cpu_count() or 1 if workers is None else workers
     size = VOCABULARY if vocabulary is None else vocabulary
     _check(out, context, size, validation_fraction, workers)
     if pairs and not tokenizer:
         raise ConfigError(
-            "--pairs goes with --tokenizer: pairs teach a model that has one. Name its run"
+            "--pairs requires --tokenizer: pairs fine-tune a model that has one. Name its run"
         )
     given = Tokenizer.load(tokenizer_file(tokenizer)) if tokenizer else None
     if pairs and field is not None:
-        raise ConfigError("--field goes without --pairs: these name the fields. Leave out one")
+        raise ConfigError("--field excludes --pairs, which names the fields. Leave out one")
     fields = pairs or (() if field is None else (field,))
     corpus = open_corpus(corpus_spec, *fields)
     if fields:
@@ -134,24 +132,24 @@ def prepare(
     out: str,
     *,
     progress: Progress | None = None,
-    **asked: Any,
+    **settings: Any,
 ) -> Manifest:
-    """Make a data folder, or find that it is there already.
+    """Prepare a data folder, or verify it if it exists with the same settings.
 
     Args:
-      corpus_spec: see `corpus.open_corpus`.
-      out: the folder; it appears whole, when all is done.
-      progress: called with the name of a stage and the share of it that is done.
-      asked: the rest of what `request` takes.
+      corpus_spec: see `open_corpus`.
+      out: the data folder; it is created atomically.
+      progress: called with the name of a stage and its completed fraction.
+      settings: the other arguments of `request`.
 
     Raises:
-      ConfigError: the request cannot work, or `out` holds something else.
+      ConfigError: the request is invalid, or `out` exists with other content.
     """
-    made = request(corpus_spec, out, **asked)
+    req = request(corpus_spec, out, **settings)
     if not is_free(out):
-        return verify(find_same(made).folder)
+        return verify(find_same(req).folder)
     with atomic_folder(Path(out), is_only=True) as folder:
-        _write(made, folder, progress or (lambda stage, share: None))
+        _write(req, folder, progress or (lambda stage, share: None))
     return load_manifest(out)
 
 
@@ -160,50 +158,50 @@ def _check(
 ) -> None:
     if not out.isprintable():
         raise ConfigError(
-            f"--out is {out!r}: shards take a name that is text, on one line. Choose another"
+            f"--out is {out!r}: the name must be printable, on one line. Choose another"
         )
     if context < 1:
         raise ConfigError(f"--context is {context}: a window has at least 1 token. Raise it")
     for flag, value in (("--context", context), ("--vocabulary", vocabulary)):
         if value > LARGEST:
-            raise ConfigError(f"{flag} is {value}: over {LARGEST:,} no model has. Lower it")
+            raise ConfigError(f"{flag} is {value}: at most {LARGEST:,} is supported. Lower it")
     if not 0 <= validation_fraction < 1:
         raise ConfigError(
-            f"--validation-fraction is {validation_fraction}: it is a share from 0 to below 1. "
+            f"--validation-fraction is {validation_fraction}: it must be at least 0 and below 1. "
             "Change it"
         )
     if workers < 1:
-        raise ConfigError(f"--workers is {workers}: it takes at least 1. Raise it, or leave it out")
+        raise ConfigError(f"--workers is {workers}: at least 1 is needed. Raise or omit it")
 
 
 def tokenizer_file(path: str) -> Path:
-    """The file, or that of a run or data folder."""
+    """The tokenizer file at a path, which may be a run or data folder."""
     return Path(path, TOKENIZER) if os.path.isdir(path) else Path(path)
 
 
-def find_same(made: Request) -> Manifest:
-    """The manifest of a finished folder with the same settings; anything else is refused.
+def find_same(req: Request) -> Manifest:
+    """The manifest of an existing folder with the same settings.
 
     Raises:
-      ConfigError: the folder holds something else.
+      ConfigError: the folder has other content.
     """
-    if not os.path.lexists(os.path.join(made.out, MANIFEST)):
+    if not os.path.lexists(os.path.join(req.out, MANIFEST)):
         raise ConfigError(
-            f"{made.out} exists and is not prepared data: nothing is overwritten. "
+            f"{req.out} exists and is not prepared data: nothing is overwritten. "
             "Choose another --out"
         )
-    manifest = load_manifest(made.out)
-    given = {"tokenizer": made.tokenizer.hash} if made.tokenizer else {}
-    if why := difference(manifest, made.settings | given):
+    manifest = load_manifest(req.out)
+    given = {"tokenizer": req.tokenizer.hash} if req.tokenizer else {}
+    if why := difference(manifest, req.settings | given):
         raise ConfigError(
-            f"{made.out} holds data that was made differently: {why}. Choose another --out, or "
+            f"{req.out} has data that was made differently: {why}. Choose another --out, or "
             "delete that folder"
         )
     return manifest
 
 
 def difference(record: Any, settings: dict[str, Any]) -> str | None:
-    """The first setting that a record has otherwise, in words."""
+    """A description of the first setting that differs, or None."""
     for name, value in settings.items():
         if (old := getattr(record, name)) != value:
             changed = "the corpus has changed"
@@ -212,33 +210,33 @@ def difference(record: Any, settings: dict[str, Any]) -> str | None:
 
 
 def tracked(progress: Progress, stage: str, results: Iterable, count: int) -> Iterator:
-    """The results, each reported as it comes."""
+    """Yield the results, and report the completed fraction after each."""
     for done, result in enumerate(results, 1):
         progress(stage, done / count)
         yield result
 
 
-def _write(made: Request, folder: Path, progress: Progress) -> None:
-    """Everything between an empty folder and its manifest."""
-    corpus, groups, given = made.corpus, made.groups, made.tokenizer
-    with processes(max(1, min(made.workers, len(groups)))) as run:
+def _write(req: Request, folder: Path, progress: Progress) -> None:
+    """Fill an empty folder, and write its manifest."""
+    corpus, groups, given = req.corpus, req.groups, req.tokenizer
+    with processes(max(1, min(req.workers, len(groups)))) as run:
         special = given.special if given else None
-        reading = run(partial(take_census, made.reader, special), groups)
+        reading = run(partial(take_census, req.reader, special), groups)
         census = merge(tracked(progress, "reading", reading, len(groups)), corpus)
-        tokenizer = given or _train(census, made.settings["vocabulary"], progress)
+        tokenizer = given or _train_tokenizer(census, req.settings["vocabulary"], progress)
         tokenizer.save(folder / TOKENIZER)
         warn_of_special(census.special)
-        job = make_job(made, folder, census)
+        job = make_job(req, folder, census)
         encoding = run(partial(encode_group, job), enumerate(groups))
         results = list(tracked(progress, "encoding", encoding, len(groups)))
-    finish(job, made.settings, tokenizer, census, results)
+    finish(job, req.settings, tokenizer, census, results)
 
 
-def make_job(made: Request, folder: Path, census: Census) -> Job:
-    """What is to be encoded, now that it is known what to hold out."""
-    fraction, pairs = made.settings["validation_fraction"], made.settings["pairs"]
+def make_job(req: Request, folder: Path, census: Census) -> Job:
+    """The encoding job: after the census, the held-out documents are known."""
+    fraction, pairs = req.settings["validation_fraction"], req.settings["pairs"]
     tail = 0.0 if pairs else census.tail(fraction)  # A pair is never cut.
-    return Job(made.reader, folder, made.settings["context"], census.held_out(fraction), tail)
+    return Job(req.reader, folder, req.settings["context"], census.held_out(fraction), tail)
 
 
 def finish(
@@ -248,17 +246,17 @@ def finish(
     census: Census,
     results: Sequence[Encoded],
 ) -> None:
-    """Make a folder of what all groups became: shards numbered through, and the manifest.
+    """Number the shards of all groups consecutively, and write the manifest.
 
     Args:
-      job: the folder, which has the tokenizer and each group's files.
-      settings: as the manifest has them.
-      tokenizer: the folder's.
-      census: how many documents there are, and what was left out when they were counted.
-      results: of all groups, in their order.
+      job: its folder has the tokenizer and the files of each group.
+      settings: for the manifest.
+      tokenizer: of the folder.
+      census: its documents and skipped records.
+      results: of all groups, in order.
 
     Raises:
-      ConfigError: no run could use it.
+      ConfigError: there is no training window, or no validation window.
     """
     train = _number("train", job.folder, [result.train for result in results])
     validation = _number("validation", job.folder, [write_validation(job, tokenizer, results)])
@@ -269,14 +267,14 @@ def finish(
         **settings,
         tokenizer=tokenizer.hash,
         end_of_text=tokenizer.end_of_text,
-        dtype=window_dtype(tokenizer, job.has_pairs).str,
+        dtype=cast(Any, window_dtype(tokenizer, job.has_pairs).str),
         skipped=dict(sorted(skipped.items())),
         train=train,
         validation=validation,
     ).write()
 
 
-def _deal(parts: tuple[Part, ...], seed: int) -> list[tuple[Part, ...]]:
+def _group_parts(parts: tuple[Part, ...], seed: int) -> list[tuple[Part, ...]]:
     target = max(SHARD_BYTES, sum(part.bytes for part in parts) // SHARDS)
     groups, group, size = [], [], 0
     for part in sorted(parts, key=lambda part: (hash_key(f"{seed}:{part.key}"), part.key)):
@@ -288,7 +286,7 @@ def _deal(parts: tuple[Part, ...], seed: int) -> list[tuple[Part, ...]]:
     return groups + ([tuple(group)] if group else [])
 
 
-def _train(census: Census, vocabulary: int, progress: Progress) -> Tokenizer:
+def _train_tokenizer(census: Census, vocabulary: int, progress: Progress) -> Tokenizer:
     progress("training the tokenizer", 0.0)
     tokenizer = Tokenizer(train_tokenizer((text for _, text in census.sample), vocabulary))
     progress("training the tokenizer", 1.0)
@@ -296,11 +294,11 @@ def _train(census: Census, vocabulary: int, progress: Progress) -> Tokenizer:
 
 
 def _number(name: str, folder: Path, pieces: list[Split]) -> Split:
-    """One split of many, its shards named `name-00000-of-00004.array_record` and so on."""
-    found = [shard for piece in pieces for shard in piece.shards]
+    """Join splits to one; rename its shards to `name-00000-of-00004.array_record` and so on."""
+    unnumbered = [shard for piece in pieces for shard in piece.shards]
     shards = []
-    for i, shard in enumerate(found):
-        final = f"{name}-{i:05d}-of-{len(found):05d}.array_record"
+    for i, shard in enumerate(unnumbered):
+        final = f"{name}-{i:05d}-of-{len(unnumbered):05d}.array_record"
         os.rename(folder / shard.name, folder / final)
         shards.append(dataclasses.replace(shard, name=final))
     totals = {
@@ -314,22 +312,22 @@ def _number(name: str, folder: Path, pieces: list[Split]) -> Split:
 def _check_windows(
     train: Split, validation: Split, settings: dict, documents: int, skipped: Counter
 ) -> None:
-    """Refuse data that no run could use."""
+    """Refuse data without a training window, or with an empty validation split."""
     context, fraction = settings["context"], settings["validation_fraction"]
     if settings["pairs"] and train.windows == 0:
         none = "hold out none: --validation-fraction 0, " if validation.documents else ""
         raise ConfigError(
             f"no pair is left to train on (skipped: {count_reasons(skipped) or 'none'}; held out: "
-            f"{validation.documents}): a pair and its end fit {context + 1} tokens whole. Add "
-            f"pairs, {none}or raise --context with the model's"
+            f"{validation.documents}): a pair and its end-of-text must fit {context + 1} tokens. "
+            f"Add pairs, {none}or raise --context with the model's"
         )
-    # The first token of all has end-of-text before it, so a window takes no token more.
+    # The first window begins with an extra end-of-text, so it takes `context` tokens of text.
     if train.windows == 0:
         none = ", or hold out none: --validation-fraction 0" if validation.tokens >= context else ""
         raise ConfigError(
             f"the text gives no training window: of {count_of(documents, 'document')}, "
-            f"{train.tokens} tokens are to train on and {validation.tokens} held out, and a window "
-            f"takes {context}. Add text, or lower --context{none}"
+            f"{train.tokens} tokens are for training and {validation.tokens} held out, and a "
+            f"window takes {context}. Add text, or lower --context{none}"
         )
     if fraction and validation.windows == 0:
         raise ConfigError(

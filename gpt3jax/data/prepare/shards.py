@@ -1,12 +1,12 @@
-"""One shard of a data folder: `--shard I/N`, by processes that share nothing but a file system.
+"""Prepare one shard of a data folder (`--shard I/N`), coordinated only by a file system.
 
-The groups of files are those that one process deals itself (prepare.py); shard I
-has the groups I, I+N, ... Which documents are held out is known when all are
-counted, so a shard counts its own groups, then those that nobody has counted yet,
-and then encodes its own. None waits for another: a queue may start them in any
-order, one after another or all at once. Files are written beside their names and
-renamed, and their bytes depend on the plan alone, so two processes at one shard,
-or a second attempt, do no harm. What lies where is in pieces.py.
+The groups of parts are those of a single process (prepare.py); shard I has the
+groups I, I+N, ... The held-out documents are known once all groups are counted,
+so a shard counts its own groups first, then all others that are not counted yet,
+and then encodes its own. Shards never wait for each other: a queue may start
+them in any order, in sequence or concurrently. Files are written under temporary
+names and renamed, and their bytes depend on the plan only, so duplicate and
+repeated attempts are harmless. pieces.py describes the files.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ from gpt3jax.serde import Count
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """`3/16` as (3, 16): the number of a shard, from 0, and how many there are.
+    """Parse `3/16` to (3, 16), the index of a shard and the number of shards.
 
     Raises:
-      ConfigError: it is none.
+      ConfigError: the text is not of this form.
     """
-    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
-    if not found:
-        raise ConfigError(f"--shard is {text!r}: it is I/N, as 0/16 to 15/16. Change it")
-    index, count = map(int, found.groups())
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
+    if not match:
+        raise ConfigError(f"--shard is {text!r}: it must be I/N, from 0/16 to 15/16. Change it")
+    index, count = map(int, match.groups())
     if not 1 <= count <= MOST:
         raise ConfigError(f"--shard is {text}: there are from 1 to {MOST:,} shards. Change N")
     if index >= count:
@@ -69,42 +69,42 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def prepare_shard(
-    made: Request, shard: tuple[int, int], progress: Progress | None = None
+    req: Request, shard: tuple[int, int], progress: Progress | None = None
 ) -> Piece | None:
-    """Make one shard of a data folder, or find that it is there already and whole.
+    """Prepare one shard of a data folder, or verify it if it exists.
 
     Args:
-      made: what all shards are asked for; the tokenizer is given.
-      shard: which it is, from 0, and how many there are.
-      progress: called with the name of a stage and the share of it that is done.
+      req: the request, the same for all shards, with a tokenizer.
+      shard: its index, and the number of shards.
+      progress: called with the name of a stage and its completed fraction.
 
     Returns:
-      Its record; None if all were merged before.
+      The record of the shard, or None if the shards are already merged.
 
     Raises:
-      ConfigError: the request cannot work, is not that of the other shards, or the corpus
-        has changed.
+      ConfigError: the request is invalid or differs from that of the other shards, or the
+        corpus has changed.
     """
     index, count = shard
-    if made.tokenizer is None:
+    if req.tokenizer is None:
         raise ConfigError(
-            "--shard goes with --tokenizer: all shards use the same. Train one on a part of the "
+            "--shard requires --tokenizer: all shards use the same. Train one on a part of the "
             "text, gpt3jax data prepare --corpus PART --out data/part, and name data/part"
         )
-    if not is_free(made.out):
-        find_same(made)
+    if not is_free(req.out):
+        find_same(req)
         return None
-    groups = made.groups
-    plan = Plan(count, len(groups), made.tokenizer.hash, **made.settings)
-    work = _begin(made.out, plan)
+    groups = req.groups
+    plan = Plan(count, len(groups), req.tokenizer.hash, **req.settings)
+    work = _begin(req.out, plan)
     target = work / shard_name(plan, index)
     if is_free(target):
         try:
             with atomic_folder(target) as folder:
-                _encode(made, plan, index, folder, groups, progress or (lambda stage, share: None))
+                _encode(req, plan, index, folder, groups, progress or (lambda stage, share: None))
         except OSError:
             if is_free(target):
-                raise  # Else another process was first, with the same bytes.
+                raise  # Otherwise another process wrote the same bytes first.
     try:
         return read_piece(work, plan, index)
     except (OSError, ValueError) as error:
@@ -114,7 +114,7 @@ def prepare_shard(
 
 
 def _begin(out: str, plan: Plan) -> Path:
-    """The work folder of a plan; one that was begun with another is refused."""
+    """The work folder of a plan; raises ConfigError if it has another plan."""
     work = work_folder(out)
     if is_free(work):
         try:
@@ -122,17 +122,17 @@ def _begin(out: str, plan: Plan) -> Path:
                 (folder / PLAN).write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n")
         except OSError:
             if is_free(work):
-                raise  # Else another shard was first.
+                raise  # Otherwise another shard wrote the plan first.
     if why := difference(read_plan(out), dataclasses.asdict(plan)):
         raise ConfigError(
-            f"{work} was begun differently: {why}. All shards take the same settings: change "
+            f"{work} was started differently: {why}. All shards take the same settings: change "
             "them, choose another --out, or delete that folder"
         )
     return work
 
 
 def _encode(
-    made: Request,
+    req: Request,
     plan: Plan,
     index: int,
     folder: Path,
@@ -140,30 +140,32 @@ def _encode(
     progress: Progress,
 ) -> None:
     """Write all files of a shard into its folder, the record last."""
+    assert req.tokenizer is not None
     own = range(index, len(groups), plan.shards)
-    # Its own groups, then its neighbour's: those who help each begin elsewhere.
+    # Own groups first, then those of the next shards, so that shards count different groups.
     neighbours = [(index + i) % plan.shards for i in range(plan.shards)]
     order = [n for shard in neighbours for n in range(shard, len(groups), plan.shards)]
     counted = {}
 
-    def each(found: Iterator[Census]) -> Iterator[Census]:
-        for number, census in zip(order, found, strict=True):
+    def record_sizes(censuses: Iterator[Census]) -> Iterator[Census]:
+        for number, census in zip(order, censuses, strict=True):
             counted[number] = (census.documents, int(census.bytes.sum()))
             yield census
 
-    with processes(max(1, min(made.workers, len(groups)))) as run:
-        count = partial(_count, folder.parent, plan.hash, made.reader, made.tokenizer.special)
+    with processes(max(1, min(req.workers, len(groups)))) as run:
+        count = partial(_count, folder.parent, plan.hash, req.reader, req.tokenizer.special)
         reading = run(count, [(number, groups[number]) for number in order])
-        census = merge(each(tracked(progress, "reading", reading, len(groups))), made.corpus)
-        made.tokenizer.save(folder / TOKENIZER)
+        tracked_reading = tracked(progress, "reading", reading, len(groups))
+        census = merge(record_sizes(tracked_reading), req.corpus)
+        req.tokenizer.save(folder / TOKENIZER)
         warn_of_special(census.special)
-        job = make_job(made, folder, census)
+        job = make_job(req, folder, census)
         encoding = run(partial(encode_group, job), [(number, groups[number]) for number in own])
         results = list(tracked(progress, "encoding", encoding, len(own)))
     for number, result in zip(own, results, strict=True):
         _check_counts(counted[number], result, groups[number], job.has_pairs)
-    found = tuple(map(_group, own, results))
-    piece = Piece(plan.hash, census.documents, dict(census.skipped), job.held_out, found)
+    records = tuple(map(_group, own, results))
+    piece = Piece(plan.hash, census.documents, dict(census.skipped), job.held_out, records)
     (folder / RECORD).write_text(json.dumps(dataclasses.asdict(piece)) + "\n")
 
 
@@ -174,7 +176,7 @@ def _count(
     special: Sequence[str],
     numbered: tuple[int, tuple[Part, ...]],
 ) -> Census:
-    """The census of a group: from its file, or taken now and written there."""
+    """The census of a group, read from its file or taken and stored there."""
     number, group = numbered
     file = work / f"census-{number:05d}.json"
     try:
@@ -182,11 +184,17 @@ def _count(
         if record["plan"] == plan:
             return _parse_census(record)
     except (OSError, ValueError, KeyError):
-        pass  # Not there yet, or damaged: it is taken again.
+        pass  # It does not exist or is damaged: take it again.
     census = take_census(corpus, special, group)
-    held = {str(bucket): int(census.bytes[bucket]) for bucket in np.flatnonzero(census.bytes)}
-    record = {"plan": plan, "documents": census.documents, "bytes": held, "detail": census.detail,
-              "skipped": census.skipped, "special": census.special}  # fmt: skip
+    filled = np.flatnonzero(census.bytes)
+    record = {
+        "plan": plan,
+        "documents": census.documents,
+        "bytes": {str(bucket): int(census.bytes[bucket]) for bucket in filled},
+        "detail": census.detail,
+        "skipped": census.skipped,
+        "special": census.special,
+    }
     own = file.with_name(f"{file.name}.partial-{socket.gethostname()}-{os.getpid()}")
     own.write_text(json.dumps(record) + "\n")
     own.replace(file)
@@ -200,18 +208,18 @@ def _parse_census(record: dict[str, Any]) -> Census:
         detail=serde.build(str, record["detail"]),
         special=Counter(serde.build(dict[str, Count], record["special"])),
     )
-    held = serde.build(dict[str, Count], record["bytes"])
-    buckets = list(map(int, held))
+    sizes = serde.build(dict[str, Count], record["bytes"])
+    buckets = list(map(int, sizes))
     if buckets and not 0 <= min(buckets) <= max(buckets) < BUCKETS:
         raise ValueError("a bucket is out of range")
-    census.bytes[buckets] = list(held.values())
+    census.bytes[buckets] = list(sizes.values())
     return census
 
 
 def _check_counts(
     counted: tuple[int, int], result: Encoded, group: Sequence[Part], has_pairs: bool
 ) -> None:
-    """Refuse a group that is not what the census, perhaps of another shard, was taken of."""
+    """Refuse a group whose text has changed since its census."""
     documents = result.train.documents + result.validation["documents"] + result.skipped.total()
     size = result.train.bytes + result.validation["bytes"]
     if documents != counted[0] or (size != counted[1] and not has_pairs):

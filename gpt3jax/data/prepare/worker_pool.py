@@ -1,4 +1,4 @@
-"""Processes that work for one job and do not outlive it."""
+"""A pool of worker processes that do not outlive their parent."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def processes(count: int) -> Iterator[Callable]:
-    """A parallel `map`: results in the order of the jobs. A count of 1 is this process alone.
+    """A parallel, ordered `map`; with a count of 1, the built-in one.
 
-    The function and jobs must pickle.
+    The function and the jobs must be picklable.
 
     Raises:
       RuntimeError: a process was killed.
@@ -31,14 +31,14 @@ def processes(count: int) -> Iterator[Callable]:
     pool = ProcessPoolExecutor(count, mp_context=spawn, initializer=_die_with_parent)
 
     def run(function: Callable, jobs: Iterable) -> Iterator:
-        with _no_main_module():  # submitting is what starts processes
+        with _no_main_module():  # Processes start when jobs are submitted.
             return pool.map(function, jobs)
 
     try:
         yield run
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a data process was killed: most likely memory ran out. Use fewer --workers"
+            "a data process was killed: most likely out of memory. Use fewer --workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -46,9 +46,9 @@ def processes(count: int) -> Iterator[Callable]:
 
 @contextmanager
 def _no_main_module() -> Iterator[None]:
-    """Hide the script that runs: spawn would import it again in each process.
+    """Hide the main script, which spawn would import in each process.
 
-    A script without `if __name__ == "__main__"` would then start itself anew.
+    A script without `if __name__ == "__main__"` would run again there.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -59,9 +59,10 @@ def _no_main_module() -> Iterator[None]:
 
 
 def _die_with_parent() -> None:
-    """A killed parent cannot stop its processes; without this they would wait for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ctrl-C ends them without a traceback each
+    """Exit when the parent dies; a killed parent cannot stop its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback from each worker on Ctrl-C.
     parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
         multiprocessing.connection.wait([parent.sentinel])

@@ -1,12 +1,11 @@
-"""The ten arithmetic tasks of section 3.9.1, made as the paper's released files are.
+"""The ten arithmetic tasks of section 3.9.1, generated like the paper's released files.
 
-Operands are uniform from 0 to below 10^digits, so short numbers occur, and are
-written without zeros in front; differences may be negative. No question comes
-twice. The paper describes one-digit composites as 6+(4*8); its files have the
-brackets around the first two, digits from 1 to 9, and spaces: those are followed.
+Operands are uniform in [0, 10^digits), so shorter numbers occur, without leading
+zeros; differences may be negative. Questions are distinct. The paper describes
+one-digit composites as 6+(4*8); as in its files, the brackets are around the
+first two operands, digits are from 1 to 9, and operators have spaces.
 
-In the files a question brings the two newlines before it, and an answer the
-space before it.
+As in the files, a question begins with two newlines, and an answer with a space.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from gpt3jax.errors import ConfigError
 from gpt3jax.evals.task import Example, Task
 
 COUNT = 2000
-"""Questions of a released file."""
+"""Number of questions in a released file."""
 
-Draw = Callable[[random.Random], tuple[str, int]]
-"""An expression and its value."""
+Sampler = Callable[[random.Random], tuple[str, int]]
+"""Returns a random expression and its value."""
 
 _WORDS = {"addition": ("plus", operator.add), "subtraction": ("minus", operator.sub)}
 _SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
-def _two_numbers(digits: int, word: str, apply: Callable[[int, int], int]) -> Draw:
-    def draw(rng: random.Random) -> tuple[str, int]:
+def _two_numbers(digits: int, word: str, apply: Callable[[int, int], int]) -> Sampler:
+    def sample(rng: random.Random) -> tuple[str, int]:
         a, b = rng.randrange(10**digits), rng.randrange(10**digits)
         return f"{a} {word} {b}", apply(a, b)
 
-    return draw
+    return sample
 
 
 def _three_digits(rng: random.Random) -> tuple[str, int]:
@@ -43,36 +42,36 @@ def _three_digits(rng: random.Random) -> tuple[str, int]:
     return f"({a} {first} {b}) {second} {c}", value
 
 
-_DRAWS: dict[str, tuple[Draw, int]] = {
+_SAMPLERS: dict[str, tuple[Sampler, int]] = {
     f"{digits}_digit_{name}": (_two_numbers(number, *_WORDS[name]), 100**number)
     for number, digits in enumerate(("two", "three", "four", "five"), 2)
     for name in _WORDS
 }
-"""How a question is drawn, and how many there are."""
-_DRAWS["two_digit_multiplication"] = (_two_numbers(2, "times", operator.mul), 100**2)
-_DRAWS["single_digit_three_ops"] = (_three_digits, 9**3 * len(_SIGNS) ** 2)
+"""The sampler of each task, and the number of its distinct questions."""
+_SAMPLERS["two_digit_multiplication"] = (_two_numbers(2, "times", operator.mul), 100**2)
+_SAMPLERS["single_digit_three_ops"] = (_three_digits, 9**3 * len(_SIGNS) ** 2)
 
-ARITHMETIC = tuple(_DRAWS)
-"""Names, as of the released files."""
+ARITHMETIC = tuple(_SAMPLERS)
+"""Names of the tasks, as in the released files."""
 
 
 def arithmetic(name: str, seed: int = 0, count: int = COUNT) -> Task:
-    """One of the tasks; the same seed asks the same.
+    """An arithmetic task; it is a deterministic function of its arguments.
 
     Args:
       name: one of `ARITHMETIC`.
       seed: of the questions.
-      count: of questions, all different.
+      count: number of questions, all distinct.
 
     Raises:
-      ConfigError: there are fewer different questions.
+      ConfigError: there are fewer distinct questions.
     """
-    draw, most = _DRAWS[name]
+    sample, most = _SAMPLERS[name]
     if count > most:
         raise ConfigError(f"task {name} has {most:,} different questions, not {count:,}. Ask fewer")
     rng, examples = random.Random(f"{name}:{seed}"), {}
     while len(examples) < count:
-        expression, value = draw(rng)
+        expression, value = sample(rng)
         context = f"\n\nQ: What is {expression}?\n\nA:"
         examples[context] = Example((context,), (f" {value}",))
     return Task(

@@ -1,17 +1,16 @@
-"""Tasks whose answer only the demonstrations tell, for models that train in minutes.
+"""In-context learning tasks for models that train in minutes: the paper's Figure 1.2 in miniature.
 
-The paper's Figure 1.2 in miniature. Nothing that such a model could have stored
-helps: each example is a group of its own, with a mapping or a rule of its own,
-over names that the training text never shows in a pattern.
+Answers can be inferred from the demonstrations only, not from parameters: each
+example has its own group of demonstrations, with its own mapping or rule, over
+names that never occur in a pattern of the training text.
 
     substitution     ka bo te mi              the partner that a name has in this group
-    hidden_rule      ka bo te mi => te mi     one of four rules, at work on two names
+    hidden_rule      ka bo te mi => te mi     one of four rules, applied to two names
 
-A name is two syllables. A third of all names is held out: those that
-`is_held_out` says. Training text has the others in patterns, and all of them in
-lists where nothing repeats, so that what is new of a held-out name is not that
-it stands there but that something follows from it. Everything is set off by
-spaces, so that a tokenizer makes the same token of a syllable wherever it stands.
+A name consists of two syllables. A third of the names is held out (`is_held_out`).
+The training text has patterns of the other names, and lists of all names without
+repetition, so that held-out names are not unseen tokens but unseen in patterns.
+Spaces surround all syllables, so that each has the same tokens everywhere.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ NAMES = tuple(f"{one} {two}" for one in SYLLABLES for two in SYLLABLES if one !=
 """380, each of two different syllables."""
 
 PAIRS = 4
-"""Names with a partner, in a group of `substitution`."""
+"""Pairs of names in a group of `substitution`."""
 FEW = 16
-"""Demonstrations that a group has."""
+"""Demonstrations in a group."""
 SHORTEST, LONGEST = 8, 20
-"""Lines of a training document."""
+"""Minimum and maximum lines of a training document."""
 
 Names = tuple[str, ...]
 
@@ -41,11 +40,11 @@ RULES: dict[str, Callable[[Names], Names]] = {
     "first": lambda names: names[:1],
     "last": lambda names: names[1:],
 }
-"""Of two different names, no two give the same."""
+"""For two different names, all four results differ."""
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a name is kept for evaluation: by its hash, a third of all that there can be."""
+    """Whether a name is reserved for evaluation: a third are, by hash."""
     return hash_key(name) % 3 == 0
 
 
@@ -54,28 +53,28 @@ TRAINING = tuple(name for name in NAMES if not is_held_out(name))
 
 
 def substitution(seed: int = 0, count: int = 500, names: Sequence[str] = HELD_OUT) -> Task:
-    """Names with partners, at random in each group: which is this one's?
+    """The task to complete a pair of names; each group has random pairs.
 
-    Of the 16 demonstrations of a group each pair is 4, so K of them show the pair
-    that is asked with probability 1 - C(12, K) / C(16, K). Who has not seen it can
-    only guess a name: one in 380. Who knows the form and no more takes one of the
-    four partners that were shown.
+    Each of the four pairs is in 4 of a group's 16 demonstrations, so K of them show
+    the pair of the question with probability 1 - C(12, K) / C(16, K). Otherwise the
+    answer is one of 380 names. Guessing among the four partners is right in a
+    quarter of cases.
 
     Args:
-      seed: of groups and what is asked.
-      count: groups, each of which asks once.
-      names: to draw from.
+      seed: of the groups and questions.
+      count: number of groups, each with one question.
+      names: to sample from.
     """
     return _task("substitution", _pairs, seed, count, names, chance=1 / PAIRS)
 
 
 def hidden_rule(seed: int = 0, count: int = 500, names: Sequence[str] = HELD_OUT) -> Task:
-    """A rule at work on two names, shown by demonstrations alone: which of `RULES`?
+    """The task to apply one of `RULES`, which the demonstrations show, to two names.
 
     Args:
-      seed: of rules and names.
-      count: groups, each of which asks once.
-      names: to draw from.
+      seed: of the rules and names.
+      count: number of groups, each with one question.
+      names: to sample from.
     """
     return _task("hidden_rule", _rule, seed, count, names, chance=1 / len(RULES))
 
@@ -84,21 +83,21 @@ PATTERNS = {"substitution": substitution, "hidden_rule": hidden_rule}
 
 
 def documents(seed: int, count: int) -> Iterator[str]:
-    """Training text: patterns over names that are not held out, and lists of all names.
+    """Training text: patterns of names that are not held out, and lists of all names.
 
     Args:
-      seed: of all that is drawn.
-      count: documents: of five two show a mapping, two a rule, and one is a list of
-        different names, two in a line as in a mapping.
+      seed: of the random generator.
+      count: number of documents; two in five show a mapping, two a rule, and one is a
+        list of distinct names, two per line as in a mapping.
     """
-    draw = random.Random(f"documents:{seed}")
+    rng = random.Random(f"documents:{seed}")
     for number in range(count):
-        lines = draw.randint(SHORTEST, LONGEST)
+        lines = rng.randint(SHORTEST, LONGEST)
         if number % 5 == 4:
-            shown = _new_pairs(draw, NAMES, lines)
+            examples = _new_pairs(rng, NAMES, lines)
         else:
-            shown = (_pairs, _rule)[number % 2](draw, TRAINING, lines)
-        yield "".join(line.shown for line in shown)
+            examples = (_pairs, _rule)[number % 2](rng, TRAINING, lines)
+        yield "".join(example.shown for example in examples)
 
 
 def _task(
@@ -109,39 +108,46 @@ def _task(
     names: Sequence[str],
     chance: float,
 ) -> Task:
-    draw, asked, demonstrations = random.Random(f"{task}:{seed}"), [], []
+    rng, questions, demonstrations = random.Random(f"{task}:{seed}"), [], []
     for group in range(count):
-        query, *shown = (
+        question, *others = (
             Example(line.contexts, line.completions, group=str(group))
-            for line in pattern(draw, names, FEW + 1)
+            for line in pattern(rng, names, FEW + 1)
         )
-        asked.append(query)
-        demonstrations += shown
+        questions.append(question)
+        demonstrations += others
     return Task(
-        task, tuple(asked), "exact match", FEW, tuple(demonstrations), stop=" \n", chance=chance,
+        name=task,
+        examples=tuple(questions),
+        metric="exact match",
+        few=FEW,
+        demonstrations=tuple(demonstrations),
+        stop=" \n",
+        chance=chance,
         source="gpt3jax: names held out of the patterns in training text",
-    )  # fmt: skip
+    )
 
 
 def _line(given: Sequence[str], answer: Sequence[str]) -> Example:
     return Example((f" \n {' '.join(given)}",), (f" {' '.join(answer)}",))
 
 
-def _new_pairs(draw: random.Random, names: Sequence[str], lines: int) -> list[Example]:
-    """Lines of two names, of which none comes twice."""
-    drawn = draw.sample(names, 2 * lines)
-    return [_line([key], [value]) for key, value in zip(drawn[::2], drawn[1::2], strict=True)]
+def _new_pairs(rng: random.Random, names: Sequence[str], lines: int) -> list[Example]:
+    """Lines of two names, all distinct."""
+    sample = rng.sample(names, 2 * lines)
+    return [_line([key], [value]) for key, value in zip(sample[::2], sample[1::2], strict=True)]
 
 
-def _pairs(draw: random.Random, names: Sequence[str], lines: int) -> list[Example]:
-    """One of the pairs at random, and then all of them in turn, shuffled."""
-    pairs = _new_pairs(draw, names, PAIRS)
+def _pairs(rng: random.Random, names: Sequence[str], lines: int) -> list[Example]:
+    """A random pair, then equal numbers of all pairs, shuffled."""
+    pairs = _new_pairs(rng, names, PAIRS)
     rest = [pairs[number % PAIRS] for number in range(lines - 1)]
-    draw.shuffle(rest)
-    return [draw.choice(pairs), *rest]
+    rng.shuffle(rest)
+    return [rng.choice(pairs), *rest]
 
 
-def _rule(draw: random.Random, names: Sequence[str], lines: int) -> list[Example]:
-    rule = RULES[draw.choice(list(RULES))]
-    drawn = (tuple(draw.sample(names, 2)) for _ in range(lines))
-    return [_line([*given, "=>"], rule(given)) for given in drawn]
+def _rule(rng: random.Random, names: Sequence[str], lines: int) -> list[Example]:
+    """Applications of one random rule to random names."""
+    rule = RULES[rng.choice(list(RULES))]
+    samples = (tuple(rng.sample(names, 2)) for _ in range(lines))
+    return [_line([*given, "=>"], rule(given)) for given in samples]

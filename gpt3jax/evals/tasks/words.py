@@ -1,4 +1,4 @@
-"""The five word tasks of section 3.9.2: letters are moved or mixed, which word was it?
+"""The five word scrambling tasks of section 3.9.2.
 
     cycle_letters_in_word      asinoc = casino       rotated, by any number of letters
     mid_word_1_anagrams        skicts = sticks       all but the first and last letter shuffled
@@ -6,13 +6,12 @@
     random_insertion_in_word   c.a s!i/n o = casino  a mark or a space between letters
     reversed_words             taefed = defeat
 
-Words are the most frequent of a list, of more than 4 and fewer than 15 letters. As
-in the released files a scramble is another text than its word wherever it can
-be; words that cannot be scrambled so (`aaaaa` rotated) are left out, but those
-with a middle of equal letters (`coffee`) and palindromes stay, as there.
+Words are the most frequent of a list, with more than 4 and fewer than 15 letters.
+As in the released files, a scrambled word differs from the word where possible;
+words for which it cannot differ (`aaaaa` rotated) are skipped, but words with a
+middle of equal letters (`coffee`) and palindromes are not.
 
-In the files a question brings the newline before it, and an answer the space
-before it.
+As in the files, a question begins with a newline, and an answer with a space.
 """
 
 from __future__ import annotations
@@ -34,45 +33,45 @@ from gpt3jax.evals.task import Example, Task
 
 DESCRIPTION = "Please unscramble the letters into a word, and write that word:"
 COUNT = 10_000
-"""Words of a released file."""
+"""Number of words in a released file."""
 CORPUS_WINDOWS = 20_000
-"""Of training data, read for its words."""
+"""Maximum training windows that are read for their words."""
 FITS = re.compile("[a-z]{5,14}")
 MARKS = " ./!"
-"""What random insertion inserts, one of them with equal chance."""
+"""The characters that random insertion inserts, with equal probability."""
 
 _RUNS_OF_LETTERS = re.compile(r"[^\W\d_]+")
 
 
 def words_of(texts: Iterable[str]) -> list[str]:
-    """The words of texts in lower case, most frequent first, then by the alphabet.
+    """The words of texts in lower case, most frequent first, then alphabetically.
 
-    A word is letters a to z with none of another alphabet beside them.
+    A word is a maximal run of letters in which all are from a to z.
     """
     counts = Counter()
     for text in texts:
         counts.update(_RUNS_OF_LETTERS.findall(text.lower()))
-    found = (word for word in counts if word.isascii())
-    return sorted(found, key=lambda word: (-counts[word], word))
+    ascii_words = (word for word in counts if word.isascii())
+    return sorted(ascii_words, key=lambda word: (-counts[word], word))
 
 
 def words_in(data: Data, context: int, tokenizer: Tokenizer) -> list[str]:
-    """The words of prepared training data, as `words_of` gives them; of a large set, of a part."""
+    """The words (see `words_of`) of training data, of at most `CORPUS_WINDOWS` windows."""
     order = loader.windows(data, 0, context)
-    there_are = sum(load_manifest(source.path).train_windows for source in data.sources)
-    read = range(min(there_are, CORPUS_WINDOWS))
-    return words_of(tokenizer.decode(tokens_of(order[i]).tolist()) for i in read)
+    available = sum(load_manifest(source.path).train_windows for source in data.sources)
+    indices = range(min(available, CORPUS_WINDOWS))
+    return words_of(tokenizer.decode(tokens_of(order[i]).tolist()) for i in indices)
 
 
 def read_words(path: str | Path) -> list[str]:
-    """The words of a list, most frequent first.
+    """Read a word list, most frequent first.
 
     Args:
-      path: a text file with a word a line, most frequent first, or a word and how
-        often it occurs (Norvig's `count_1w.txt`), in any order.
+      path: a text file with a word per line, most frequent first, or a word and its
+        count per line (Norvig's `count_1w.txt`), in any order.
 
     Raises:
-      ConfigError: the file cannot be read, or a line is no such thing; it is named.
+      ConfigError: the file cannot be read, or a line is invalid; its number is given.
     """
     try:
         lines = serde.read_bytes(Path(path)).decode().splitlines()
@@ -84,7 +83,7 @@ def read_words(path: str | Path) -> list[str]:
         word, *count = line.split() or [""]
         if len(count) > 1 or not all(each.isdecimal() for each in count):
             raise ConfigError(
-                f"{path}:{number}: {line[:40]!r} is not a word, or a word and its count. Mend it"
+                f"{path}:{number}: {line[:40]!r} is not a word, or a word and its count. Correct it"
             )
         if word:
             counts.setdefault(word, int(count[0]) if count else 0)
@@ -92,16 +91,16 @@ def read_words(path: str | Path) -> list[str]:
 
 
 def scramble(name: str, words: Sequence[str], seed: int = 0, count: int = COUNT) -> Task:
-    """One of the tasks; the same words and seed ask the same.
+    """A word scrambling task; it is a deterministic function of its arguments.
 
     Args:
       name: one of `SCRAMBLES`.
-      words: most frequent first; those that do not suit the task are passed over.
-      seed: of how letters are moved.
-      count: of words, at most.
+      words: most frequent first; unsuitable words are skipped.
+      seed: of the scrambling.
+      count: maximum number of words.
 
     Raises:
-      ConfigError: no word suits.
+      ConfigError: no word is suitable.
     """
     rng, examples = random.Random(f"{name}:{seed}"), []
     for word in dict.fromkeys(words):
@@ -116,25 +115,31 @@ def scramble(name: str, words: Sequence[str], seed: int = 0, count: int = COUNT)
             "Give another list"
         )
     return Task(
-        name, tuple(examples), "exact match", few=100, description=DESCRIPTION, paper=PAPER[name],
+        name=name,
+        examples=tuple(examples),
+        metric="exact match",
+        few=100,
+        description=DESCRIPTION,
+        paper=PAPER[name],
         source="Brown et al. 2020, section 3.9.2 and Table H.1; form of openai/gpt-3 data/",
-    )  # fmt: skip
+    )
 
 
 def _cycle(rng: random.Random, word: str) -> str | None:
-    turned = [word[by:] + word[:by] for by in range(1, len(word))]
-    return rng.choice([each for each in turned if each != word] or [None])
+    rotations = [word[by:] + word[:by] for by in range(1, len(word))]
+    return rng.choice([each for each in rotations if each != word] or [None])
 
 
-def _anagram(rng: random.Random, word: str, kept: int) -> str | None:
-    middle = word[kept:-kept]
+def _anagram(rng: random.Random, word: str, fixed: int) -> str | None:
+    """Shuffle all but the first and last `fixed` letters."""
+    middle = word[fixed:-fixed]
     if len(middle) < 2 or len(set(middle)) == 1:
-        # As released: of the anagrams that keep one letter none is its word.
-        return word if kept == 2 and len(middle) > 1 else None
+        # As released: no example of mid_word_1_anagrams equals its word.
+        return word if fixed == 2 and len(middle) > 1 else None
     shuffled = middle
     while shuffled == middle:
         shuffled = "".join(rng.sample(middle, len(middle)))
-    return word[:kept] + shuffled + word[-kept:]
+    return word[:fixed] + shuffled + word[-fixed:]
 
 
 def _insertion(rng: random.Random, word: str) -> str:
@@ -148,10 +153,10 @@ _RULES: dict[str, Callable[[random.Random, str], str | None]] = {
     "random_insertion_in_word": _insertion,
     "reversed_words": lambda rng, word: word[::-1],
 }
-"""A scrambled word, or None of one that does not suit."""
+"""Functions that return the scrambled word, or None for an unsuitable word."""
 
 SCRAMBLES = tuple(_RULES)
-"""Names, as of the released files."""
+"""Names of the tasks, as in the released files."""
 
 PAPER: dict[str, tuple[tuple[float, ...], ...]] = {
     "cycle_letters_in_word": (

@@ -1,8 +1,8 @@
-"""The page that shows what became of descriptions: code as it was written, and what it draws.
+"""An HTML page of descriptions, with each answer's code and what it renders.
 
-It needs nothing outside itself and runs nothing: the code of a model is drawn
-only as `jsx.render` writes it anew, and the page's own policy lets no script,
-picture or address in, should that ever fail.
+The page is self-contained and has no scripts. A model's code appears only as
+the output of `jsx.render`, and the page's Content-Security-Policy blocks
+scripts, images and requests should that ever fail.
 """
 
 from __future__ import annotations
@@ -11,83 +11,90 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpt3jax.evals.jsx import CodeError, parse, render
-from gpt3jax.evals.react import check
+from react.jsx import CodeError, parse, render
+from react.widgets import check
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model wrote in one setting."""
+    """The code that one model wrote in one setting."""
 
     setting: str
-    """`few-shot`, and of which model."""
+    """For example `base, few-shot`."""
     primer: str
-    """All that stood before the description; empty in the zero-shot setting."""
-    written: str
+    """The prompt up to the description; empty in the zero-shot setting."""
+    code: str
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A description, the code that was expected, and what was written."""
+class Question:
+    """A description, the expected code, and the answers."""
 
     description: str
     expected: str
     answers: tuple[Answer, ...]
-    """One of each setting, in the same order throughout."""
+    """One of each setting, in the same order in every question."""
 
 
-def page(title: str, asked: Sequence[Asked]) -> str:
-    """All that was asked as one HTML page; any text is safe in it.
+def render_page(title: str, questions: Sequence[Question]) -> str:
+    """The questions as one HTML page; all text is escaped.
 
     Args:
-      title: The page's heading.
-      asked: At least one, all with the same settings.
+      title: the page's heading, as plain text.
+      questions: at least one, all with the same settings.
     """
-    shown = "".join(map(_section, asked))
-    return TEMPLATE.format(title=html.escape(title), style=CSS, scores=_scores(asked), shown=shown)
+    return TEMPLATE.format(
+        title=html.escape(title),
+        style=CSS,
+        scores=_scores(questions),
+        sections="".join(map(_section, questions)),
+    )
 
 
-def _scores(asked: Sequence[Asked]) -> str:
-    """A row for each setting: how many of its answers pass each check."""
-    rows, names = "", ["exact match", *check("", asked[0].expected)]
-    for answers in zip(*(each.answers for each in asked), strict=True):
-        found = [
-            {"exact match": _is_exact(answer, each.expected)} | check(answer.written, each.expected)
-            for answer, each in zip(answers, asked, strict=True)
+def _scores(questions: Sequence[Question]) -> str:
+    """A table with a row for each setting: the number of answers that pass each check."""
+    rows, names = "", ["exact match", *check("", questions[0].expected)]
+    for answers in zip(*(question.answers for question in questions), strict=True):
+        results = [
+            {"exact match": _is_exact(answer, question.expected)}
+            | check(answer.code, question.expected)
+            for answer, question in zip(answers, questions, strict=True)
         ]
-        cells = "".join(f"<td>{sum(each[name] for each in found)}</td>" for name in names)
+        cells = "".join(f"<td>{sum(each[name] for each in results)}</td>" for name in names)
         rows += f"<tr><th scope=row>{html.escape(answers[0].setting)}</th>{cells}</tr>\n"
     head = "".join(f"<th scope=col>{name}</th>" for name in names)
     return (
-        f"<table><caption>answers of {len(asked)} that pass</caption>"
+        f"<table><caption>answers of {len(questions)} that pass</caption>"
         f"<thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>"
     )
 
 
 def _is_exact(answer: Answer, expected: str) -> bool:
-    return answer.written.strip() == expected.strip()
+    return answer.code.strip() == expected.strip()
 
 
-def _section(asked: Asked) -> str:
-    answers = "".join(_answer(answer, asked.expected) for answer in asked.answers)
+def _section(question: Question) -> str:
+    answers = "".join(_answer(answer, question.expected) for answer in question.answers)
     return (
-        f"<section><h2>{html.escape(asked.description)}</h2>"
-        f"<p>expected <code>{html.escape(asked.expected.strip())}</code></p>"
+        f"<section><h2>{html.escape(question.description)}</h2>"
+        f"<p>expected <code>{html.escape(question.expected.strip())}</code></p>"
         f"<div class=answers>{answers}</div></section>\n"
     )
 
 
 def _answer(answer: Answer, expected: str) -> str:
     try:
-        drawn, why = render(parse(answer.written)), ""
-    except CodeError as error:
-        drawn, why = "", f": {error}"
-    verdict = (
-        "as expected" if _is_exact(answer, expected)
-        else f"not drawn{why}" if why
-        else "as described, in another dialect" if check(answer.written, expected)["as described"]
-        else "not as described"
-    )  # fmt: skip
+        rendered, error = render(parse(answer.code)), None
+    except CodeError as refusal:
+        rendered, error = "", refusal
+    if _is_exact(answer, expected):
+        verdict = "as expected"
+    elif error:
+        verdict = f"not rendered: {error}"
+    elif check(answer.code, expected)["as described"]:
+        verdict = "as described, in another dialect"
+    else:
+        verdict = "not as described"
     primer = (
         f"<details><summary>primer</summary><pre>{html.escape(answer.primer.strip())}</pre></details>"
         if answer.primer
@@ -96,7 +103,7 @@ def _answer(answer: Answer, expected: str) -> str:
     return (
         f"<article class='{'right' if _is_exact(answer, expected) else 'other'}'>"
         f"<h3>{html.escape(answer.setting)}</h3><p>{html.escape(verdict)}</p>"
-        f"<div class=drawn>{drawn}</div><pre>{html.escape(answer.written.strip())}</pre>"
+        f"<div class=drawn>{rendered}</div><pre>{html.escape(answer.code.strip())}</pre>"
         f"{primer}</article>"
     )
 
@@ -146,4 +153,4 @@ TEMPLATE = """<!doctype html>
 <title>{title}</title><style>{style}</style>
 <h1>{title}</h1>
 <div class=wide>{scores}</div>
-{shown}"""
+{sections}"""

@@ -1,8 +1,8 @@
-"""A subset of JSX: parsed, written, and drawn as HTML that can do nothing but be looked at.
+"""A parser, a printer and an HTML renderer for a small subset of JSX.
 
-Code that a model wrote is anybody's code. It is never run and never put into a
-page: it is parsed here, held against a list of elements, attributes and values,
-and what is on the list is written anew as HTML, all text escaped.
+Code that a model wrote is untrusted. It is never executed and never inserted
+into a page: it is parsed, checked against an allowlist of elements, attributes
+and values, and written again as HTML with all text escaped.
 
     element    <button style={{background: 'red'}} onClick={press}>Send</button>
     attribute  name="text", name={{key: 'text', ...}}, name={word}, name={() => word()}
@@ -13,24 +13,25 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-LONGEST = 10_000
-"""Characters of code that are looked at."""
-DEEPEST = 32
-"""Elements within each other."""
+MAX_LENGTH = 10_000
+"""In characters; longer code is refused."""
+MAX_DEPTH = 32
+"""Of nested elements."""
 
 COLOURS = (
     "red", "blue", "green", "purple", "teal", "navy", "maroon", "sienna", "gray", "brown",
     "crimson", "black",
 )  # fmt: skip
-"""Names that CSS knows. White can be read on each, and each on white."""
+"""CSS colour names; each has enough contrast with white, as background and as text."""
 
 COMPONENTS = {
     "Box": "div", "Heading": "h1", "Text": "p", "Button": "button", "Field": "input",
     "List": "ul", "Steps": "ol", "Item": "li",
 }  # fmt: skip
-"""Components of a design system, and the HTML element that each draws."""
+"""Components of a design system, with the HTML element that each renders."""
 
 _TEXT = frozenset({"text"})
 _BLOCKS = frozenset({"div", "h1", "p", "button", "input", "ul", "ol"})
@@ -38,11 +39,11 @@ CONTENT = {
     "div": _BLOCKS, "h1": _TEXT, "p": _TEXT, "button": _TEXT, "li": _TEXT,
     "ul": frozenset({"li"}), "ol": frozenset({"li"}), "input": frozenset(),
 }  # fmt: skip
-"""What may lie within what: a browser builds the same tree again from the HTML."""
+"""The children that each element may have, such that an HTML parser rebuilds the same tree."""
 
 
 class CodeError(ValueError):
-    """Code that is malformed, or asks for what is not on the list."""
+    """The code is malformed, or uses something that is not on the allowlist."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Handler:
-    """What is called when something happens: `press`, or with an arrow `() => press()`."""
+    """An event handler: `press`, or as an arrow function `() => press()`."""
 
     name: str
     is_arrow: bool = False
@@ -62,7 +63,7 @@ class Handler:
 
 @dataclass(frozen=True)
 class Element:
-    """A node of the tree; a child that is a string is text."""
+    """A node of the syntax tree; a child of type str is text."""
 
     tag: str
     attributes: tuple[tuple[str, str | Style | Handler], ...] = ()
@@ -73,7 +74,7 @@ _OPEN = re.compile(r"<([A-Za-z][A-Za-z0-9]*)")
 _ATTRIBUTE = re.compile(r" +([A-Za-z]+)=")
 _CLOSED = re.compile(r" *(/?)>")
 _END = re.compile(r"</([A-Za-z][A-Za-z0-9]*)>")
-_WORDS = re.compile(r"[^<>{}&]+")
+_TEXT_RUN = re.compile(r"[^<>{}&]+")
 _QUOTED = re.compile(r"\"([^\"\\&]*)\"|'([^'\\&]*)'")
 _EXPRESSION = re.compile(r"\{(?:\"([^\"\\]*)\"|'([^'\\]*)')\}")
 _HANDLER = re.compile(r"\{(?:([a-z][A-Za-z]*)|\(\) => ([a-z][A-Za-z]*)\(\))\}")
@@ -81,26 +82,26 @@ _PAIR = re.compile(r"([A-Za-z]+): (?:\"([^\"\\]*)\"|'([^'\\]*)')")
 
 
 def parse(code: str) -> Element:
-    """The tree of one element, space around it aside.
+    """Parse one element, which spaces may surround.
 
     Raises:
-      CodeError: it is not well-formed, or not of this subset.
+      CodeError: the code is not well-formed, or outside this subset.
     """
     code = code.strip(" ")
-    if len(code) > LONGEST:
-        raise CodeError(f"it has {len(code)} characters, over {LONGEST}")
+    if len(code) > MAX_LENGTH:
+        raise CodeError(f"the code has {len(code)} characters, more than {MAX_LENGTH}")
     if not code.isprintable():
-        raise CodeError("it has characters that do not print; it is one line")
-    tree, end = _element(code, 0, DEEPEST)
+        raise CodeError("the code has non-printable characters or several lines")
+    tree, end = _element(code, 0, MAX_DEPTH)
     if end < len(code):
         raise CodeError(f"character {end}: something follows the element")
     return tree
 
 
-def _element(code: str, at: int, deepest: int) -> tuple[Element, int]:
-    """The element that begins at a character, and where it ends."""
-    if not deepest:
-        raise CodeError(f"character {at}: elements lie over {DEEPEST} deep")
+def _element(code: str, at: int, depth: int) -> tuple[Element, int]:
+    """Parse the element at an offset, at most `depth` deep; return it and its end offset."""
+    if not depth:
+        raise CodeError(f"character {at}: elements are nested more than {MAX_DEPTH} deep")
     opened = _expect(_OPEN, code, at, "an element")
     attributes: dict[str, str | Style | Handler] = {}
     at = opened.end()
@@ -113,7 +114,7 @@ def _element(code: str, at: int, deepest: int) -> tuple[Element, int]:
     children: list[Element | str] = []
     if not closed[1]:
         while not (end := _END.match(code, at)):
-            child, at = _child(code, at, deepest)
+            child, at = _child(code, at, depth)
             children.append(child)
         if end[1] != opened[1]:
             raise CodeError(f"character {at}: </{end[1]}> ends <{opened[1]}>")
@@ -121,23 +122,25 @@ def _element(code: str, at: int, deepest: int) -> tuple[Element, int]:
     return Element(opened[1], tuple(attributes.items()), tuple(children)), at
 
 
-def _child(code: str, at: int, deepest: int) -> tuple[Element | str, int]:
-    if found := _WORDS.match(code, at) or _EXPRESSION.match(code, at):
-        return (found[0] if found.re is _WORDS else _string(found, 1)), found.end()
-    return _element(code, at, deepest - 1)
+def _child(code: str, at: int, depth: int) -> tuple[Element | str, int]:
+    if match := _TEXT_RUN.match(code, at):
+        return match[0], match.end()
+    if match := _EXPRESSION.match(code, at):
+        return _string(match, 1), match.end()
+    return _element(code, at, depth - 1)
 
 
 def _value(code: str, at: int) -> tuple[str | Style | Handler, int]:
-    if found := _QUOTED.match(code, at):
-        return _string(found, 1), found.end()
+    if match := _QUOTED.match(code, at):
+        return _string(match, 1), match.end()
     if code.startswith("{{", at):
         return _style(code, at + 2)
-    found = _expect(_HANDLER, code, at, "a value")
-    return Handler(found[1] or found[2], is_arrow=found[1] is None), found.end()
+    match = _expect(_HANDLER, code, at, "a value")
+    return Handler(match[1] or match[2], is_arrow=match[1] is None), match.end()
 
 
 def _style(code: str, at: int) -> tuple[Style, int]:
-    """`key: 'value', ...}}`."""
+    """Parse `key: 'value', ...}}`."""
     values: dict[str, str] = {}
     while True:
         pair = _expect(_PAIR, code, at, "a key and its value")
@@ -153,24 +156,24 @@ def _style(code: str, at: int) -> tuple[Style, int]:
 
 
 def _expect(pattern: re.Pattern[str], code: str, at: int, what: str) -> re.Match[str]:
-    found = pattern.match(code, at)
-    if not found:
+    match = pattern.match(code, at)
+    if not match:
         raise CodeError(f"character {at}: {what} is missing")
-    return found
+    return match
 
 
-def _string(found: re.Match[str], group: int) -> str:
-    """What stands in double quotes (a group), or in single ones (the next)."""
-    return found[group] if found[group] is not None else found[group + 1]
+def _string(match: re.Match[str], group: int) -> str:
+    """The text in double quotes (`group`) or in single quotes (`group + 1`)."""
+    return match[group] if match[group] is not None else match[group + 1]
 
 
 def write(tree: Element, *, quote: str = "'", braces: bool = False) -> str:
-    """The code of a tree; `parse` gives the tree back.
+    """The code of a tree, the inverse of `parse`.
 
     Args:
-      tree: Its strings print, and have neither quotes, backslashes, `<>{}` nor `&`.
-      quote: Around strings.
-      braces: Text as `{'Send'}`.
+      tree: its strings are printable, without quotes, backslashes, `<>{}` and `&`.
+      quote: the quote character around strings.
+      braces: write text as `{'Send'}`.
     """
     words = [f"<{tree.tag}"]
     for name, value in tree.attributes:
@@ -185,39 +188,42 @@ def write(tree: Element, *, quote: str = "'", braces: bool = False) -> str:
     if not tree.children:
         return " ".join(words) + " />"
     inner = "".join(
-        write(child, quote=quote, braces=braces) if isinstance(child, Element)
-        else f"{{{quote}{child}{quote}}}" if braces else child
+        write(child, quote=quote, braces=braces)
+        if isinstance(child, Element)
+        else f"{{{quote}{child}{quote}}}"
+        if braces
+        else child
         for child in tree.children
-    )  # fmt: skip
+    )
     return " ".join(words) + f">{inner}</{tree.tag}>"
 
 
 def render(tree: Element) -> str:
-    """The tree as HTML of listed elements and styles; handlers do nothing, all text is escaped.
+    """The tree as HTML of allowed elements and styles, without handlers, with all text escaped.
 
-    Code in different manners that means the same is the same HTML.
+    Equivalent code in different dialects renders to the same HTML.
 
     Raises:
-      CodeError: an element, attribute or value is not on the list, or lies where it must not.
+      CodeError: an element, attribute or value is not on the allowlist, or is misplaced.
     """
     tag = COMPONENTS.get(tree.tag, tree.tag)
     if tag not in CONTENT:
-        raise CodeError(f"<{tree.tag}> is not an element that is drawn")
-    drawn = "".join(sorted(_attribute(tag, name, value) for name, value in tree.attributes))
+        raise CodeError(f"<{tree.tag}> is not an allowed element")
+    attributes = "".join(sorted(_attribute(tag, name, value) for name, value in tree.attributes))
     inner = ""
     for child in tree.children:
         kind = "text" if isinstance(child, str) else COMPONENTS.get(child.tag, child.tag)
         if kind not in CONTENT[tag]:
-            raise CodeError(f"<{tree.tag}> does not hold {kind[:50]}")
+            raise CodeError(f"<{tree.tag}> must not contain {kind[:50]}")
         inner += html.escape(child) if isinstance(child, str) else render(child)
     if tag == "input":
-        return f"<input{drawn}>"
-    # A button sends nothing.
-    return f"<{tag}{' type=button' * (tag == 'button')}{drawn}>{inner}</{tag}>"
+        return f"<input{attributes}>"
+    # type=button: it must not submit a form.
+    return f"<{tag}{' type=button' * (tag == 'button')}{attributes}>{inner}</{tag}>"
 
 
 def _attribute(tag: str, name: str, value: str | Style | Handler) -> str:
-    """One attribute as HTML, with a space before it; empty for a handler."""
+    """One attribute as HTML with a leading space, or "" for a handler."""
     if name == "style" and isinstance(value, Style):
         return _coloured(value.values)
     if name == "className" and isinstance(value, str):
@@ -228,16 +234,16 @@ def _attribute(tag: str, name: str, value: str | Style | Handler) -> str:
         return f' placeholder="{html.escape(value)}"'
     if name == "onClick" and tag == "button" and isinstance(value, Handler):
         return ""
-    raise CodeError(f"{name} of <{tag}> is not an attribute that is drawn")
+    raise CodeError(f"{name} is not an allowed attribute of <{tag}>")
 
 
-def _coloured(values: list[tuple[str, str]] | tuple[tuple[str, str], ...]) -> str:
-    """A style attribute; what lies on a colour, and has none, is white."""
-    found: dict[str, str] = {}
+def _coloured(values: Sequence[tuple[str, str]]) -> str:
+    """A style attribute; text on a background is white unless it has a colour."""
+    style: dict[str, str] = {}
     for key, colour in values:
         key = "background" if key == "backgroundColor" else key
-        if key not in ("background", "color") or colour not in COLOURS or key in found:
-            raise CodeError(f"{key[:50]}: {colour[:50]} is not a style that is drawn")
-        found[key] = colour
-    found = {"color": "white"} | found if "background" in found else found
-    return ' style="' + ";".join(f"{key}:{found[key]}" for key in sorted(found)) + '"'
+        if key not in ("background", "color") or colour not in COLOURS or key in style:
+            raise CodeError(f"{key[:50]}: {colour[:50]} is not an allowed style")
+        style[key] = colour
+    style = {"color": "white"} | style if "background" in style else style
+    return ' style="' + ";".join(f"{key}:{style[key]}" for key in sorted(style)) + '"'
