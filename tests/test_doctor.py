@@ -179,7 +179,7 @@ def test_a_run_that_another_process_trains_is_a_warning(run):
         holder.stdin.close()
     assert number.split()[0] == str(holder.pid), "the file is as it was"
     assert status == "warning" and f"trained by process {number}" in finding
-    assert cure == f"Wait for it, or let it save and end: kill {holder.pid}"
+    assert cure == f"Wait for it, or make it save and exit: kill {holder.pid}"
     assert found(diagnose.lock, run)[0] == "ok", "the kernel has freed it"
 
 
@@ -324,7 +324,7 @@ def test_data_that_is_not_there_not_whole_or_not_for_this_model_is_refused(
     source = dataclasses.replace(experiment.data.sources[0], path=str(copy))
     at_copy = changed(experiment, data={"sources": (source,)})
     status, finding, cure = found(diagnose.data, at_copy, Run(tmp_path))
-    assert status == "failure" and finding == "words is not there"
+    assert status == "failure" and finding == "words does not exist"
     assert cure.startswith("gpt3jax data prepare --corpus FILES --out ")
     assert cure.endswith("/copy --context 48 --vocabulary 300")
     shutil.copytree(prepared, copy)
@@ -341,7 +341,7 @@ def test_data_that_is_not_there_not_whole_or_not_for_this_model_is_refused(
     shard = copy / load_manifest(str(copy)).train.shards[0].name
     shard.write_bytes(shard.read_bytes()[:-1])
     status, finding, cure = found(diagnose.data, at_copy, Run(tmp_path))
-    assert status == "failure" and finding.endswith("or cut short")
+    assert status == "failure" and finding.endswith("or truncated")
     assert cure.startswith("Restore it, or gpt3jax data prepare")
 
 

@@ -169,7 +169,7 @@ def test_tpu_variables_tell_of_a_tpu(monkeypatch):
     monkeypatch.setattr(machine, "ACCELERATORS", {})
     monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     status, finding, _ = found(machine.devices)
-    assert status == "warning" and finding.startswith("TPU_ACCELERATOR_TYPE is there")
+    assert status == "warning" and finding.startswith("TPU_ACCELERATOR_TYPE exists")
 
 
 def test_memory_is_shown_where_the_device_tells(monkeypatch):

@@ -84,7 +84,7 @@ def test_plan_expects_what_the_law_says(runs, tmp_path, capsys):
 
 def test_runs_on_other_data_and_too_few_runs_are_refused(runs, tmp_path):
     make_run(tmp_path / "other", 1, 32, 3200, 3.0, data="1" * 16)
-    with pytest.raises(ConfigError, match="have not the same data"):
+    with pytest.raises(ConfigError, match="have different data"):
         write_laws([*runs, tmp_path / "other"])
     with pytest.raises(ConfigError, match="Train sizes at more budgets"):
         write_laws(runs[:3])

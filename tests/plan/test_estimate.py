@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_said_in_words_with_three_ways_out():
 
 
 def test_devices_that_cannot_share_the_batch_are_refused_with_those_that_can():
-    with pytest.raises(ConfigError, match="numbers near it that work are"):
+    with pytest.raises(ConfigError, match="the closest counts that work are"):
         plan(of_size("125m"), parse("h100:7"))
 
 
