@@ -244,12 +244,12 @@ def test_a_model_that_does_not_fit_this_machine_is_refused():
 
 
 def machine_with(monkeypatch, size):
-    monkeypatch.setattr(diagnose, "_memory_of", lambda local: (size, "free per device"))
+    monkeypatch.setattr(diagnose, "_memory_limit", lambda local: (size, "free per device"))
 
 
 def test_flags_that_make_it_fit_are_found(spread, monkeypatch):
     alone = dataclasses.replace(spread, mesh=Mesh(fsdp=8))
-    need = diagnose._as_trained(alone, *there(8)).peak_bytes
+    need = diagnose._estimate(alone, *there(8)).peak_bytes
     machine_with(monkeypatch, diagnose.CPU_FACTOR * need)
     assert found(diagnose.memory, alone)[0] == "ok"
     machine_with(monkeypatch, need)
@@ -275,7 +275,7 @@ def there(devices):
 
 
 def test_on_an_accelerator_its_own_limit_counts(spread, monkeypatch):
-    need = diagnose._as_trained(spread, *there(8)).peak_bytes
+    need = diagnose._estimate(spread, *there(8)).peak_bytes
 
     class Card:
         device_kind, platform, limit = "NVIDIA H100 80GB HBM3", "gpu", 0.0
@@ -312,7 +312,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused_with_what_would_work(s
 
 
 def test_the_memory_of_this_machine_is_shared_by_its_devices():
-    available, whose = diagnose._memory_of(jax.local_devices())
+    available, whose = diagnose._memory_limit(jax.local_devices())
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 2**27 < 8 * available <= total and whose == "free per device"
 

@@ -181,7 +181,7 @@ def test_memory_is_shown_where_the_device_tells(monkeypatch):
 
     monkeypatch.setattr(jax, "devices", lambda: [Device()] * 2)
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    said = "2 x NVIDIA H100 80GB HBM3 (gpu), 60.0 GiB each to use"
+    said = "2 x NVIDIA H100 80GB HBM3 (gpu), 60.0 GiB usable each"
     assert found(machine.devices) == ("ok", said, "")
 
 

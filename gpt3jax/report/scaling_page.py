@@ -312,7 +312,7 @@ def _page(points: Sequence[Point], laws: Laws, folder: Path, figures: Sequence[s
     verdict_items = "".join(f"<li>{html.escape(line)}.</li>" for line in verdicts(points, laws))
     paper = f"L = 2.57 C^-0.048 on its own data, {frontier(laws.laws[0].most_pf_days):.2f}"
     return TEMPLATE.format(
-        style=CSS, verdict_items=verdict_items, fits=fits, figures=images, rows=rows,
+        style=CSS, verdicts=verdict_items, fits=fits, figures=images, rows=rows,
         paper=html.escape(f"The paper's law, for comparison: {paper} nats/token at the same "
                           "compute, with a different tokenizer."),
     )  # fmt: skip

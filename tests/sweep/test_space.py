@@ -47,7 +47,7 @@ def test_overrides_are_words_whose_numbers_read_back_as_they_were():
         ("def space(trial:", "x.py:1: SyntaxError"),
         (f'def space(trial):\n    return {{"x": {RATE}}}\nfirst = lambda: [{{"r": 1}}]', "'r', wh"),
         (f'def space(trial):\n    return {{"x": {RATE}}}\nfirst = lambda: [{{"rate": 1}}]', "outs"),
-        (f'def space(trial):\n    return {{"x": {RATE}}}\nfirst = lambda: [1]', "holds int"),
+        (f'def space(trial):\n    return {{"x": {RATE}}}\nfirst = lambda: [1]', "contains int"),
     ],
 )
 def test_a_bad_space_is_refused_in_words(tmp_path, text, words):

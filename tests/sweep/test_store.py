@@ -104,9 +104,9 @@ def test_the_best_is_complete_and_of_equals_the_first(name):
 @pytest.mark.parametrize(
     ("storage", "words"),
     [
-        ("x.txt", "of no kind that is known"),
-        ("grpc://here", "is no address"),
-        ("grpc://127.0.0.1:99999", "is no address"),
+        ("x.txt", "of an unknown kind"),
+        ("grpc://here", "is not an address"),
+        ("grpc://127.0.0.1:99999", "is not an address"),
         ("folder.journal", "cannot be read"),
         ("file/x.journal", "cannot be read"),
         ("damaged.db", "cannot be read"),

@@ -55,7 +55,7 @@ def plan(file, trials, name="s", **changes):
 
 
 def swept(made_plan):
-    return Sweep(made_plan, store.open_storage(made_plan.storage)).go(lambda trials: None)
+    return Sweep(made_plan, store.open_storage(made_plan.storage)).run(lambda trials: None)
 
 
 WIDE = '{"x": trial.suggest_float("x", 0, 9)}'
@@ -79,7 +79,7 @@ def test_losers_are_pruned_and_what_diverged_or_failed_is_kept_and_explained(mad
     ]
     diverged, failed, pruned = trials[1], trials[2], trials[5]
     # The first measurement after a quarter of the tokens.
-    assert max(pruned.curve) == 200 and "after 200 tokens loses" in pruned.why
+    assert max(pruned.curve) == 200 and "after 200 tokens is too high" in pruned.why
     assert diverged.why == "step 3: loss is nan. training diverged" and len(diverged.curve) == 3
     assert failed.attempts == 3 and "the disk is full" in failed.why
     assert Path("s/trial-002/starts").read_text() == "xxx"
@@ -121,7 +121,7 @@ def test_a_mistake_ends_the_sweep_in_words_and_others_are_given_back(made):
     file = made(1.0, 4.0, space=WIDE)
     with pytest.raises(ConfigError, match="trial 1 cannot be trained: --x is 4") as refusal:
         swept(plan(file, 3, launch=FAKE))
-    assert "Mend space() of" in str(refusal.value)
+    assert "Fix space() of" in str(refusal.value)
     with pytest.raises(ConfigError, match="its seed is 0, not 3"):
         swept(plan(file, 3, seed=3))
 
