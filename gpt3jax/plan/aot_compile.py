@@ -44,10 +44,12 @@ def compile_step(estimate: Estimate) -> Compiled:
         except jax.errors.JaxRuntimeError as error:
             raise ConfigError(_out_of_memory(str(error), estimate)) from error
     seconds = time.perf_counter() - began
-    peak, chip = compiled.memory_analysis().peak_memory_in_bytes, estimate.slice.chip
+    memory, chip = compiled.memory_analysis(), estimate.slice.chip
+    assert memory is not None  # All compilers used here implement it.
+    peak = memory.peak_memory_in_bytes
     if peak > (available := chip.hbm / chip.devices):
         raise ConfigError(_too_large("", peak / GiB, available / GiB, estimate))
-    text = compiled.as_text()
+    text = compiled.as_text() or ""
     microbatches = experiment.batch_sequences // experiment.microbatch
     return Compiled(
         peak,

@@ -24,8 +24,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 from gpt3jax import serde
@@ -201,7 +203,7 @@ def _quantile(freedom: int, coverage: float) -> float:
     return float(stdtrit(freedom, (1 + coverage) / 2))
 
 
-def _log_loss(kind: str, x: Sequence[float], at_3P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _log_loss(kind: str, x: ArrayLike, at_3P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns log L [P] at parameters, tokens and compute [3, P], and its Jacobian [P, C].
 
     The logarithm of each term of a law is linear in the constants as they are fitted.
@@ -264,6 +266,9 @@ def _fit_both(at_3P: np.ndarray, loss_P: np.ndarray) -> np.ndarray:
     def residuals(x: np.ndarray) -> np.ndarray:
         return _log_loss("both", x, at_3P)[0] - np.log(loss_P)
 
+    # SciPy's stubs lack a callable `jac`.
+    jacobian: Any = lambda x: _log_loss("both", x, at_3P)[1]  # noqa: E731
+
     def initialize(alpha: float, beta: float) -> np.ndarray:
         """Starting point for these exponents; given them the other constants are linear."""
         columns = np.stack([np.ones_like(n_P), np.exp(-alpha * n_P), np.exp(-beta * d_P)], 1)
@@ -277,10 +282,7 @@ def _fit_both(at_3P: np.ndarray, loss_P: np.ndarray) -> np.ndarray:
     starts = [initialize(alpha, beta) for alpha in powers for beta in powers]
     starts.sort(key=lambda x: np.square(residuals(x)).sum())
     fits = [
-        least_squares(
-            residuals, x, lambda x: _log_loss("both", x, at_3P)[1], (low, high), x_scale="jac"
-        )
-        for x in starts[:STARTS]
+        least_squares(residuals, x, jacobian, (low, high), x_scale="jac") for x in starts[:STARTS]
     ]
     return min(fits, key=lambda each: each.cost).x
 

@@ -127,7 +127,7 @@ def _losses(curves: Sequence[Curve], *, compute: bool = False) -> Figure:
     figure = Figure()
     axes = figure.subplots()
     for curve, style in _line_styles(curves):
-        axes.plot(*curve.series("loss", compute), **style | {"alpha": 0.5, "linewidth": 0.8})
+        axes.plot(*curve.series("loss", compute), **style, alpha=0.5, linewidth=0.8)
         x, y = curve.series("val_loss", compute)
         size = 4 if len(x) <= 40 else 2
         axes.plot(x, y, "o", color=style["color"], markersize=size, clip_on=False, zorder=3)
@@ -157,7 +157,7 @@ def _panels(curves: Sequence[Curve], metrics: dict[str, str], *, log: bool = Fal
     rows = figure.subplots(len(metrics), sharex=True, squeeze=False)[:, 0]
     for axes, (metric, label) in zip(rows, metrics.items(), strict=True):
         for curve, style in _line_styles(curves):
-            axes.plot(*curve.series(metric), **style | {"linewidth": 1.2})
+            axes.plot(*curve.series(metric), **style, linewidth=1.2)
         axes.set_ylabel(label)
         if log:
             plain_log(axes)

@@ -163,7 +163,7 @@ def test_each_state_is_said_once(fake, tpu):
     fake.answers(waiting, waiting, queued("PROVISIONING"), queued("ACTIVE"))
     code, _, err = tpu("create", TPU)
     said = [line.split(" ", 2)[2] for line in err.splitlines()]
-    states = ["asked for", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+    states = ["requested", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
     assert (code, said) == (0, [f"gpt: {state}" for state in states])
     assert fake.verbs() == ["create", *["describe"] * 4]
 
@@ -188,7 +188,7 @@ def test_no_quota_is_one_line_with_the_fix_and_not_asked_for_again(fake, tpu, an
 
 def test_what_is_refused_for_good_is_not_tried_again(fake, tpu):
     fake.answers(refused("describe", "PERMISSION_DENIED: No. This command is authenticated as x."))
-    one_error(tpu("status", HERE), 1, "queued-resources describe gpt: PERMISSION_DENIED: No. Mend")
+    one_error(tpu("status", HERE), 1, "queued-resources describe gpt: PERMISSION_DENIED: No. Fix")
     assert len(fake.calls()) == 1
 
 
@@ -296,7 +296,7 @@ def test_other_exit_codes_resume_on_the_same_tpu(fake, tpu, code):
 def test_starting_again_has_an_end(fake, tpu):
     fake.codes("70 70 70 70")
     result = tpu("up", f"{TPU} --max-recreations 2 {TRAIN}")
-    one_error(result, 1, "gave up after 2 new starts: training ended with 70")
+    one_error(result, 1, "gave up after 2 restarts: training ended with 70")
     assert len(fake.starts()) == 3
     git = [call[3] for call in fake.calls() if call[0] == "git"]
     assert git == ["diff", "bundle"], "what trains is the commit of the beginning"
@@ -326,7 +326,7 @@ def test_run_is_harmless_twice_stop_saves_and_run_goes_on(fake, tpu):
     says(tpu("run", f"{HERE} {TRAIN}"), "gpt-w-0: training started")
     says(tpu("run", f"{HERE} {TRAIN}"), "gpt-w-0: training runs already", "gpt-w-1")
     assert tpu("status", HERE)[1] == "gpt ACTIVE\ngpt-w-0 running\ngpt-w-1 running\n"
-    one_error(tpu("setup", HERE), 1, "training runs there")
+    one_error(tpu("setup", HERE), 1, "training is running")
     assert tpu("stop", HERE)[0] == 0
     assert tpu("status", HERE)[1] == "gpt ACTIVE\ngpt-w-0 exit 143\ngpt-w-1 exit 143\n"
     assert tpu("logs", HERE)[1] == "start 1\nsaved\n"
@@ -339,7 +339,7 @@ def test_a_host_that_shuts_down_leaves_143_one_that_is_cut_off_nothing(fake, tpu
     fake.codes("stay")
     tpu("setup", HERE)
     assert tpu("status", HERE)[1].endswith("gpt-w-1 idle\n")
-    one_error(tpu("logs", f"{HERE} --follow"), 1, "training was not started")
+    one_error(tpu("logs", f"{HERE} --follow"), 1, "training was never started")
     tpu("run", f"{HERE} {TRAIN}")
     for worker, number in (("gpt-w-0", signal.SIGTERM), ("gpt-w-1", signal.SIGKILL)):
         job = fake.folder / "homes" / worker / "gpt3jax-job"
