@@ -98,10 +98,10 @@ def in_own_process(interpreter: str, what: str, side: str, shape: str) -> dict[s
     command = [interpreter, str(HERE / "one_side.py"), what, side, shape]
     # Otherwise only gpt3jax would use an accelerator.
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"error: {' '.join(command)} failed with exit code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+    completed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if completed.returncode:
+        sys.exit(f"error: {' '.join(command)} failed with exit code {completed.returncode}")
+    return json.loads(completed.stdout.splitlines()[-1])
 
 
 def machine() -> dict[str, Any]:

@@ -124,12 +124,12 @@ def pytorch(name: str, rows: int, context: int, options: argparse.Namespace) -> 
 
 def output(command: list[str]) -> str:
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-    done = subprocess.run(
+    completed = subprocess.run(
         command, cwd=HERE.parent, env=environment, stdout=subprocess.PIPE, text=True
     )
-    if done.returncode:
-        sys.exit(f"error: {' '.join(command)} failed with exit code {done.returncode}")
-    return done.stdout.splitlines()[-1]
+    if completed.returncode:
+        sys.exit(f"error: {' '.join(command)} failed with exit code {completed.returncode}")
+    return completed.stdout.splitlines()[-1]
 
 
 if __name__ == "__main__":

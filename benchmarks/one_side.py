@@ -217,10 +217,16 @@ def jax_model(shape: Shape) -> Any:
     from gpt3jax.config import Model
 
     return Model(
-        n_layers=shape.n_layers, d_model=shape.d_model, n_heads=shape.n_heads,
-        d_head=shape.d_head, vocabulary=shape.vocabulary, context=shape.context,
-        dense_every=1, scan_layers=False, dtype="float32",
-    )  # fmt: skip
+        n_layers=shape.n_layers,
+        d_model=shape.d_model,
+        n_heads=shape.n_heads,
+        d_head=shape.d_head,
+        vocabulary=shape.vocabulary,
+        context=shape.context,
+        dense_every=1,
+        scan_layers=False,
+        dtype="float32",
+    )
 
 
 def torch_model(shape: Shape) -> Any:

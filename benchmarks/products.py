@@ -102,10 +102,10 @@ def parse() -> argparse.Namespace:
 def in_own_process(interpreter: str, side: str) -> dict[str, float]:
     command = [interpreter, str(HERE / "products.py"), "--side", side]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"error: {' '.join(command)} failed with exit code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+    completed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if completed.returncode:
+        sys.exit(f"error: {' '.join(command)} failed with exit code {completed.returncode}")
+    return json.loads(completed.stdout.splitlines()[-1])
 
 
 def one_side(side: str) -> dict[str, float]:

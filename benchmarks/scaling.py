@@ -90,16 +90,16 @@ def _axis(points: list[dict[str, int]], repeats: int) -> dict[str, Any]:
 def _bench(changes: dict[str, int], repeats: int, devices: int = 1) -> dict[str, Any]:
     words = [f"--{name}={value}" for name, value in (BASE | changes).items()]
     flags = f"--xla_force_host_platform_device_count={devices}"
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "gpt3jax", "bench", "train", "experiments/tiny.py", *words,
          "--mesh.data", str(devices), "--repeats", str(repeats), "--json"],
         cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    if done.returncode:
-        sys.exit(f"error: {changes} failed with exit code {done.returncode}")
+    if completed.returncode:
+        sys.exit(f"error: {changes} failed with exit code {completed.returncode}")
     print(f"{changes or BASE} on {devices}: done", file=sys.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(completed.stdout.splitlines()[-1])
 
 
 def _processes() -> dict[str, float]:
@@ -115,15 +115,15 @@ def _train(processes: int) -> float:
     """Trains the demo; returns the median seconds of steps 11 to 40."""
     words = [f"--{name}={value}" for name, value in BASE.items()]
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "launch/local.py", "--processes", str(processes),
              "--devices", str(2 // processes), "experiments/tiny.py", "--run", f"{folder}/run",
              *words, "--mesh.data=2", "--train.steps=40", "--train.log-every=1",
              "--evaluate.sample-tokens=0"],
             cwd=ROOT, stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        if done.returncode:
-            sys.exit(f"error: {processes} processes failed with exit code {done.returncode}")
+        if completed.returncode:
+            sys.exit(f"error: {processes} processes failed with exit code {completed.returncode}")
         lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
     steps = [record for record in map(json.loads, lines) if "step_s" in record]
     return statistics.median(each["step_s"] for each in steps if each["step"] > 10)

@@ -19,7 +19,7 @@ from typing import Any
 import tpu_vm_plan as plan
 from tpu_vm_plan import Command, Settings, Step, UserError
 
-Done = subprocess.CompletedProcess[bytes]
+Completed = subprocess.CompletedProcess[bytes]
 
 FINAL = (0, 1, 2)
 """Exit codes of training after which a restart is useless."""
@@ -31,7 +31,7 @@ STEADY_SECONDS = 900
 """An attempt that lasts this long resets the backoff."""
 WAITING = {"CREATING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES", "STATE_UNSPECIFIED"}
 DEAD_NODE = {"PREEMPTED", "TERMINATED", "STOPPING", "STOPPED", "DELETING"}
-HOPELESS = re.compile(
+PERMANENT = re.compile(
     "(?i)permission_denied|unauthenticated|not_found|account selected|argument|parsing"
     "|quota(?!.*per minute)"
 )
@@ -43,11 +43,11 @@ class LaunchError(Exception):
     """An operation failed."""
 
 
-class PassingError(LaunchError):
+class TransientError(LaunchError):
     """A failure that may be transient."""
 
 
-class TpuLostError(PassingError):
+class TpuLostError(TransientError):
     """The TPU was preempted or deleted."""
 
 
@@ -56,7 +56,7 @@ def say(text: str) -> None:
     print(f"{time.strftime('%F %T')} {text}", file=sys.stderr, flush=True)
 
 
-def call(command: Command) -> Done:
+def call(command: Command) -> Completed:
     """Runs a command and returns its result, also if it failed."""
     try:
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
@@ -64,12 +64,12 @@ def call(command: Command) -> Done:
         raise UserError(f"{command[0]}: not found on PATH. Install it, then try again") from None
 
 
-def reason(done: Done) -> str:
+def reason(completed: Completed) -> str:
     """The line of a command's output that best explains its failure."""
-    output = (done.stdout + b"\n" + done.stderr).decode(errors="replace")
+    output = (completed.stdout + b"\n" + completed.stderr).decode(errors="replace")
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"(?i)(\w*error|fatal|e):", line)]
-    last = (errors or lines or [f"exit code {done.returncode}"])[-1]
+    last = (errors or lines or [f"exit code {completed.returncode}"])[-1]
     boilerplate = r"^ERROR: (\(gcloud[^)]*\) )?| This command is authenticated .*"
     return re.sub(boilerplate, "", last)[:300].rstrip(".")
 
@@ -87,27 +87,29 @@ def perform(s: Settings, *steps: Step) -> str:
     outputs = []
     for step in steps:
         with ThreadPoolExecutor(len(step)) as pool:
-            for done in pool.map(call, step):
-                if done.returncode:
-                    raise step_error(s, done)
-                outputs.append(done.stdout.decode(errors="replace"))
+            for completed in pool.map(call, step):
+                if completed.returncode:
+                    raise step_error(s, completed)
+                outputs.append(completed.stdout.decode(errors="replace"))
     return "".join(outputs)
 
 
-def step_error(s: Settings, done: Done) -> Exception:
+def step_error(s: Settings, completed: Completed) -> Exception:
     """The error for a failed step: a user error, or a failure of the command, network or TPU."""
-    if "diff" in done.args and done.returncode == 1:
+    if "diff" in completed.args and completed.returncode == 1:
         return UserError("uncommitted changes: only a commit can be sent. Commit or stash them")
-    if "tpu-vm" not in done.args:
-        return failed(shlex.join(done.args), reason(done))
-    if done.returncode == plan.BUSY:
+    if "tpu-vm" not in completed.args:
+        return failed(shlex.join(completed.args), reason(completed))
+    if completed.returncode == plan.BUSY:
         return LaunchError(f"{s.name}: training is running. `logs` follows it, `stop` ends it")
     if cause := lost(s):
         return TpuLostError(f"{cause}. `up` creates a new one and resumes")
-    return failed(s.name, reason(done), PassingError if done.returncode == 255 else LaunchError)
+    return failed(
+        s.name, reason(completed), TransientError if completed.returncode == 255 else LaunchError
+    )
 
 
-def retry(s: Settings, command: Command) -> Done | None:
+def retry(s: Settings, command: Command) -> Completed | None:
     """Retries a gcloud command until it succeeds; None if the resource does not exist.
 
     Raises:
@@ -115,13 +117,13 @@ def retry(s: Settings, command: Command) -> Done | None:
     """
     why = ""
     for failures in range(PATIENCE):
-        done = call(command)
-        if done.returncode == 0:
-            return done
-        why = reason(done)
+        completed = call(command)
+        if completed.returncode == 0:
+            return completed
+        why = reason(completed)
         if "NOT_FOUND" in why:
             return None
-        if HOPELESS.search(why):
+        if PERMANENT.search(why):
             break
         time.sleep(s.pause(failures))
     raise failed(" ".join(command[3:6]), why)
@@ -129,8 +131,8 @@ def retry(s: Settings, command: Command) -> Done | None:
 
 def describe(s: Settings, node: str = "") -> dict[str, Any]:
     """gcloud's description of the queued resource or a node; empty if it does not exist."""
-    done = retry(s, plan.describe_command(s, node))
-    return json.loads(done.stdout) if done else {}
+    completed = retry(s, plan.describe_command(s, node))
+    return json.loads(completed.stdout) if completed else {}
 
 
 def queued_state(s: Settings) -> tuple[str, str]:
@@ -160,11 +162,11 @@ def create(s: Settings) -> bool:
       TpuLostError: it was preempted before it became active.
       LaunchError: it cannot be created.
     """
-    done = call(plan.create_command(s))
-    new = done.returncode == 0
-    if not new and "ALREADY_EXISTS" not in reason(done):
-        kind = LaunchError if HOPELESS.search(reason(done)) else PassingError
-        raise failed(f"{s.name} was not created", reason(done), kind)
+    completed = call(plan.create_command(s))
+    new = completed.returncode == 0
+    if not new and "ALREADY_EXISTS" not in reason(completed):
+        kind = LaunchError if PERMANENT.search(reason(completed)) else TransientError
+        raise failed(f"{s.name} was not created", reason(completed), kind)
     say(f"{s.name}: {'requested' if new else 'exists already and is not changed'}")
     last = ""
     while True:
@@ -174,7 +176,7 @@ def create(s: Settings) -> bool:
         if state == "ACTIVE":
             return new
         if state not in WAITING:
-            kind = LaunchError if HOPELESS.search(why) else TpuLostError
+            kind = LaunchError if PERMANENT.search(why) else TpuLostError
             raise failed(f"{s.name} is {state}", why or "preempted or deleted", kind)
         last = state
         time.sleep(s.poll_seconds)
@@ -225,12 +227,12 @@ def poll(s: Settings) -> Iterator[str]:
     """
     seen = failures = 0
     while True:
-        done = call(plan.poll_command(s, seen))
+        completed = call(plan.poll_command(s, seen))
         # gcloud may repeat a broken command; only the output after the last state line counts.
-        state = list(STATE.finditer(done.stdout.decode("latin-1")))[-1:]
-        if done.returncode == 0 and state:
+        state = list(STATE.finditer(completed.stdout.decode("latin-1")))[-1:]
+        if completed.returncode == 0 and state:
             failures = 0
-            new = done.stdout[state[0].end() + 1 :]
+            new = completed.stdout[state[0].end() + 1 :]
             sys.stdout.buffer.write(new)
             sys.stdout.flush()
             seen += len(new)
@@ -240,7 +242,7 @@ def poll(s: Settings) -> Iterator[str]:
             if cause := lost(s):
                 raise TpuLostError(f"{cause}. `up` creates a new one and resumes")
             if failures == PATIENCE:
-                raise failed(f"{s.nodes[0]}: no connection", reason(done), PassingError)
+                raise failed(f"{s.nodes[0]}: no connection", reason(completed), TransientError)
             say(f"{s.nodes[0]}: no connection, trying again")
         time.sleep(s.poll_seconds)
 
@@ -267,7 +269,7 @@ def overall_exit_code(s: Settings, code: int) -> int:
     for _ in range(PATIENCE):
         try:
             results = list(states(s).values())
-        except PassingError:
+        except TransientError:
             if code in FINAL:
                 return code
             raise
@@ -304,7 +306,7 @@ def up(s: Settings) -> int:
                 return code
             why = f"training ended with {'no exit code' if code == VANISHED else code}"
             is_lost = False
-        except PassingError as error:
+        except TransientError as error:
             why, is_lost = str(error).split(". ")[0], isinstance(error, TpuLostError)
         if left:
             say(f"{why}: starting again, {left} more times at most")

@@ -317,9 +317,7 @@ def test_cpu_devices_share_the_memory_of_the_machine():
     assert 2**27 < 8 * available <= total and whose == "free per device"
 
 
-def test_missing_incomplete_or_incompatible_data_is_rejected(
-    experiment, prepared, tmp_path
-):
+def test_missing_incomplete_or_incompatible_data_is_rejected(experiment, prepared, tmp_path):
     copy = tmp_path / "copy"
     source = dataclasses.replace(experiment.data.sources[0], path=str(copy))
     at_copy = changed(experiment, data={"sources": (source,)})

@@ -71,8 +71,11 @@ class RandomTokens:
 def bench(what: str, experiment: Experiment, repeats: int, *, as_json: bool) -> None:
     """Runs one benchmark and prints the median of `repeats` for each metric."""
     measure = {
-        "train": bench_train, "decode": bench_decode, "data": bench_data, "save": bench_save,
-    }[what]  # fmt: skip
+        "train": bench_train,
+        "decode": bench_decode,
+        "data": bench_data,
+        "save": bench_save,
+    }[what]
     figures = {
         "what": what,
         "parameters": param_specs.count_params(experiment.model),

@@ -22,7 +22,7 @@ class Layout:
     tensor: int
     remat: str
     microbatch: int
-    """Windows per forward pass over the whole mesh."""
+    """Windows per forward pass over the full mesh."""
 
     @property
     def rows(self) -> int:

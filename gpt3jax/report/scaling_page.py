@@ -16,6 +16,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
@@ -133,6 +134,17 @@ def _held_out(points: Sequence[Point], laws: Laws) -> list[Point]:
     return [point for point in points if point.name in names]
 
 
+LAW_STYLE: dict[str, Any] = {"color": COLOURS[1], "linestyle": (0, (4, 2)), "linewidth": 1.2}
+HELD_OUT_STYLE: dict[str, Any] = {"color": "#000000", "marker": "*", "markersize": 10}
+
+
+def _scatter(axes: Axes, points: Sequence[Point], x: str, **style: Any) -> Line2D:
+    """Plots the losses of runs against one of their fields."""
+    style = {"marker": "o", "linestyle": "", **style}
+    (line,) = axes.plot([getattr(p, x) for p in points], [p.loss for p in points], **style)
+    return line
+
+
 def _by_compute(points: Sequence[Point], curves: Sequence[Curve], laws: Laws) -> Figure:
     """As Figure 3.1: loss curves coloured by model size, and the power law of the frontier."""
     figure = Figure(figsize=(5.0, 3.9))
@@ -149,13 +161,12 @@ def _by_compute(points: Sequence[Point], curves: Sequence[Curve], laws: Laws) ->
     along = np.geomspace(min(x[0] for x, _ in curves), 1.5 * max(p.pf_days for p in points), 50)
     low, high = np.array([law.interval(0, 0, c) for c in along]).T
     axes.fill_between(along, low, high, color=COLOURS[1], alpha=0.15, linewidth=0)
-    (line,) = axes.plot(along, [law.loss(0, 0, c) for c in along], color=COLOURS[1],
-                        linestyle=(0, (4, 2)), linewidth=1.2)  # fmt: skip
+    (line,) = axes.plot(along, [law.loss(0, 0, c) for c in along], **LAW_STYLE)
     line.set_label(FORMULAS["compute"].format(**law.constants))
     largest = _held_out(points, laws)
-    (star,) = axes.plot([p.pf_days for p in largest], [p.loss for p in largest], "*",
-                        color="#000000", markersize=10, zorder=5,
-                        label="held out, measured")  # fmt: skip
+    star = _scatter(
+        axes, largest, "pf_days", **HELD_OUT_STYLE, zorder=5, label="held out, measured"
+    )
     low, high = min(p.loss for p in points), max(y[0] for _, y in curves)
     axes.set_ylim(0.93 * low, 1.03 * high)
     plain_log(axes)
@@ -164,9 +175,17 @@ def _by_compute(points: Sequence[Point], curves: Sequence[Curve], laws: Laws) ->
     axes.legend(handles=[line, star], loc="upper right")
     dots = [Line2D([], [], marker="o", linestyle="", markersize=4, color=colours[s]) for s in sizes]
     names = [short(float(f"{size:.2g}")) for size in sizes]
-    figure.legend(dots, names, loc="outside upper left", ncols=min(len(sizes), 7),
-                  handletextpad=0.1, columnspacing=0.8, title="parameters", title_fontsize=9,
-                  fontsize=9)  # fmt: skip
+    figure.legend(
+        dots,
+        names,
+        loc="outside upper left",
+        ncols=min(len(sizes), 7),
+        handletextpad=0.1,
+        columnspacing=0.8,
+        title="parameters",
+        title_fontsize=9,
+        fontsize=9,
+    )
     return figure
 
 
@@ -176,19 +195,15 @@ def _by_parameters(points: Sequence[Point], laws: Laws) -> Figure:
     axes = figure.subplots()
     largest = _held_out(points, laws)
     rest = [point for point in points if point not in largest]
-    axes.plot([p.parameters for p in rest], [p.loss for p in rest], "o", color=GREY, markersize=3,
-              alpha=0.6, label="runs")  # fmt: skip
+    _scatter(axes, rest, "parameters", color=GREY, markersize=3, alpha=0.6, label="runs")
     best = scaling_laws.best_of_sizes(rest)
-    axes.plot([p.parameters for p in best], [p.loss for p in best], "o", color=COLOURS[0],
-              markersize=5, label="best of each size")  # fmt: skip
+    _scatter(axes, best, "parameters", color=COLOURS[0], markersize=5, label="best of each size")
     if law := _laws_by_kind(laws).get("parameters"):
         sizes = [point.parameters for point in points]
         along = np.geomspace(min(sizes), max(sizes))
         label = FORMULAS["parameters"].format(**law.constants)
-        axes.plot(along, [law.loss(n, 0, 0) for n in along], color=COLOURS[1], linewidth=1.2,
-                  linestyle=(0, (4, 2)), label=label)  # fmt: skip
-    axes.plot([p.parameters for p in largest], [p.loss for p in largest], "*", color="#000000",
-              markersize=10, label="held out")  # fmt: skip
+        axes.plot(along, [law.loss(n, 0, 0) for n in along], **LAW_STYLE, label=label)
+    _scatter(axes, largest, "parameters", **HELD_OUT_STYLE, label="held out")
     axes.set_xscale("log")
     axes.xaxis.set_minor_formatter(NullFormatter())
     plain_log(axes)
@@ -204,17 +219,21 @@ def _predicted(points: Sequence[Point], laws: Laws) -> Figure:
     axes = figure.subplots()
     law, largest = laws.best(), _held_out(points, laws)
     for subset, style in (
-        (
-            [p for p in points if p not in largest],
-            {"fmt": "o", "color": COLOURS[0], "label": "fitted"},
-        ),
-        (largest, {"fmt": "*", "color": "#000000", "markersize": 10, "label": "held out"}),
+        ([p for p in points if p not in largest], {"marker": "o", "color": COLOURS[0]}),
+        (largest, HELD_OUT_STYLE),
     ):
         expected = [law.loss(p.parameters, p.tokens, p.pf_days) for p in subset]
         ends = [law.interval(p.parameters, p.tokens, p.pf_days) for p in subset]
         sides = [(max(0, x - a), max(0, b - x)) for x, (a, b) in zip(expected, ends, strict=True)]
-        axes.errorbar([p.loss for p in subset], expected, yerr=np.array(sides).T.reshape(2, -1),
-                      **{"markersize": 4, "elinewidth": 1, **style})  # fmt: skip
+        axes.errorbar(
+            [p.loss for p in subset],
+            expected,
+            yerr=np.array(sides).T.reshape(2, -1),
+            label="held out" if subset is largest else "fitted",
+            linestyle="",
+            elinewidth=1,
+            **{"markersize": 4, **style},
+        )
     low, high = min(p.loss for p in points), max(p.loss for p in points)
     axes.plot([low, high], [low, high], color=GREY, linewidth=0.8, zorder=1)
     axes.set_xlabel("measured, nats/token")
@@ -224,9 +243,10 @@ def _predicted(points: Sequence[Point], laws: Laws) -> Figure:
 
 
 TITLES = {
-    "compute": "Loss by compute", "parameters": "Loss by parameters",
+    "compute": "Loss by compute",
+    "parameters": "Loss by parameters",
     "prediction": "Loss expected and measured",
-}  # fmt: skip
+}
 CAPTIONS = {
     "compute": "Lines: validation loss of each run against the compute spent so far; dots mark the "
     "ends. Dashed: the power law of the frontier, fitted without the held-out run, with the 95 % "
@@ -312,10 +332,16 @@ def _page(points: Sequence[Point], laws: Laws, folder: Path, figures: Sequence[s
     verdict_items = "".join(f"<li>{html.escape(line)}.</li>" for line in verdicts(points, laws))
     paper = f"L = 2.57 C^-0.048 on its own data, {frontier(laws.laws[0].most_pf_days):.2f}"
     return TEMPLATE.format(
-        style=CSS, verdicts=verdict_items, fits=fits, figures=images, rows=rows,
-        paper=html.escape(f"The paper's law, for comparison: {paper} nats/token at the same "
-                          "compute, with a different tokenizer."),
-    )  # fmt: skip
+        style=CSS,
+        verdicts=verdict_items,
+        fits=fits,
+        figures=images,
+        rows=rows,
+        paper=html.escape(
+            f"The paper's law, for comparison: {paper} nats/token at the same "
+            "compute, with a different tokenizer."
+        ),
+    )
 
 
 TEMPLATE = """<!doctype html>

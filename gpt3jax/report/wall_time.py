@@ -42,8 +42,16 @@ def draw_times(timed: Timed, width: float) -> Figure:
             axes.barh(row, share, left=left, height=0.55, color=colour)
             label = f"{phase}\n{share:.0%}"
             if share > LETTER_WIDTH * max(map(len, label.split("\n"))):
-                axes.text(left + share / 2, row, label, color=ink, ha="center", va="center",
-                          fontsize=9.5, linespacing=1.0)  # fmt: skip
+                axes.text(
+                    left + share / 2,
+                    row,
+                    label,
+                    color=ink,
+                    ha="center",
+                    va="center",
+                    fontsize=9.5,
+                    linespacing=1.0,
+                )
             left += share
             seen |= {phase} if share >= MIN_SHARE else set()
         # Long names are cut at the front, as runs usually differ at the end.
@@ -60,8 +68,15 @@ def draw_times(timed: Timed, width: float) -> Figure:
     # Matplotlib fills a legend by columns, but it is read by rows.
     phases = [phase for column in range(columns) for phase in phases[column::columns]]
     squares = [Rectangle((0, 0), 1, 1, color=COLOURS[phase][0]) for phase in phases]
-    figure.legend(squares, phases, loc="outside lower center", ncols=columns, handlelength=0.9,
-                  columnspacing=1.2, handletextpad=0.5)  # fmt: skip
+    figure.legend(
+        squares,
+        phases,
+        loc="outside lower center",
+        ncols=columns,
+        handlelength=0.9,
+        columnspacing=1.2,
+        handletextpad=0.5,
+    )
     return figure
 
 

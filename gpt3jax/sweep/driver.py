@@ -71,8 +71,10 @@ class Sweep:
         self.space, experiment = load(plan.file), load_experiment(plan.file)
         terms = {
             "experiment": short_hash(experiment.to_json()),
-            "overrides": " ".join(plan.overrides), "sampler": plan.sampler, "seed": plan.seed,
-        }  # fmt: skip
+            "overrides": " ".join(plan.overrides),
+            "sampler": plan.sampler,
+            "seed": plan.seed,
+        }
         if plan.sampler == "grid":
             terms["trials of the grid"] = plan.trials
         self.study = store.join(storage, terms, queue(self.space, plan))

@@ -80,8 +80,8 @@ def is_log(values: Sequence[Any]) -> bool:
 
 def _ceiling(trials: Sequence[Trial]) -> float:
     """The loss above which points are clipped."""
-    done = [t.val_loss for t in trials if t.state == "complete" and t.val_loss is not None]
-    return max(done) + HEADROOM * max(max(done) - min(done), 0.01 * min(done))
+    complete = [t.val_loss for t in trials if t.state == "complete" and t.val_loss is not None]
+    return max(complete) + HEADROOM * max(max(complete) - min(complete), 0.01 * min(complete))
 
 
 def _parameter(trials: Sequence[Trial], name: str) -> Figure:
@@ -131,23 +131,36 @@ def _parallel(trials: Sequence[Trial]) -> Figure:
     axes = figure.subplots()
     columns = [*names(trials), "val_loss"]
     scales = [_unit([_value(trial, name) for trial in trials]) for name in columns]
-    done = sorted(t.val_loss for t in trials if t.state == "complete" and t.val_loss is not None)
-    top = _ceiling(trials) if done else 1.0
+    complete = sorted(
+        t.val_loss for t in trials if t.state == "complete" and t.val_loss is not None
+    )
+    top = _ceiling(trials) if complete else 1.0
     for index, trial in enumerate(trials):
         points = [(x, scale[index]) for x, scale in enumerate(scales) if scale[index] is not None]
         loss = top if trial.val_loss is None else min(trial.val_loss, top)
-        share = (top - loss) / (top - done[0]) if done and top > done[0] else 0.5
+        share = (top - loss) / (top - complete[0]) if complete and top > complete[0] else 0.5
         stroke = "-" if trial.state == "complete" else ":"
-        axes.plot(*zip(*points, strict=True), stroke, color=BLUE, alpha=0.1 + 0.9 * share**2,
-                  linewidth=1.2)  # fmt: skip
+        axes.plot(
+            *zip(*points, strict=True),
+            stroke,
+            color=BLUE,
+            alpha=0.1 + 0.9 * share**2,
+            linewidth=1.2,
+        )
     for x, name in enumerate(columns):
         values = [v for v in (_value(trial, name) for trial in trials) if v is not None]
         axes.axvline(x, color=GREY, linewidth=0.6)
         ends = (values[0], values[-1]) if isinstance(values[0], str) else (min(values), max(values))
         if not isinstance(values[0], str):
             for y, text in zip((0, 1), ends, strict=True):
-                axes.text(x, y + (0.03 if y else -0.03), short(text), ha="center",
-                          va="bottom" if y else "top", fontsize=9)  # fmt: skip
+                axes.text(
+                    x,
+                    y + (0.03 if y else -0.03),
+                    short(text),
+                    ha="center",
+                    va="bottom" if y else "top",
+                    fontsize=9,
+                )
         else:
             for choice in dict.fromkeys(values):
                 axes.text(x + 0.03, _place(choice, values), choice, fontsize=9, parse_math=False)

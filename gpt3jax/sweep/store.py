@@ -306,9 +306,12 @@ def _latest(study: optuna.Study) -> dict[int, FrozenTrial]:
 
 
 STATES = {
-    TrialState.WAITING: "waiting", TrialState.RUNNING: "running", TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned", TrialState.FAIL: "waiting",
-}  # fmt: skip
+    TrialState.WAITING: "waiting",
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "waiting",
+}
 
 
 def _trial(place: int, trial: FrozenTrial) -> Trial:
@@ -332,5 +335,7 @@ def _trial(place: int, trial: FrozenTrial) -> Trial:
 
 def best(trials: Sequence[Trial]) -> Trial | None:
     """The complete trial with the lowest validation loss; the first of several equal ones."""
-    done = [trial for trial in trials if trial.state == "complete" and trial.val_loss is not None]
-    return min(done, key=lambda trial: (trial.val_loss, trial.number), default=None)
+    complete = [
+        trial for trial in trials if trial.state == "complete" and trial.val_loss is not None
+    ]
+    return min(complete, key=lambda trial: (trial.val_loss, trial.number), default=None)

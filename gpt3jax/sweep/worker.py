@@ -165,11 +165,15 @@ def start(trial: optuna.Trial, slot: int, run: Run, words: list[str], share: Sha
         words = [sys.executable, "-m", "gpt3jax", *words[1:]]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            env=environment, preexec_fn=partial(prepare_child, share and share.cores),
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            preexec_fn=partial(prepare_child, share and share.cores),
             # Ctrl-C must reach only the sweep, which then stops its trials.
             start_new_session=True,
-        )  # fmt: skip
+        )
     return Work(trial, trial.user_attrs["place"], slot, run, log, process)
 
 
