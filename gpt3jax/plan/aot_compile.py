@@ -15,7 +15,7 @@ from gpt3jax.config import Experiment, Mesh
 from gpt3jax.errors import ConfigError
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.hlo import Compiled, collectives, kernels, product_flops
-from gpt3jax.plan.planner import largest, ways_out
+from gpt3jax.plan.planner import describe_remedies, largest
 from gpt3jax.plan.topologies import GPU_OPTIONS, describe_devices
 from gpt3jax.runtime.chips import GiB
 
@@ -108,5 +108,5 @@ def _too_large(what: str, needed: float, available: float, estimate: Estimate) -
         f"{estimate.layout.overrides} does not fit: the compiled step needs {needed:.2f} GiB"
         f"{what}, but the device has {available:.2f} GiB (largest estimated terms: "
         f"{largest(estimate)}). "
-        f"{ways_out(estimate)}"
+        f"{describe_remedies(estimate)}"
     )

@@ -143,7 +143,7 @@ def check_fits(experiment: Experiment, data: int, fsdp: int, tensor: int) -> Non
     choices = "; ".join(f"--mesh.data {d} --mesh.fsdp {f} --mesh.tensor {t}" for d, f, t in closest)
     raise ConfigError(
         f"{name} is {size}, which {axis} = {parts} does not divide: each part must be equal. "
-        + (f"Closest that work: {choices}" if closest else "No mesh of these devices works")
+        + (f"Closest that work: {choices}" if closest else "Use another number of devices")
     )
 
 

@@ -39,12 +39,12 @@ class Plan:
         distinct = _unique(self.fitting, lambda at: (at.data, at.fsdp, at.tensor, at.remat))
         return distinct[:count]
 
-    def losers(self, count: int) -> list[tuple[Estimate, str]]:
+    def alternatives(self, count: int) -> list[tuple[Estimate, str]]:
         """The best layout of each other `tensor` size and remat policy, and why it is worse."""
         best = self.best
         candidates = _unique([*self.fitting, *self.others], lambda at: (at.tensor, at.remat))
         rest = [each for each in candidates if each not in self.shortlist(count)]
-        return [(each, why_not(each, best)) for each in rest[:count]]
+        return [(each, explain(each, best)) for each in rest[:count]]
 
 
 def plan(experiment: Experiment, slice: Slice, fixed: Iterable[str] = ()) -> Plan:
@@ -74,7 +74,7 @@ def too_big(estimate: Estimate) -> str:
         f"{estimate.experiment.name} does not fit on {estimate.slice.name}: the smallest layout "
         f"needs {estimate.peak_bytes / GiB:.1f} GiB per device, {over / GiB:.1f} over the "
         f"{estimate.budget_bytes / GiB:.1f} to plan with ({largest(estimate)}). "
-        f"{ways_out(estimate)}"
+        f"{describe_remedies(estimate)}"
     )
 
 
@@ -84,7 +84,7 @@ def largest(estimate: Estimate) -> str:
     return ", ".join(f"{name} {size / GiB:.1f}" for name, size in parts)
 
 
-def ways_out(estimate: Estimate) -> str:
+def describe_remedies(estimate: Estimate) -> str:
     """Describes three remedies and the memory that each saves."""
     return "; ".join(f"{text} saves {saved / GiB:.1f} GiB" for text, saved in remedies(estimate))
 
@@ -111,7 +111,7 @@ def remedies(estimate: Estimate) -> list[tuple[str, float]]:
     return sorted(saved, key=lambda each: -each[1])[:3]
 
 
-def why_not(estimate: Estimate, best: Estimate) -> str:
+def explain(estimate: Estimate, best: Estimate) -> str:
     """Explains why a layout is not the best one."""
     if not estimate.fits:
         over = (estimate.peak_bytes - estimate.budget_bytes) / GiB

@@ -23,7 +23,7 @@ from gpt3jax.plan.slices import Slice, parse
 from gpt3jax.runtime.chips import CHIPS, GiB
 from gpt3jax.style import pluralize
 
-BEST_FEW, LOSERS = 4, 8
+BEST_FEW, ALTERNATIVES = 4, 8
 ARTICLE_FLOPS, ARTICLE_PRICE = 28e12, 1.48
 """FLOP/s and dollars per hour of a V100 behind the article's 355 GPU-years and $4.6M: Lambda Labs
 2020, "theoretical 28 TFLOPS" and the lowest three-year price; the price is what $4.6M implies."""
@@ -136,7 +136,7 @@ def _table(plan: Plan) -> Table:
     columns = ("data", "fsdp", "tensor", "remat", "microbatch", "GiB", "step s", "MFU", "days", "")
     for name in columns:
         table.add_column(name, justify="left" if name in ("remat", "") else "right", no_wrap=True)
-    rows = [(each, "") for each in plan.shortlist(BEST_FEW)] + plan.losers(LOSERS)
+    rows = [(each, "") for each in plan.shortlist(BEST_FEW)] + plan.alternatives(ALTERNATIVES)
     for each, why in rows:
         at = each.layout
         table.add_row(

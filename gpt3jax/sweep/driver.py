@@ -25,7 +25,7 @@ from gpt3jax.run_dir import Run
 from gpt3jax.serde import short_hash
 from gpt3jax.sweep import store, worker
 from gpt3jax.sweep.space import Params, Space, grid, load
-from gpt3jax.sweep.worker import Work
+from gpt3jax.sweep.worker import Job
 from gpt3jax.train.monitor.display import over_windows
 from gpt3jax.train.schedules import total_tokens
 from gpt3jax.user_code import load_experiment
@@ -79,7 +79,7 @@ class Sweep:
             terms["trials of the grid"] = plan.trials
         self.study = store.join(storage, terms, queue(self.space, plan))
         self.study.pruner = make_pruner(plan.pruner, experiment)
-        self.works: list[Work] = []
+        self.jobs: list[Job] = []
         self.shares = worker.shares(plan.workers)
         self.signals: list[int] = []
         """Signals received, which stop the sweep."""
@@ -103,7 +103,7 @@ class Sweep:
                         self._fill()
                         trials = store.read(self.study)
                         show(trials)
-                        if not self.works and all(trial.is_over for trial in trials):
+                        if not self.jobs and all(trial.is_over for trial in trials):
                             return trials
                     time.sleep(POLL_S)
                 self._stop_all("the sweep was stopped")
@@ -111,9 +111,9 @@ class Sweep:
                 show(trials)
         finally:
             # No process is left running, even after an error of the storage.
-            for each in self.works:
+            for each in self.jobs:
                 each.request_stop("stopped", "the sweep ended")
-            for each in self.works:
+            for each in self.jobs:
                 each.process.wait()
         if self.config_error:
             raise ConfigError(self.config_error)
@@ -121,13 +121,13 @@ class Sweep:
 
     def _fill(self) -> None:
         """Starts a trial on every free worker."""
-        for slot in sorted(set(range(self.plan.workers)) - {work.slot for work in self.works}):
+        for slot in sorted(set(range(self.plan.workers)) - {job.slot for job in self.jobs}):
             trial = store.take(self.study)
             if trial is None:
                 return
-            self.works.append(self._start(trial, slot))
+            self.jobs.append(self._start(trial, slot))
 
-    def _start(self, trial: optuna.Trial, slot: int) -> Work:
+    def _start(self, trial: optuna.Trial, slot: int) -> Job:
         place = trial.user_attrs["place"]
         # The sampler's seed depends on the sweep's seed and the place, so that a trial is the same
         # after a resume. TPE also depends on the results so far.
@@ -141,23 +141,23 @@ class Sweep:
     def _follow(self) -> bool:
         """Polls all running trials; returns whether anything has changed."""
         has_changed = False
-        for work in list(self.works):
-            is_over = work.process.poll() is not None
-            has_changed |= work.follow(self.plan.pruner != "none", store.BEAT_S) or is_over
+        for job in list(self.jobs):
+            is_over = job.process.poll() is not None
+            has_changed |= job.follow(self.plan.pruner != "none", store.BEAT_S) or is_over
             if is_over:
-                self.works.remove(work)
-                self._end(work)
+                self.jobs.remove(job)
+                self._end(job)
         return has_changed
 
-    def _end(self, work: Work) -> None:
+    def _end(self, job: Job) -> None:
         """Reports the result of a trial, or returns it to the queue."""
-        trial, code = work.trial, work.process.returncode
+        trial, code = job.trial, job.process.returncode
         notes = trial.user_attrs
-        seconds = time.monotonic() - work.began
-        if work.run.exists():
-            trial.set_user_attr("flops", flops(work.run))
-            trial.set_user_attr("windows", windows(work.run))
-        error = worker.error_message(work.log)
+        seconds = time.monotonic() - job.began
+        if job.run.exists():
+            trial.set_user_attr("flops", flops(job.run))
+            trial.set_user_attr("windows", windows(job.run))
+        error = worker.error_message(job.log)
         frozen = self.study.get_trials()[trial.number]
 
         def end(ended: str, why: str, state: TrialState, value: float | None = None) -> None:
@@ -167,14 +167,14 @@ class Sweep:
                 trial.set_user_attr("why", why)
             self.study.tell(trial, value, state)
 
-        losses = [loss for _, loss in worker.curve(work.run)]
-        if work.stop == "stopped":
-            store.give_back(self.study, frozen, work.why, seconds)
-        elif work.stop:
-            end(work.stop, work.why, TrialState.PRUNED)
+        losses = [loss for _, loss in worker.curve(job.run)]
+        if job.stop == "stopped":
+            store.give_back(self.study, frozen, job.why, seconds)
+        elif job.stop:
+            end(job.stop, job.why, TrialState.PRUNED)
         elif code == 0 and losses:
             end("complete", "", TrialState.COMPLETE, losses[-1])
-        elif code == 1 and worker.has_diverged(work.run):
+        elif code == 1 and worker.has_diverged(job.run):
             end("diverged", error, TrialState.PRUNED)
         elif code == 2 and "is being trained by process" in error:
             # The process of a killed worker is still saving.
@@ -182,7 +182,7 @@ class Sweep:
         elif code == 2:
             end("failed", error, TrialState.FAIL)
             self.config_error = (
-                f"trial {work.place} cannot be trained: {error.rstrip('.')}. Fix space() of "
+                f"trial {job.place} cannot be trained: {error.rstrip('.')}. Fix space() of "
                 f"{self.plan.file}, and name another --storage"
             )
         else:
@@ -195,9 +195,9 @@ class Sweep:
 
     def _stop_all(self, why: str) -> None:
         """Makes running trials save and exit, and returns them to the queue."""
-        for work in self.works:
-            work.request_stop("stopped", why)
-        while self.works:
+        for job in self.jobs:
+            job.request_stop("stopped", why)
+        while self.jobs:
             self._follow()
             time.sleep(POLL_S)
 

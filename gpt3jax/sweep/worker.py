@@ -89,7 +89,7 @@ def command(launch: str, file: Path, run: Path, words: Sequence[str]) -> list[st
 
 
 @dataclass
-class Work:
+class Job:
     """A trial and the process that trains it."""
 
     trial: optuna.Trial
@@ -149,7 +149,7 @@ class Work:
             self.request_stop("pruned", f"val_loss {loss:.3f} after {tokens:,} tokens is too high")
 
 
-def start(trial: optuna.Trial, slot: int, run: Run, words: list[str], share: Share | None) -> Work:
+def start(trial: optuna.Trial, slot: int, run: Run, words: list[str], share: Share | None) -> Job:
     """Starts the process of a trial; its output goes to logs/ next to the run directory.
 
     Raises:
@@ -174,7 +174,7 @@ def start(trial: optuna.Trial, slot: int, run: Run, words: list[str], share: Sha
             # Ctrl-C must reach only the sweep, which then stops its trials.
             start_new_session=True,
         )
-    return Work(trial, trial.user_attrs["place"], slot, run, log, process)
+    return Job(trial, trial.user_attrs["place"], slot, run, log, process)
 
 
 def curve(run: Run) -> Iterable[tuple[int, float]]:

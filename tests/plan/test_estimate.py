@@ -157,7 +157,7 @@ def test_an_indivisible_batch_is_rejected_with_device_counts_that_work():
         ("v5p", "KIND:TOPOLOGY"),
         ("v5q:4x4x4", "Did you mean"),
         ("v5p:4x4", "3 axes"),
-        ("h100:8x8", "counted"),
+        ("h100:8x8", "takes a count"),
         ("v5e:0x4", "no chips"),
         ("v5e:32x32", "at most 256"),
     ],
