@@ -60,7 +60,7 @@ def test_the_prediction_of_the_largest_run_is_reported_in_nats(runs, capsys):
     page = write_laws([*runs, unfinished])
     said, text = capsys.readouterr().out, page.read_text()
     assert "1 of the runs are not at their end: left out" in said
-    assert "compute: L = 0.8 C^-0.07, of 9 runs" in said
+    assert "compute: L = 0.8 C^-0.07, fitted to 9 runs" in said
     line = next(x for x in said.splitlines() if x.startswith("held out: 4-2") and "by compute" in x)
     assert "2.0 times the compute" in line and "off by +0.1000, outside the 95 % prediction" in line
     assert "Student's t, 7 degrees of freedom" in line
