@@ -1,25 +1,24 @@
-"""Training and generation speed against PyTorch, on this machine's CPU.
+"""Training and decoding speed compared with PyTorch, on this machine's CPU.
 
     python benchmarks/against_pytorch.py [--pairs 5] [--python-torch PATH]
 
-The peer is transformers' GPT2LMHeadModel: the same shape and parameters,
-float32, in train mode without dropout, attention by PyTorch's fused kernel.
+The PyTorch model is transformers' GPT2LMHeadModel with the same shape and number of parameters, in
+float32, in train mode without dropout, with PyTorch's fused attention kernel.
 
-train   whole steps on random tokens: forward, loss, backward, clipping to
-        norm 1, AdamW (matrices and embeddings decay). Median of the steps.
-decode  greedy generation with a cache at batch 1, from 32 prompt tokens to
-        200 new ones, reading the prompt included. Median of the repetitions.
-decode8 the same at batch 8; tokens of all rows.
-first   tokens read per second until the first is written, of a prompt of 1,000.
+train   complete steps on random tokens: forward, loss, backward, clipping to norm 1, AdamW with
+        weight decay on matrices and embeddings. Median of the steps.
+decode  greedy decoding with a KV cache at batch 1: 200 new tokens after a prompt of 32, including
+        prefill. Median of the repetitions.
+decode8 batched decode of 8 rows; counts the tokens of all rows.
+first   prefill speed: prompt tokens per second until the first new token, for a prompt of 1,000.
 
-Each measurement is a process of its own, and ours, PyTorch's and that of the
-machine's limit (one_side.py, `floor`) alternate (A B F A B F ...), since one
-machine's speed drifts. The ratio is taken within each pair; the last line is the
-median over pairs. Above 1, ours is faster; `over floor` is how many times as long
-as at the limit ours takes.
+Each measurement is a separate process. gpt3jax, PyTorch and the machine's limit (`floor` in
+one_side.py) alternate (A B F A B F ...), because the speed of a machine drifts. Ratios are taken
+within each pair, and the last line has the medians. A ratio above 1 means that gpt3jax is faster;
+`over floor` is the time of gpt3jax relative to the limit.
 
-Needs gpt3jax's dependencies in one interpreter, torch and transformers in one
-(the same, or another).
+It needs an interpreter with gpt3jax's dependencies, and one with torch and transformers, which may
+be the same.
 """
 
 from __future__ import annotations
@@ -51,14 +50,14 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    summary, _, details = __doc__.partition("\n\n")
+    summary, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT[:2])
-    parser.add_argument("--pairs", type=int, default=5, help="measurements of each side (5)")
-    parser.add_argument("--shape", choices=SHAPES, default="12M", help="of the model (12M)")
-    parser.add_argument("--json", action="store_true", help="print JSON rather than a table")
+    parser.add_argument("--pairs", type=int, default=5, help="measurements per side (5)")
+    parser.add_argument("--shape", choices=SHAPES, default="12M", help="model shape (12M)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--python-jax", default=sys.executable, help="interpreter with jax")
     parser.add_argument("--python-torch", default=sys.executable, help="interpreter with torch")
     options = parser.parse_args()
@@ -68,7 +67,7 @@ def parse() -> argparse.Namespace:
 
 
 def compare(what: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Alternate the two sides; all rates, the ratio of each pair, and the medians."""
+    """Runs all sides in alternation; returns the rates, the ratio of each pair, and medians."""
     interpreters = {side: options.python_jax for side in ALL} | {"pytorch": options.python_torch}
     runs: dict[str, list[dict]] = {side: [] for side in ALL}
     for pair in range(1, options.pairs + 1):
@@ -97,12 +96,12 @@ def compare(what: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def in_own_process(interpreter: str, what: str, side: str, shape: str) -> dict[str, Any]:
     command = [interpreter, str(HERE / "one_side.py"), what, side, shape]
-    # On an accelerator only one side would leave the CPU.
+    # Otherwise only gpt3jax would use an accelerator.
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"error: {' '.join(command)} failed with exit code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+    completed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if completed.returncode:
+        sys.exit(f"error: {' '.join(command)} failed with exit code {completed.returncode}")
+    return json.loads(completed.stdout.splitlines()[-1])
 
 
 def machine() -> dict[str, Any]:
@@ -119,7 +118,7 @@ def machine() -> dict[str, Any]:
 
 
 def table(report: dict[str, Any], what: list[str]) -> str:
-    """The report for people."""
+    """Formats the report as text."""
     lines = ["{cpu}, {cores} cores, {system}, {date}".format(**report["machine"])]
     lines.append(
         "{shape}: {n_layers} layers, {n_heads} heads of {d_head}, vocabulary {vocabulary}, "

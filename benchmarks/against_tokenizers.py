@@ -1,14 +1,13 @@
-"""How fast text becomes tokens, against Hugging Face's tokenizers, on one core each.
+"""Tokenization speed compared with Hugging Face's tokenizers, on one core each.
 
     python benchmarks/against_tokenizers.py FOLDER [--vocabulary 8192] [--pairs 5]
 
-Both learn a byte-level or byte-fallback BPE vocabulary of the same size from the
-same text, the files of a folder, and then encode all of it. Ours is what `data
-prepare` runs on each core: SentencePiece, a file at a time. The two vocabularies
-differ, so the rate is bytes of text per second, in alternation; beside it the
-bytes that a token stands for.
+Both train a BPE vocabulary of the same size (byte-level or byte-fallback) on the files of a folder
+and then encode all of them. gpt3jax uses SentencePiece, one file at a time, like each process of
+`data prepare`. The vocabularies differ, so the rate is bytes of text per second, printed with the
+mean bytes per token. The two sides alternate.
 
-Needs the package `tokenizers`.
+It needs the package `tokenizers`.
 """
 
 from __future__ import annotations
@@ -28,15 +27,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="of text files")
-    parser.add_argument("--vocabulary", type=int, default=8192, help="tokens (8192)")
-    parser.add_argument("--pairs", type=int, default=5, help="measurements of each side (5)")
+    parser.add_argument("folder", type=Path, help="folder of text files")
+    parser.add_argument("--vocabulary", type=int, default=8192, help="vocabulary size (8192)")
+    parser.add_argument("--pairs", type=int, default=5, help="measurements per side (5)")
     options = parser.parse_args()
     texts = read(options.folder)
     size = sum(len(text.encode()) for text in texts)
     sides = {
-        "gpt3jax": ours(texts, options.vocabulary), "tokenizers": theirs(texts, options.vocabulary)
-    }  # fmt: skip
+        "gpt3jax": gpt3jax_encoder(texts, options.vocabulary),
+        "tokenizers": hugging_face_encoder(texts, options.vocabulary),
+    }
     rates: dict[str, list[float]] = {name: [] for name in sides}
     tokens = {}
     for _ in range(options.pairs):
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def read(folder: Path) -> list[str]:
-    """The texts of a folder's UTF-8 files, up to `MOST_BYTES`."""
+    """Reads the UTF-8 files of a folder, up to about `MOST_BYTES`."""
     texts, size = [], 0
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or size > MOST_BYTES:
@@ -68,14 +68,14 @@ def read(folder: Path) -> list[str]:
     return texts
 
 
-def ours(texts: list[str], vocabulary: int) -> Callable[[list[str]], int]:
+def gpt3jax_encoder(texts: list[str], vocabulary: int) -> Callable[[list[str]], int]:
     from gpt3jax.data.tokenizer import Tokenizer, train_tokenizer
 
     tokenizer = Tokenizer(train_tokenizer(texts, vocabulary))
     return lambda texts: sum(len(tokenizer.encode(text)) for text in texts)
 
 
-def theirs(texts: list[str], vocabulary: int) -> Callable[[list[str]], int]:
+def hugging_face_encoder(texts: list[str], vocabulary: int) -> Callable[[list[str]], int]:
     from tokenizers import ByteLevelBPETokenizer
 
     tokenizer = ByteLevelBPETokenizer()

@@ -1,18 +1,18 @@
-"""One GPU: training and writing at three sizes of the paper, as a table; ten minutes, it is hoped.
+"""Training and decoding on one GPU, for three model sizes of the paper; takes about ten minutes.
 
     python benchmarks/on_gpu.py [--python-torch PATH] [--toy]
 
-Context 2048, bfloat16, whole steps, and the same with `--model.dtype float8`; MFU by the
-convention of `gpt3jax bench`, over the card's bfloat16 peak. With an interpreter that has torch
-(for CUDA) and transformers, a PyTorch loop beside it: torch.compile, fused attention, fused AdamW,
-bfloat16 by autocast, all layers dense, in alternation. Writing is one sample, whole and packed
-weights, beside the rate at which the card reads its memory. Last, the demo is trained in bfloat16
-and in float8: validation losses at the same steps (its data: `make demo` prepares them).
+Training: complete steps with context 2048, in bfloat16 and with `--model.dtype float8`. MFU follows
+the convention of `gpt3jax bench`, relative to the GPU's bfloat16 peak. Given an interpreter with
+torch (for CUDA) and transformers, a PyTorch loop runs in alternation: torch.compile, fused
+attention, fused AdamW, bfloat16 autocast, all layers dense. Decoding: one sequence with full and
+quantized weights, with the share of the memory bandwidth. Finally the demo is trained in bfloat16
+and in float8 and the validation losses are compared (`make demo` prepares its data).
 
---toy does all of it with models of a few thousand parameters, on a CPU too.
+--toy uses models of a few thousand parameters and also works on a CPU.
 
-Never run on a GPU yet: none could be had. What XLA makes of these steps for one, `gpt3jax plan
-experiments/gpt3_1b3.py --chips h100:1 --compile` says without it.
+This script has not been run on a GPU yet. `gpt3jax plan experiments/gpt3_1b3.py --chips h100:1
+--compile` compiles such a step without one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 SIZES = {"gpt3_125m": 16, "gpt3_1b3": 8, "gpt3_2b7": 4}
-"""Experiments, and windows in a batch."""
+"""Windows per batch, by experiment."""
 TOY = {"model.n-layers": 2, "model.d-model": 64, "model.n-heads": 2, "model.d-head": 32,
        "model.context": 64, "model.vocabulary": 512}  # fmt: skip
 PAIRS = 3
@@ -38,11 +38,11 @@ PAIRS = 3
 def main() -> None:
     options = parse()
     head = (
-        "model", "tokens/s", "MFU", "float8", "PyTorch", "ratio", "written/s", "int8",
+        "model", "tokens/s", "MFU", "float8", "PyTorch", "ratio", "decoded/s", "int8",
         "of bandwidth",
     )  # fmt: skip
     print(table(head, [measure(name, options) for name in SIZES]))
-    print("\nThe demo's validation loss, nats/token:\n")
+    print("\nValidation loss of the demo, nats/token:\n")
     print(table(("step", "bfloat16", "float8"), curves(options)))
 
 
@@ -52,17 +52,17 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    summary, _, details = __doc__.partition("\n\n")
+    summary, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--python-torch", help="interpreter with torch and transformers")
-    parser.add_argument("--toy", action="store_true", help="models of no use, to try the script")
+    parser.add_argument("--toy", action="store_true", help="tiny models, to test the script")
     return parser.parse_args()
 
 
 def measure(name: str, options: argparse.Namespace) -> tuple[str, ...]:
-    """A row of the table."""
+    """Measures one model; returns a row of the table."""
     context, rows = (TOY["model.context"], 2) if options.toy else (2048, SIZES[name])
     changes = {**(TOY if options.toy else {}), "model.dense-every": 1}
     changes |= {"train.batch-tokens": rows * context, "train.microbatch": rows}
@@ -71,22 +71,22 @@ def measure(name: str, options: argparse.Namespace) -> tuple[str, ...]:
         ours.append(bench("train", name, changes))
         if options.python_torch:
             theirs.append(pytorch(name, rows, context, options))
-    eight = bench("train", name, changes | {"model.dtype": "float8"})
-    wrote = bench("decode", name, TOY if options.toy else {})
+    float8 = bench("train", name, changes | {"model.dtype": "float8"})
+    decode = bench("decode", name, TOY if options.toy else {})
     best = sorted(ours, key=lambda each: each["tokens_per_s"])[PAIRS // 2]
     peer = f"{statistics.median(theirs):,.0f}" if theirs else "-"
     pairs = zip(ours, theirs, strict=False)
     ratio = statistics.median([a["tokens_per_s"] / b for a, b in pairs]) if theirs else None
     return (
         name, f"{best['tokens_per_s']:,.0f}", f"{best['mfu']:.1%}",
-        f"{eight['tokens_per_s']:,.0f}", peer,
-        "-" if ratio is None else f"{ratio:.2f}", f"{wrote['full']['tokens_per_s']:,.0f}",
-        f"{wrote['int8']['tokens_per_s']:,.0f}", f"{1 / wrote['full']['over_floor']:.0%}",
+        f"{float8['tokens_per_s']:,.0f}", peer,
+        "-" if ratio is None else f"{ratio:.2f}", f"{decode['full']['tokens_per_s']:,.0f}",
+        f"{decode['int8']['tokens_per_s']:,.0f}", f"{1 / decode['full']['over_floor']:.0%}",
     )  # fmt: skip
 
 
 def curves(options: argparse.Namespace) -> list[tuple[str, ...]]:
-    """Validation losses of the demo by step, in bfloat16 and in float8."""
+    """Validation loss of the demo by step, in bfloat16 and in float8."""
     losses: list[dict[int, float]] = []
     for dtype in ("bfloat16", "float8"):
         with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +108,7 @@ def bench(what: str, name: str, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def pytorch(name: str, rows: int, context: int, options: argparse.Namespace) -> float:
-    """Tokens per second of the peer, of the same shape."""
+    """Tokens per second of the PyTorch model with the same shape."""
     sys.path.insert(0, str(HERE.parent))
     from gpt3jax.user_code import load_experiment
 
@@ -117,19 +117,19 @@ def pytorch(name: str, rows: int, context: int, options: argparse.Namespace) -> 
              "vocabulary": model.vocabulary}  # fmt: skip
     if options.toy:
         shape = {"n_layers": 2, "n_heads": 2, "d_head": 32, "vocabulary": 512}
-    words = json.dumps(shape | {"context": context, "batch": rows})
-    command = [options.python_torch, str(HERE / "one_side.py"), "train", "pytorch", words]
+    shape_json = json.dumps(shape | {"context": context, "batch": rows})
+    command = [options.python_torch, str(HERE / "one_side.py"), "train", "pytorch", shape_json]
     return json.loads(output(command))["tokens_per_s"]
 
 
 def output(command: list[str]) -> str:
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-    done = subprocess.run(
+    completed = subprocess.run(
         command, cwd=HERE.parent, env=environment, stdout=subprocess.PIPE, text=True
     )
-    if done.returncode:
-        sys.exit(f"error: {' '.join(command)} failed with exit code {done.returncode}")
-    return done.stdout.splitlines()[-1]
+    if completed.returncode:
+        sys.exit(f"error: {' '.join(command)} failed with exit code {completed.returncode}")
+    return completed.stdout.splitlines()[-1]
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""The speed of one library, measured in this process: a line of JSON.
+"""Measures the speed of one library in this process, and prints it as a line of JSON.
 
     PYTHONPATH=. python benchmarks/one_side.py WHAT gpt3jax|pytorch|floor [SHAPE]
 
-WHAT is train, decode, decode8 or first; SHAPE a name of `SHAPES`, or one as JSON. PyTorch uses a
-GPU where it sees one: compiled, and in bfloat16. `floor` is what no library can pass on this
-machine: the model's FLOPs at the rate of a large product, and bytes of parameters and cache at the
-rate at which memory is read, both measured.
+WHAT is train, decode, decode8 or first. SHAPE is a name in `SHAPES`, or a shape as JSON. PyTorch
+uses a GPU if there is one, compiled and in bfloat16. `floor` is the upper limit on this machine:
+the model's FLOPs at the measured rate of a large matrix product, and the bytes of parameters and KV
+cache at the measured memory bandwidth.
 
-against_pytorch.py runs pairs of these and says what is measured.
+against_pytorch.py runs these in alternation and documents the measurements.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from typing import Any
 
 WARM_UP_STEPS, STEPS = 3, 8
 REPETITIONS = 3
-WRITING = {"decode": (1, 32, 200), "decode8": (8, 32, 200), "first": (1, 1000, 1)}
-"""Rows, prompt tokens and new tokens."""
+DECODING = {"decode": (1, 32, 200), "decode8": (8, 32, 200), "first": (1, 1000, 1)}
+"""Rows, prompt tokens and new tokens, by WHAT."""
 LEARNING_RATE, WEIGHT_DECAY, BETAS = 6e-4, 0.1, (0.9, 0.95)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model, all layers dense, and the windows in a batch."""
+    """Shape of a model with dense layers, and windows per batch."""
 
     n_layers: int
     n_heads: int
@@ -48,15 +48,15 @@ class Shape:
 SHAPES = {
     "12M": Shape(n_layers=6, n_heads=6, d_head=64, vocabulary=4096, context=256, batch=16),
     "124M": Shape(n_layers=12, n_heads=12, d_head=64, vocabulary=50257, context=1024, batch=1),
-    # GPT-3 Small's layers, as many as train in reasonable time.
+    # As many of GPT-3 Small's layers as train in reasonable time.
     "small": Shape(n_layers=4, n_heads=12, d_head=64, vocabulary=8192, context=512, batch=4),
     "1M": Shape(n_layers=2, n_heads=2, d_head=64, vocabulary=4096, context=256, batch=4),
 }
 
 
 def train_gpt3jax(shape: Shape) -> dict[str, Any]:
-    """A run's own compiled step, on windows from the host."""
-    keep_memory()
+    """Measures the compiled training step on windows from the host."""
+    retain_memory()
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -81,14 +81,14 @@ def train_gpt3jax(shape: Shape) -> dict[str, Any]:
         state = init_sharded_state(experiment, mesh)
         count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         compiled = compile_train_step(experiment, mesh)
-        placed = NamedSharding(mesh, partition_spec((None, "batch", None)))
+        sharding = NamedSharding(mesh, partition_spec((None, "batch", None)))
         rng = np.random.default_rng(0)
 
         def step() -> None:
             nonlocal state
             size = (1, shape.batch, shape.context + 1)
             windows = rng.integers(0, shape.vocabulary, size).astype(np.int32)
-            windows = jax.device_put(windows, placed)
+            windows = jax.device_put(windows, sharding)
             state, metrics = compiled(state, windows, jnp.int32(1), jnp.float32(LEARNING_RATE))
             jax.block_until_ready((state, metrics))
 
@@ -97,7 +97,7 @@ def train_gpt3jax(shape: Shape) -> dict[str, Any]:
 
 
 def train_pytorch(shape: Shape) -> dict[str, Any]:
-    """The loop that everybody writes, with AdamW in its fused form: much the fastest on a CPU."""
+    """Measures a plain training loop with fused AdamW, which is by far the fastest on a CPU."""
     import numpy as np
     import torch
 
@@ -130,8 +130,8 @@ def train_pytorch(shape: Shape) -> dict[str, Any]:
     return torch_result(network, shape.batch * shape.context / seconds)
 
 
-def write_gpt3jax(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, Any]:
-    """Greedily, with a cache; tokens of all rows, or of a prompt that one token follows."""
+def decode_gpt3jax(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, Any]:
+    """Measures greedy decoding with a KV cache, or prefill if there is one new token."""
     import jax
 
     from gpt3jax.decoding.decode import Sampling
@@ -141,85 +141,92 @@ def write_gpt3jax(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, A
 
     model = jax_model(shape)
     weights = init_params(jax.random.key(0), model)
-    generator = Generator(
-        weights, model, SimpleNamespace(end_of_text=0, vocabulary=shape.vocabulary)
-    )
+    tokenizer: Any = SimpleNamespace(end_of_text=0, vocabulary=shape.vocabulary)
+    generator = Generator(weights, model, tokenizer)
     greedy = Sampling(temperature=0)
 
-    def write() -> None:
-        found = generator.tokens(range(prompt), new_tokens=new, rows=rows, sampling=greedy)
-        assert len(list(found)) == new
+    def decode() -> None:
+        tokens = generator.tokens(range(prompt), new_tokens=new, rows=rows, sampling=greedy)
+        assert len(list(tokens)) == new
 
-    seconds = median_seconds(write, 1, REPETITIONS)
+    seconds = median_seconds(decode, 1, REPETITIONS)
     return jax_result(param_specs.count_params(model), counted(rows, prompt, new) / seconds)
 
 
-def write_pytorch(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, Any]:
+def decode_pytorch(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, Any]:
     import torch
 
     network = torch_model(shape).eval()
     tokens = torch.arange(prompt)[None].repeat(rows, 1)
 
-    def write() -> None:
-        found = network.generate(
+    def decode() -> None:
+        output = network.generate(
             tokens, max_new_tokens=new, do_sample=False, use_cache=True, pad_token_id=0
         )
-        assert found.shape == (rows, prompt + new)
+        assert output.shape == (rows, prompt + new)
 
     with torch.inference_mode():
-        seconds = median_seconds(write, 1, REPETITIONS)
+        seconds = median_seconds(decode, 1, REPETITIONS)
     return torch_result(network, counted(rows, prompt, new) / seconds)
 
 
 def floor(what: str, shape: Shape) -> dict[str, Any]:
-    """Tokens per second at the limit of products or of memory, whichever is the lower."""
+    """Tokens per second at the limit of matrix products or memory bandwidth, the lower of both."""
     from gpt3jax.model import param_specs
     from gpt3jax.plan.bench import product_flops_per_s, read_bytes_per_s
 
     model = jax_model(shape)
-    parameters, products = param_specs.count_params(model), product_flops_per_s()
+    parameters, peak = param_specs.count_params(model), product_flops_per_s()
     if what == "train":
-        return jax_result(parameters, products / param_specs.flops_per_token(model))
+        return jax_result(parameters, peak / param_specs.flops_per_token(model))
     if what == "first":
-        return jax_result(parameters, products / param_specs.forward_flops_per_token(model))
-    rows, prompt, new = written(what, shape)
+        return jax_result(parameters, peak / param_specs.forward_flops_per_token(model))
+    rows, prompt, new = decode_sizes(what, shape)
     weights = parameters - shape.context * shape.d_model
     cache = 2 * shape.n_layers * shape.d_model * (prompt + new / 2)
-    step = max(4 * (weights + rows * cache) / read_bytes_per_s(), 2 * weights * rows / products)
+    step = max(4 * (weights + rows * cache) / read_bytes_per_s(), 2 * weights * rows / peak)
     return jax_result(parameters, rows / step)
 
 
-def written(what: str, shape: Shape) -> tuple[int, int, int]:
-    """Rows, prompt tokens and new tokens, cut to the context."""
-    rows, prompt, new = WRITING[what]
+def decode_sizes(what: str, shape: Shape) -> tuple[int, int, int]:
+    """Rows, prompt tokens and new tokens, limited by the context."""
+    rows, prompt, new = DECODING[what]
     prompt = min(prompt, shape.context - 1)
     return rows, prompt, min(new, shape.context - prompt)
 
 
 def counted(rows: int, prompt: int, new: int) -> int:
-    """The tokens of a rate: those written, or where it is one, those read before it."""
+    """Number of tokens to count: new tokens of all rows, or prompt tokens if one is new."""
     return rows * (new if new > 1 else prompt)
 
 
 TRAIN = {"gpt3jax": train_gpt3jax, "pytorch": train_pytorch}
-WRITE = {"gpt3jax": write_gpt3jax, "pytorch": write_pytorch}
+DECODE = {"gpt3jax": decode_gpt3jax, "pytorch": decode_pytorch}
 
 
 def measure(what: str, side: str, shape: Shape) -> dict[str, Any]:
-    """One figure of one library."""
+    """Runs one measurement."""
     if side == "floor":
         return floor(what, shape)
-    return TRAIN[side](shape) if what == "train" else WRITE[side](shape, *written(what, shape))
+    if what == "train":
+        return TRAIN[side](shape)
+    return DECODE[side](shape, *decode_sizes(what, shape))
 
 
 def jax_model(shape: Shape) -> Any:
     from gpt3jax.config import Model
 
     return Model(
-        n_layers=shape.n_layers, d_model=shape.d_model, n_heads=shape.n_heads,
-        d_head=shape.d_head, vocabulary=shape.vocabulary, context=shape.context,
-        dense_every=1, scan_layers=False, dtype="float32",
-    )  # fmt: skip
+        n_layers=shape.n_layers,
+        d_model=shape.d_model,
+        n_heads=shape.n_heads,
+        d_head=shape.d_head,
+        vocabulary=shape.vocabulary,
+        context=shape.context,
+        dense_every=1,
+        scan_layers=False,
+        dtype="float32",
+    )
 
 
 def torch_model(shape: Shape) -> Any:
@@ -234,8 +241,8 @@ def torch_model(shape: Shape) -> Any:
     )  # fmt: skip
 
 
-def keep_memory() -> None:
-    """As `gpt3jax train` does, before jax is imported."""
+def retain_memory() -> None:
+    """Like `gpt3jax train`, before importing jax."""
     from gpt3jax.runtime.memory import retain_freed_memory
 
     retain_freed_memory()
@@ -243,9 +250,9 @@ def keep_memory() -> None:
 
 def jax_result(parameters: int, tokens_per_s: float) -> dict[str, Any]:
     import jax
-    import jaxlib
+    from jaxlib.version import __version__ as jaxlib_version
 
-    versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    versions = {"jax": jax.__version__, "jaxlib": jaxlib_version}
     return result(parameters, tokens_per_s, versions)
 
 
@@ -263,7 +270,7 @@ def result(parameters: int, tokens_per_s: float, versions: dict[str, str]) -> di
 
 
 def median_seconds(call: Callable[[], None], warm_up: int, repetitions: int) -> float:
-    """Of one call, once it is compiled and its memory is there."""
+    """Median duration of a call, after warm-up calls."""
     for _ in range(warm_up):
         call()
     seconds = []

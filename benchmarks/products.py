@@ -1,15 +1,14 @@
-"""Single matrix products of a training step on this CPU: XLA's against PyTorch's.
+"""Individual matrix products of a training step on this CPU: XLA compared with PyTorch.
 
     python benchmarks/products.py [--python-torch PATH] [--pairs 5] [--json]
 
-The products of `against_pytorch.py --what train` at the 12M shape, one at a time and
-float32: 4,096 tokens, 384 wide, 6 heads of 64, context 256, vocabulary 4,096. Each
-side runs all of them in a process of its own, in alternation; the medians of these
-are printed in GFLOP/s, beside the rate of a 2,048 x 2,048 product, and how much of a
-step each takes. XLA sees a product alone in its program, PyTorch calls its library.
+The products are those of `against_pytorch.py --what train` at the 12M shape, in float32: 4,096
+tokens, width 384, 6 heads of 64, context 256, vocabulary 4,096. Each side runs all products in a
+separate process, in alternation. The table has the median rates in GFLOP/s, including that of a
+2,048 x 2,048 product for reference, and the time of each product in a step. XLA compiles each
+product as a program of its own.
 
-What falls short here falls short in any JAX program: it is a report for XLA, with
-what reproduces it.
+A product that is slow here is slow in any JAX program, so the script can reproduce XLA issues.
 """
 
 from __future__ import annotations
@@ -24,28 +23,29 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from one_side import median_seconds
 
 HERE = Path(__file__).resolve().parent
 SIDES = ("xla", "torch")
-GOES = 15
+REPETITIONS = 15
 
 
 @dataclass(frozen=True)
 class Product:
-    """An einsum of two float32 arrays, and how often a step computes it."""
+    """An einsum of two float32 arrays, and the number of times that a step computes it."""
 
     name: str
-    how: str
+    equation: str
     left: tuple[int, ...]
     right: tuple[int, ...]
     times: int
 
     @property
     def flops(self) -> float:
-        """Two for each multiplication: one for each tuple of letters."""
-        inputs = self.how.partition("->")[0].replace(",", "")
+        """2 x the product of the sizes of all indices."""
+        inputs = self.equation.partition("->")[0].replace(",", "")
         return 2.0 * math.prod(dict(zip(inputs, self.left + self.right, strict=True)).values())
 
 
@@ -86,13 +86,15 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    summary, _, details = __doc__.partition("\n\n")
+    summary, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--python-torch", default=sys.executable, help="interpreter with torch")
-    parser.add_argument("--pairs", type=int, default=5, help="processes of each side (5)")
-    parser.add_argument("--json", action="store_true", help="seconds rather than a table")
+    parser.add_argument("--pairs", type=int, default=5, help="processes per side (5)")
+    parser.add_argument(
+        "--json", action="store_true", help="print seconds as JSON instead of a table"
+    )
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -100,35 +102,35 @@ def parse() -> argparse.Namespace:
 def in_own_process(interpreter: str, side: str) -> dict[str, float]:
     command = [interpreter, str(HERE / "products.py"), "--side", side]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"error: {' '.join(command)} failed with exit code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+    completed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if completed.returncode:
+        sys.exit(f"error: {' '.join(command)} failed with exit code {completed.returncode}")
+    return json.loads(completed.stdout.splitlines()[-1])
 
 
 def one_side(side: str) -> dict[str, float]:
     """Median seconds of each product."""
-    prepare = {"xla": of_xla, "torch": of_torch}[side]
-    return {product.name: median_seconds(prepare(product), 1, GOES) for product in PRODUCTS}
+    prepare = {"xla": xla_product, "torch": torch_product}[side]
+    return {product.name: median_seconds(prepare(product), 1, REPETITIONS) for product in PRODUCTS}
 
 
-def of_xla(product: Product) -> Callable[[], None]:
+def xla_product(product: Product) -> Callable[[], Any]:
     from gpt3jax.runtime.memory import retain_freed_memory
 
-    retain_freed_memory()  # As PyTorch's allocator does.
+    retain_freed_memory()  # Like PyTorch's allocator.
     import jax
     import jax.numpy as jnp
 
     left, right = (jnp.ones(shape, jnp.float32) for shape in (product.left, product.right))
-    run = jax.jit(lambda a, b: jnp.einsum(product.how, a, b))
+    run = jax.jit(lambda a, b: jnp.einsum(product.equation, a, b))
     return lambda: run(left, right).block_until_ready()
 
 
-def of_torch(product: Product) -> Callable[[], None]:
+def torch_product(product: Product) -> Callable[[], Any]:
     import torch
 
     left, right = (torch.ones(shape) for shape in (product.left, product.right))
-    return lambda: torch.einsum(product.how, left, right)
+    return lambda: torch.einsum(product.equation, left, right)
 
 
 def table(seconds: dict[str, dict[str, float]]) -> str:

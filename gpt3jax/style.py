@@ -1,12 +1,15 @@
-"""How figures and pages look: one look for all of them."""
+"""Shared style of all figures and HTML pages."""
 
-# Okabe and Ito's colours: told apart with any colour vision. Past them, other strokes.
+from typing import Any
+
+# Okabe and Ito's palette, which is safe for colour-blind readers. With more lines than colours, the
+# stroke changes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STROKES = ("-", "--", ":", "-.")
 GREY = "#666666"
 
-# Small with large letters, so that a phone shows them legibly.
-STYLE = {
+# Small figures with large type are legible on a phone.
+STYLE: dict[Any, Any] = {
     "figure.figsize": (5.0, 3.5), "figure.constrained_layout.use": True, "savefig.dpi": 200,
     "font.size": 10.5, "legend.fontsize": 10, "legend.frameon": False,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,

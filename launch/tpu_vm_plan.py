@@ -1,8 +1,8 @@
-"""From the command line of launch/tpu_vm.py to the commands it runs; nothing here runs any.
+"""Parses the command line of launch/tpu_vm.py and builds its commands, without running them.
 
-A step is what runs at once, one command per slice. On a worker, ~/gpt3jax is the code and
-~/gpt3jax-job is the job: `lock` (held while training or setup lives), `log`, `log.old`, `pid`
-and `exit`, the exit code.
+A step is a list of commands that run concurrently, one per slice. On a worker, ~/gpt3jax contains
+the code and ~/gpt3jax-job the job: `lock` (locked while training or setup runs), `log`, `log.old`,
+`pid`, and `exit` with the exit code.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 CODE, JOB, SHARED = "~/gpt3jax", "~/gpt3jax-job", "/mnt/shared"
 BUSY = 75
-"""Exit code of setup where training runs."""
+"""Exit code of setup if training is running."""
 PYTHON = "3.12"
 GCSFUSE_VERSION = "3.8.5"
 
 SUMMARY = {
-    "create": "ask for the TPU, and wait until it is there",
-    "setup": "send the commit that is checked out, and install it; mount a bucket",
-    "run": "start training on every host; it outlives the connection",
+    "create": "request the TPU and wait until it is active",
+    "setup": "send and install the current commit; mount the bucket",
+    "run": "start training on every host; it survives a lost connection",
     "logs": "print the log of worker 0",
-    "status": "say what the TPU and each worker do",
-    "stop": "have training save and stop; `run` goes on from there",
-    "up": "create, setup, run, logs; again after every preemption, until training is done",
-    "delete": "delete the TPU; fine where there is none",
+    "status": "print the state of the TPU and of each worker",
+    "stop": "make training save and stop; `run` resumes it",
+    "up": "create, setup, run, logs; repeated after every preemption until training is complete",
+    "delete": "delete the TPU; succeeds if there is none",
 }
 EXAMPLES = """
-Settings go before the experiment; what follows the experiment goes to `gpt3jax train`.
+Settings go before the experiment. All arguments after it are passed to `gpt3jax train`.
 
   TPU="--name gpt --zone us-east5-b --accelerator-type v6e-16 --runtime-version v2-alpha-tpuv6e"
   python launch/tpu_vm.py up $TPU --spot --bucket my-bucket \\
@@ -48,12 +48,12 @@ Step = list[Command]
 
 
 class UserError(Exception):
-    """What the user can mend before anything is tried."""
+    """A mistake of the user, detected before anything is run."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says; each subcommand sets the fields that it takes."""
+    """The parsed command line; each subcommand sets the fields that it uses."""
 
     command: str
     name: str
@@ -73,63 +73,69 @@ class Settings:
 
     @property
     def nodes(self) -> list[str]:
-        """One TPU node per slice, named as gcloud names them."""
+        """Names of the TPU nodes, one per slice, as gcloud assigns them."""
         return [self.name] if self.slices == 1 else [f"{self.name}-{i}" for i in range(self.slices)]
 
     @property
     def bundle(self) -> Path:
-        """Where the commit to send is kept."""
+        """Path of the git bundle with the commit to send."""
         return Path.home() / ".cache" / "gpt3jax" / f"{self.name}.bundle"
 
     def pause(self, failures: int) -> float:
-        """Seconds before the next try: double each time, ten minutes at most by default."""
+        """Seconds before the next attempt: exponential backoff, by default up to ten minutes."""
         return self.poll_seconds * min(2**failures, 40)
 
 
 class Parser(argparse.ArgumentParser):
-    """One that says a mistake in one line."""
+    """An argument parser that reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}. See {self.prog} --help")
 
 
 def parser() -> Parser:
-    """All flags; each subcommand has those that it needs."""
-    made = Parser(
-        prog="launch/tpu_vm.py", description="Train on Cloud TPU VMs.", epilog=EXAMPLES,
+    """Builds the argument parser with one subparser per subcommand."""
+    result = Parser(
+        prog="launch/tpu_vm.py",
+        description="Train on Cloud TPU VMs.",
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    subparsers = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    )
+    subparsers = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, about in SUMMARY.items():
         command = subparsers.add_parser(name, help=about, description=about, allow_abbrev=False)
         flag = command.add_argument
-        flag("--name", required=True, help="of the queued resource and its nodes")
+        flag("--name", required=True, help="name of the queued resource and its nodes")
         flag("--zone", required=True)
-        flag("--project", default="", help="gcloud's own if not given")
-        flag("--slices", type=int, default=1, help="nodes of this type, trained as one (1)")
-        flag("--poll-seconds", type=float, default=15.0, help="between two looks (15)")
-        flag("--dry-run", action="store_true", help="print the commands, run none")
+        flag("--project", default="", help="default: gcloud's project")
+        flag("--slices", type=int, default=1, help="slices in one training run (1)")
+        flag("--poll-seconds", type=float, default=15.0, help="polling interval (15)")
+        flag("--dry-run", action="store_true", help="print the commands without running them")
         if name in ("create", "up"):
             flag("--accelerator-type", required=True, help="such as v6e-16")
             flag("--runtime-version", required=True, help="such as v2-alpha-tpuv6e")
-            flag("--spot", action="store_true", help="cheaper, and can be taken away")
+            flag("--spot", action="store_true", help="cheaper, but can be preempted")
         if name in ("setup", "up"):
-            flag("--bucket", default="", help=f"to mount at {SHARED}; hierarchical namespace")
+            flag(
+                "--bucket",
+                default="",
+                help=f"bucket with hierarchical namespace, mounted at {SHARED}",
+            )
         if name == "logs":
-            flag("--follow", action="store_true", help="until training ends")
+            flag("--follow", action="store_true", help="until training exits")
         if name == "up":
-            flag("--max-recreations", type=int, default=50, help="new starts at most (50)")
+            flag("--max-recreations", type=int, default=50, help="maximum restarts (50)")
         if name in ("run", "up"):
             flag("experiment", help="a file of this repository, such as experiments/tiny.py")
             flag("overrides", nargs=argparse.REMAINDER, help="--run FOLDER and other overrides")
-    return made
+    return result
 
 
 def parse(words: Sequence[str] | None) -> Settings:
-    """The command line, checked.
+    """Parses and validates the command line.
 
     Raises:
-      UserError: something in it cannot work.
+      UserError: the command line is invalid.
     """
     s = Settings(**vars(parser().parse_args(words)))
     if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", s.name):
@@ -138,8 +144,8 @@ def parse(words: Sequence[str] | None) -> Settings:
         raise UserError("--slices, --max-recreations or --poll-seconds: too small. Raise it")
     if not s.experiment:
         return s
-    ours = {"--" + field.name.replace("_", "-") for field in fields(Settings)} - {"--name"}
-    if late := ours.intersection(word.split("=")[0] for word in s.overrides):
+    flags = {"--" + field.name.replace("_", "-") for field in fields(Settings)} - {"--name"}
+    if late := flags.intersection(word.split("=")[0] for word in s.overrides):
         raise UserError(f"{min(late)}: comes after the experiment. Put it before {s.experiment}")
     file = Path(s.experiment).resolve()
     if not (file.is_file() and file.is_relative_to(ROOT)):
@@ -150,7 +156,7 @@ def parse(words: Sequence[str] | None) -> Settings:
 
 
 def steps(s: Settings) -> list[Step]:
-    """What a subcommand runs when nothing goes wrong and nothing has to be waited for."""
+    """The steps of a subcommand if nothing fails and no state has to be awaited."""
     create = [[create_command(s)], [describe_command(s)]]
     pack, install = pack_steps(s), install_steps(s)
     run, logs = run_step(s), [poll_command(s, 0)]
@@ -167,13 +173,13 @@ def steps(s: Settings) -> list[Step]:
 
 
 def gcloud(s: Settings, *words: str) -> Command:
-    """A gcloud command on TPUs that asks nothing."""
+    """A non-interactive gcloud command for TPUs."""
     project = [f"--project={s.project}"] if s.project else []
     return ["gcloud", "compute", "tpus", *words, f"--zone={s.zone}", *project, "--quiet"]
 
 
 def create_command(s: Settings) -> Command:
-    """Ask for all slices in one request: they come together or not at all."""
+    """Requests all slices in one queued resource, so that they are provisioned together."""
     several = [f"--node-count={s.slices}", f"--node-prefix={s.name}"]
     return gcloud(
         s, "queued-resources", "create", s.name,
@@ -184,25 +190,25 @@ def create_command(s: Settings) -> Command:
 
 
 def describe_command(s: Settings, node: str = "") -> Command:
-    """Ask about the queued resource, or about one of its nodes."""
+    """Describes the queued resource, or one of its nodes."""
     kind = ("tpu-vm", "describe", node) if node else ("queued-resources", "describe", s.name)
     return gcloud(s, *kind, "--format=json")
 
 
 def delete_command(s: Settings) -> Command:
-    """Delete the queued resource with its nodes."""
+    """Deletes the queued resource with its nodes."""
     return gcloud(s, "queued-resources", "delete", s.name, "--force")
 
 
 def ssh_step(s: Settings, script: str, nodes: Sequence[str] = (), worker: str = "all") -> Step:
-    """Run one line of shell on workers; a dead connection is noticed within a minute."""
-    alive = ["--ssh-flag=-oServerAliveInterval=15", "--ssh-flag=-oConnectTimeout=30"]
-    words = (f"--worker={worker}", *alive, f"--command={script}")
-    return [gcloud(s, "tpu-vm", "ssh", node, *words) for node in nodes or s.nodes]
+    """Runs a line of shell on workers; a dead connection is detected within a minute."""
+    keep_alive = ["--ssh-flag=-oServerAliveInterval=15", "--ssh-flag=-oConnectTimeout=30"]
+    flags = (f"--worker={worker}", *keep_alive, f"--command={script}")
+    return [gcloud(s, "tpu-vm", "ssh", node, *flags) for node in nodes or s.nodes]
 
 
 def pack_steps(s: Settings) -> list[Step]:
-    """Make HEAD a git bundle, which leaves the commit its name for the ledger of the run."""
+    """Packs HEAD in a git bundle, which preserves the commit hash for the event log of the run."""
     git = ["git", "-C", str(ROOT)]
     return [
         [[*git, "diff", "--quiet", "HEAD"]],
@@ -211,16 +217,16 @@ def pack_steps(s: Settings) -> list[Step]:
 
 
 def install_steps(s: Settings) -> list[Step]:
-    """Send the bundle to every worker, and install it there."""
+    """Copies the bundle to every worker and installs it."""
     copies = [("tpu-vm", "scp", str(s.bundle), f"{node}:gpt3jax.bundle") for node in s.nodes]
     send = [gcloud(s, *words, "--worker=all") for words in copies]
     return [send, ssh_step(s, install_script(s))]
 
 
 def install_script(s: Settings) -> str:
-    """Make ~/gpt3jax and its .venv what the bundle says; refused while training runs there.
+    """Updates ~/gpt3jax and its .venv to the bundle; exits with BUSY while training runs.
 
-    uv brings a Python: the images of TPU VMs have 3.10, and jax needs 3.11.
+    uv installs Python, as TPU VM images have 3.10 and jax needs 3.11.
     """
     uv = "python3 -m uv"
     parts = [
@@ -237,7 +243,7 @@ def install_script(s: Settings) -> str:
 
 
 def mount_script(bucket: str) -> str:
-    """Mount the bucket for this user unless it is; install gcsfuse where it is not there."""
+    """Mounts the bucket for this user unless it is mounted, and installs gcsfuse if needed."""
     file = f"gcsfuse_{GCSFUSE_VERSION}_amd64.deb"
     releases = "https://github.com/GoogleCloudPlatform/gcsfuse/releases/download"
     return (
@@ -250,9 +256,10 @@ def mount_script(bucket: str) -> str:
 
 
 def run_step(s: Settings) -> Step:
-    """Start training in a session of its own that holds the lock as long as it lives.
+    """Starts training in a new session, which locks `lock` until it exits.
 
-    Harmless where it runs already: gcloud itself repeats a command whose connection it lost.
+    It does nothing if training is already running, because gcloud repeats a command whose
+    connection was lost.
     """
     train = shlex.join([".venv/bin/gpt3jax", "train", s.experiment, *s.overrides])
     session = shlex.quote(f"trap : TERM; cd {CODE}; {train} 9>&-; echo $? >{JOB}/exit")
@@ -270,23 +277,23 @@ STATE_SCRIPT = (
     'elif [ -s exit ]; then s="exit $(cat exit)"; elif [ -e log ]; then s=vanished; '
     'else s=idle; fi; echo "@state $(hostname) $s"'
 )
-"""Says in one line what a worker does: idle until training was started there, vanished when it
-ended without an exit code (its host restarted, or its shell was killed)."""
+"""Prints the state of a worker in one line: `idle` if training was never started, `vanished` if it
+ended without an exit code (the host restarted, or the shell was killed)."""
 
 
 def states_step(s: Settings) -> Step:
-    """Ask every worker what it does."""
+    """Queries the state of every worker."""
     return ssh_step(s, STATE_SCRIPT)
 
 
 def poll_command(s: Settings, seen: int) -> Command:
-    """Ask worker 0 of the first slice what it does, and for its log after the bytes seen."""
+    """Queries the state of worker 0 of the first slice, and its log from byte `seen` on."""
     script = f"{STATE_SCRIPT}; tail -c +{seen + 1} log 2>/dev/null; true"
     return ssh_step(s, script, s.nodes[:1], worker="0")[0]
 
 
 def stop_step(s: Settings) -> Step:
-    """Have training save and stop; after three minutes, end it."""
+    """Makes training save and stop; kills it after three minutes."""
     script = (
         f"cd {JOB} 2>/dev/null && ! flock -s -n lock true || exit 0; pkill -TERM -P $(cat pid); "
         "flock -s -w 180 lock true || { pkill -KILL -s $(cat pid); flock -s -w 10 lock true; }"

@@ -22,7 +22,7 @@ def slow_machine(one_device, monkeypatch, tmp_path):
         yield
 
 
-def test_a_step_cannot_be_faster_than_its_products(experiment):
+def test_the_floor_of_a_step_is_its_matrix_products(experiment):
     found = bench.bench_train(experiment, 2)
     flops = flops_per_token(experiment.model) * experiment.train.batch_tokens
     assert found["floor_s"] == pytest.approx(flops / RATE)
@@ -30,7 +30,7 @@ def test_a_step_cannot_be_faster_than_its_products(experiment):
     assert found["mfu"] == pytest.approx(1 / found["over_floor"])
 
 
-def test_a_token_cannot_be_written_faster_than_the_weights_are_read(experiment):
+def test_the_floor_of_decoding_is_reading_the_weights(experiment):
     found, model = bench.bench_decode(experiment, 2), experiment.model
     padding = (model.padded_vocabulary - model.vocabulary) * model.d_model
     size = 4 * (count_params(model) + padding)
@@ -42,7 +42,7 @@ def test_a_token_cannot_be_written_faster_than_the_weights_are_read(experiment):
         assert of["over_floor"] == pytest.approx(1 / of["tokens_per_s"] / of["floor_s"])
 
 
-def test_the_loader_and_a_save_have_their_bytes_as_floor(experiment):
+def test_the_floors_of_loading_and_saving_are_their_bytes(experiment):
     found = bench.bench_data(changed(experiment, train={"microbatch": 2}), 2)
     tokens = bench.BATCHES * 2 * experiment.model.context
     assert found["floor_s"] == pytest.approx(4 * tokens / RATE)

@@ -62,7 +62,7 @@ def of_size(size, **changes):
     return dataclasses.replace(load_experiment(f"experiments/gpt3_{size}.py"), **changes)
 
 
-def test_all_is_well_here_and_nothing_is_left_behind(spread, run, tmp_path):
+def test_all_checks_pass_here_and_leave_no_files(spread, run, tmp_path):
     checks = examine(spread, run)
     assert {check.status for check in checks} <= {"ok", "warning"}, checks
     names = [check.name for check in checks]
@@ -73,12 +73,12 @@ def test_all_is_well_here_and_nothing_is_left_behind(spread, run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_an_experiment_its_checks_are_left_out(run):
+def test_without_an_experiment_its_checks_are_skipped(run):
     names = {check.name for check in examine(None, run)}
     assert names.isdisjoint({"disk", "data", "memory"}) and "write access" in names
 
 
-def test_without_devices_nothing_is_said_of_what_needs_them(spread, run, monkeypatch):
+def test_without_devices_their_checks_are_skipped(spread, run, monkeypatch):
     def fail():
         raise AssertionError
 
@@ -91,7 +91,7 @@ def test_without_devices_nothing_is_said_of_what_needs_them(spread, run, monkeyp
     assert checks["devices"].cure == "unset JAX_PLATFORMS"
 
 
-def test_an_error_inside_a_check_is_its_failure(run, monkeypatch):
+def test_an_exception_in_a_check_is_a_failure(run, monkeypatch):
     def clock(_):
         raise RuntimeError("x " * 300)
 
@@ -130,7 +130,7 @@ def test_a_folder_that_is_a_file_cannot_be_written(tmp_path):
     assert "--run" in cure
 
 
-def test_a_folder_that_belongs_to_another_cannot_be_written():
+def test_a_folder_of_another_user_cannot_be_written():
     """By a process that is nobody, where the tests run as root, whom nothing stops."""
     script = (
         "import os, sys\nfrom pathlib import Path\nfrom gpt3jax.run_dir import Run\n"
@@ -150,7 +150,7 @@ def test_a_folder_that_belongs_to_another_cannot_be_written():
     assert cure == f"sudo install -d -o $(id -un) {closed}/new"
 
 
-def test_a_file_system_without_locks_is_refused_and_left_clean(run, tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_rejected_and_left_clean(run, tmp_path, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -160,7 +160,7 @@ def test_a_file_system_without_locks_is_refused_and_left_clean(run, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_another_process_trains_is_a_warning(run):
+def test_a_run_locked_by_another_process_is_a_warning(run):
     run.path.mkdir(parents=True)
     run.lock_file.write_text("123")
     assert found(diagnose.lock, run) == ("ok", "free", "")
@@ -179,7 +179,7 @@ def test_a_run_that_another_process_trains_is_a_warning(run):
         holder.stdin.close()
     assert number.split()[0] == str(holder.pid), "the file is as it was"
     assert status == "warning" and f"trained by process {number}" in finding
-    assert cure == f"Wait for it, or let it save and end: kill {holder.pid}"
+    assert cure == f"Wait for it, or make it save and exit: kill {holder.pid}"
     assert found(diagnose.lock, run)[0] == "ok", "the kernel has freed it"
 
 
@@ -191,7 +191,7 @@ def test_a_run_that_another_process_trains_is_a_warning(run):
         ("", "Wait for it"),
     ],
 )
-def test_a_holder_is_ended_where_it_runs(run, holder, cure):
+def test_a_lock_holder_on_another_host_is_killed_over_ssh(run, holder, cure):
     run.path.mkdir(parents=True)
     run.lock_file.write_text(holder)
     with run.lock_file.open("a") as file:
@@ -200,13 +200,13 @@ def test_a_holder_is_ended_where_it_runs(run, holder, cure):
     assert made[0] == "warning" and made[2].endswith(cure)
 
 
-def test_checkpoints_that_no_disk_holds_are_refused(run):
+def test_checkpoints_larger_than_any_disk_are_rejected(run):
     status, finding, cure = found(diagnose.disk, of_size("175b"), run)
     assert status == "failure" and finding.startswith("3 + 1 checkpoints of 2.2 TB need 8.8 TB, ")
     assert "--run" in cure and "--train.keep" not in cure, "one would be too many"
 
 
-def test_a_full_disk_is_told_and_what_is_saved_counts(experiment, run, monkeypatch):
+def test_a_full_disk_fails_and_existing_checkpoints_count(experiment, run, monkeypatch):
     elements = sum(
         jax.numpy.zeros(spec.shape).size for spec in spec_leaves(param_specs(experiment.model))
     )
@@ -226,7 +226,7 @@ def test_a_full_disk_is_told_and_what_is_saved_counts(experiment, run, monkeypat
     )
 
 
-def test_a_file_system_that_takes_no_more_files_is_told(experiment, run, monkeypatch):
+def test_a_file_system_without_free_inodes_fails(experiment, run, monkeypatch):
     told = os.statvfs("/")
     system = SimpleNamespace(f_bavail=told.f_bavail, f_frsize=told.f_frsize, f_blocks=told.f_blocks)
     system.f_bfree, system.f_files, system.f_favail = told.f_bfree, 10_000, 30
@@ -237,19 +237,19 @@ def test_a_file_system_that_takes_no_more_files_is_told(experiment, run, monkeyp
     assert found(diagnose.disk, experiment, run)[0] == "ok", "not told is not none"
 
 
-def test_a_model_that_does_not_fit_this_machine_is_refused():
+def test_a_model_too_large_for_this_machine_is_rejected():
     status, finding, cure = found(diagnose.memory, of_size("175b"))
     assert status == "failure" and finding.startswith("by estimate a step takes ")
     assert cure == "More devices: gpt3jax plan experiments/gpt3_175b.py --chips KIND:COUNT"
 
 
 def machine_with(monkeypatch, size):
-    monkeypatch.setattr(diagnose, "_memory_of", lambda local: (size, "free per device"))
+    monkeypatch.setattr(diagnose, "_memory_limit", lambda local: (size, "free per device"))
 
 
-def test_flags_that_make_it_fit_are_found(spread, monkeypatch):
+def test_flags_that_make_a_model_fit_are_suggested(spread, monkeypatch):
     alone = dataclasses.replace(spread, mesh=Mesh(fsdp=8))
-    need = diagnose._as_trained(alone, *there(8)).peak_bytes
+    need = diagnose._estimate(alone, *there(8)).peak_bytes
     machine_with(monkeypatch, diagnose.CPU_FACTOR * need)
     assert found(diagnose.memory, alone)[0] == "ok"
     machine_with(monkeypatch, need)
@@ -274,8 +274,8 @@ def there(devices):
     return diagnose.Slice(diagnose.UNKNOWN, (devices,)), "cpu"
 
 
-def test_on_an_accelerator_its_own_limit_counts(spread, monkeypatch):
-    need = diagnose._as_trained(spread, *there(8)).peak_bytes
+def test_accelerators_use_their_reported_memory_limit(spread, monkeypatch):
+    need = diagnose._estimate(spread, *there(8)).peak_bytes
 
     class Card:
         device_kind, platform, limit = "NVIDIA H100 80GB HBM3", "gpu", 0.0
@@ -293,7 +293,7 @@ def test_on_an_accelerator_its_own_limit_counts(spread, monkeypatch):
     assert found(diagnose.memory, spread)[1].endswith(said), "else what is known of the chip"
 
 
-def test_a_mesh_that_cannot_be_is_refused_but_not_on_one_host_of_several(experiment, monkeypatch):
+def test_an_illegal_mesh_fails_except_on_one_host_of_several(experiment, monkeypatch):
     status, finding, cure = found(diagnose.memory, experiment)
     assert status == "failure" and "must multiply to that" in finding and "Add --mesh.data " in cure
     monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
@@ -301,7 +301,7 @@ def test_a_mesh_that_cannot_be_is_refused_but_not_on_one_host_of_several(experim
     assert status == "warning" and finding.startswith("alone on this host, mesh")
 
 
-def test_a_batch_that_the_devices_cannot_share_is_refused_with_what_would_work(spread):
+def test_an_indivisible_batch_is_rejected_with_alternatives(spread):
     some = dataclasses.replace(spread.train, microbatch=4)
     status, finding, cure = found(diagnose.memory, dataclasses.replace(spread, train=some))
     assert status == "failure" and "--train.microbatch is 4" in finding and "Add --mesh" in cure
@@ -311,20 +311,18 @@ def test_a_batch_that_the_devices_cannot_share_is_refused_with_what_would_work(s
     assert cure == "Use one of them, or change --train.batch-tokens"
 
 
-def test_the_memory_of_this_machine_is_shared_by_its_devices():
-    available, whose = diagnose._memory_of(jax.local_devices())
+def test_cpu_devices_share_the_memory_of_the_machine():
+    available, whose = diagnose._memory_limit(jax.local_devices())
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 2**27 < 8 * available <= total and whose == "free per device"
 
 
-def test_data_that_is_not_there_not_whole_or_not_for_this_model_is_refused(
-    experiment, prepared, tmp_path
-):
+def test_missing_incomplete_or_incompatible_data_is_rejected(experiment, prepared, tmp_path):
     copy = tmp_path / "copy"
     source = dataclasses.replace(experiment.data.sources[0], path=str(copy))
     at_copy = changed(experiment, data={"sources": (source,)})
     status, finding, cure = found(diagnose.data, at_copy, Run(tmp_path))
-    assert status == "failure" and finding == "words is not there"
+    assert status == "failure" and finding == "words does not exist"
     assert cure.startswith("gpt3jax data prepare --corpus FILES --out ")
     assert cure.endswith("/copy --context 48 --vocabulary 300")
     shutil.copytree(prepared, copy)
@@ -341,7 +339,7 @@ def test_data_that_is_not_there_not_whole_or_not_for_this_model_is_refused(
     shard = copy / load_manifest(str(copy)).train.shards[0].name
     shard.write_bytes(shard.read_bytes()[:-1])
     status, finding, cure = found(diagnose.data, at_copy, Run(tmp_path))
-    assert status == "failure" and finding.endswith("or cut short")
+    assert status == "failure" and finding.endswith("or truncated")
     assert cure.startswith("Restore it, or gpt3jax data prepare")
 
 
@@ -376,7 +374,7 @@ def test_the_command_prints_json_and_exits_0_or_1(experiment, tmp_path):
     assert lines[-1].endswith("failure 1")
 
 
-def test_the_file_may_be_left_out_by_this_command_alone(capsys):
+def test_only_doctor_may_omit_the_experiment_file(capsys):
     assert cli.parse("doctor", ["--run", "there"]) == {"run": Path("there"), "json": False}
     parsed = cli.parse("doctor", [str(ROOT / "experiments/tiny.py"), "--train.keep", "7"])
     assert parsed["experiment"].train.keep == 7
@@ -386,7 +384,7 @@ def test_the_file_may_be_left_out_by_this_command_alone(capsys):
     capsys.readouterr()
 
 
-def test_help_comes_without_jax_and_without_a_file():
+def test_help_needs_neither_jax_nor_a_file():
     script = (
         "import sys\nfrom gpt3jax.cli import main\n"
         "try:\n    main(['doctor', '--help'])\n"

@@ -45,14 +45,14 @@ def test_each_check_passes_here(check):
     assert found(check)[0] in ("ok", "warning")
 
 
-def test_an_old_python_is_refused(monkeypatch):
+def test_an_old_python_is_rejected(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 10, 4))
     status, finding, cure = found(machine.python)
     assert (status, finding) == ("failure", "3.10.4 is too old: jax needs 3.11")
     assert "python3.11 -m venv" in cure
 
 
-def test_python_3_11_is_told_where_jax_stops(monkeypatch):
+def test_python_3_11_gets_a_note_about_the_last_jax(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 11, 9))
     assert "last jax for it is 0.10.2" in found(machine.python)[1]
     monkeypatch.setattr(sys, "version_info", (3, 12, 1))
@@ -60,20 +60,20 @@ def test_python_3_11_is_told_where_jax_stops(monkeypatch):
 
 
 @pytest.mark.parametrize("version", ["0.12.7", "0.13.0"])
-def test_a_package_outside_its_range_is_named_with_its_range(install, version):
+def test_a_package_outside_its_range_is_reported_with_the_range(install, version):
     install("flax", version)
     status, finding, cure = found(machine.packages)
     assert status == "failure" and f"flax {version} is outside" in finding
     assert cure == "pip install 'flax<0.13,>=0.12.8'"
 
 
-def test_a_package_for_another_python_is_refused(install):
+def test_a_package_for_another_python_is_rejected(install):
     install("rich", "15.0.0", python=">=3.99")
     status, finding, _ = found(machine.packages)
     assert status == "failure" and "rich 15.0.0 is for Python >=3.99" in finding
 
 
-def test_missing_packages_are_named(tmp_path, monkeypatch):
+def test_missing_packages_are_listed(tmp_path, monkeypatch):
     text = "[options]\ninstall_requires =\n    jax>=0.10\n    no-such-a>=1\n    no-such-b>=1,<2\n"
     monkeypatch.setattr(machine, "SETUP", tmp_path / "setup.cfg")
     machine.SETUP.write_text(text)
@@ -82,7 +82,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     assert cure == f"pip install -e '{machine.PACKAGE.parent}'", "both at once"
 
 
-def test_outside_a_checkout_the_installed_package_says_what_it_needs(tmp_path, monkeypatch):
+def test_outside_a_checkout_installed_metadata_has_the_requirements(tmp_path, monkeypatch):
     listed = ["jax<0.13,>=0.10.2", 'ruff==0.17.6; extra == "dev"']
     monkeypatch.setattr(machine, "SETUP", tmp_path / "setup.cfg")
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: listed)
@@ -90,7 +90,7 @@ def test_outside_a_checkout_the_installed_package_says_what_it_needs(tmp_path, m
     assert found(machine.packages)[1].startswith("1 installed")
 
 
-def test_jax_and_jaxlib_of_two_versions_are_refused(install):
+def test_different_versions_of_jax_and_jaxlib_are_rejected(install):
     version = importlib.metadata.version("jax")
     install("jaxlib", "0.9.0")
     status, finding, cure = found(machine.pairings)
@@ -98,7 +98,7 @@ def test_jax_and_jaxlib_of_two_versions_are_refused(install):
     assert cure == f"pip install jax=={version} jaxlib=={version}"
 
 
-def test_a_cuda_plugin_of_another_version_is_refused(install):
+def test_a_cuda_plugin_of_another_version_is_rejected(install):
     version = importlib.metadata.version("jaxlib")
     install("jax-cuda13-plugin", "0.9.0")
     install("jax-cuda13-pjrt", version)
@@ -107,7 +107,7 @@ def test_a_cuda_plugin_of_another_version_is_refused(install):
     assert cure == f"pip install jax-cuda13-plugin=={version}"
 
 
-def test_plugins_that_fit_are_named(install):
+def test_matching_plugins_are_listed(install):
     version = importlib.metadata.version("jaxlib")
     install("jax-cuda13-plugin", version)
     install("libtpu", "0.0.1")
@@ -149,7 +149,7 @@ def overlooked(tmp_path, monkeypatch):
     return str(file)
 
 
-def test_an_accelerator_that_jax_overlooks_is_told(overlooked, monkeypatch):
+def test_an_accelerator_not_used_by_jax_is_a_warning(overlooked, monkeypatch):
     monkeypatch.setattr(machine, "_version", lambda name: None)
     status, finding, cure = found(machine.devices)
     assert status == "warning" and finding.endswith("jax sees only 8 x cpu (cpu)")
@@ -158,21 +158,21 @@ def test_an_accelerator_that_jax_overlooks_is_told(overlooked, monkeypatch):
     assert found(machine.devices)[2] == "pip install 'gpt3jax[cuda]'"
 
 
-def test_one_whose_driver_is_there_needs_another_cure(overlooked, install, monkeypatch):
+def test_an_unused_accelerator_with_a_plugin_gets_another_remedy(overlooked, install, monkeypatch):
     install("jax-cuda13-plugin", "1.0")
     assert found(machine.devices)[2].startswith("JAX_PLATFORMS=cuda python -c")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert found(machine.devices)[2] == "unset JAX_PLATFORMS"
 
 
-def test_tpu_variables_tell_of_a_tpu(monkeypatch):
+def test_tpu_environment_variables_indicate_a_tpu(monkeypatch):
     monkeypatch.setattr(machine, "ACCELERATORS", {})
     monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     status, finding, _ = found(machine.devices)
-    assert status == "warning" and finding.startswith("TPU_ACCELERATOR_TYPE is there")
+    assert status == "warning" and finding.startswith("TPU_ACCELERATOR_TYPE exists")
 
 
-def test_memory_is_shown_where_the_device_tells(monkeypatch):
+def test_memory_is_shown_if_the_device_reports_it(monkeypatch):
     class Device:
         device_kind, platform = "NVIDIA H100 80GB HBM3", "gpu"
 
@@ -181,12 +181,12 @@ def test_memory_is_shown_where_the_device_tells(monkeypatch):
 
     monkeypatch.setattr(jax, "devices", lambda: [Device()] * 2)
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    said = "2 x NVIDIA H100 80GB HBM3 (gpu), 60.0 GiB each to use"
+    said = "2 x NVIDIA H100 80GB HBM3 (gpu), 60.0 GiB usable each"
     assert found(machine.devices) == ("ok", said, "")
 
 
 @pytest.mark.parametrize("fault", ["wrong", "changing"])
-def test_a_device_that_multiplies_wrong_is_named(monkeypatch, fault):
+def test_a_device_with_wrong_products_is_reported(monkeypatch, fault):
     right, calls = jax.numpy.matmul, []
 
     def matmul(a, b):
@@ -206,7 +206,7 @@ def test_a_device_that_multiplies_wrong_is_named(monkeypatch, fault):
 
 
 @pytest.mark.parametrize(("soft", "status"), [(100, "failure"), (256, "warning"), (1024, "ok")])
-def test_few_open_files_are_told(soft, status):
+def test_a_low_limit_on_open_files_is_reported(soft, status):
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))

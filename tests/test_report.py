@@ -76,7 +76,7 @@ def rows(capsys: pytest.CaptureFixture, *runs: Path) -> list[dict]:
     return json.loads(capsys.readouterr().out)
 
 
-def test_every_figure_is_a_png_and_the_page_holds_them_and_reaches_for_nothing(tmp_path, capsys):
+def test_every_figure_is_a_png_and_the_page_is_self_contained(tmp_path, capsys):
     runs = [make_run(tmp_path / name) for name in ("a", "b_$^$", "[c]")]
     page = write_report(runs, tmp_path / "out")
     text = page.read_text()
@@ -90,7 +90,7 @@ def test_every_figure_is_a_png_and_the_page_holds_them_and_reaches_for_nothing(t
     assert f"{count_params(MODEL):,}" in text and f"{count_params(MODEL):,}" in printed
 
 
-def test_a_json_row_holds_what_the_records_give(tmp_path, capsys):
+def test_a_json_row_matches_the_records(tmp_path, capsys):
     (row,) = rows(capsys, make_run(tmp_path / "a"))
     out = tmp_path / "a/report"
     assert row == {
@@ -118,7 +118,7 @@ def test_a_json_row_holds_what_the_records_give(tmp_path, capsys):
     }
 
 
-def test_time_adds_up_over_resumes_and_every_code_version_is_named(tmp_path, capsys):
+def test_time_sums_over_resumes_and_every_code_version_is_listed(tmp_path, capsys):
     resume = START | {"event": "resume", "commit": "def", "step": 20}
     again = CLOCK | {"began": 200.0, "until": 240.0, "seconds": {"replay": 10.0, "step": 30.0}}
     (row,) = rows(capsys, make_run(tmp_path / "a", events=[START, CLOCK, resume, again]))
@@ -128,7 +128,7 @@ def test_time_adds_up_over_resumes_and_every_code_version_is_named(tmp_path, cap
     assert row["code"] == "0.1.0 (abc), 0.1.0 (def)"
 
 
-def test_a_run_that_kept_no_clock_says_so_beside_one_that_did(tmp_path, capsys):
+def test_a_run_without_recorded_times_shows_dashes(tmp_path, capsys):
     clocked, not_clocked = make_run(tmp_path / "a"), make_run(tmp_path / "b", events=[START])
     (row,) = rows(capsys, not_clocked)
     for name in ("seconds", "wall_seconds", "goodput", "seconds_by_phase"):
@@ -144,7 +144,7 @@ def test_a_run_that_kept_no_clock_says_so_beside_one_that_did(tmp_path, capsys):
     assert re.search(r"goodput +75.0% +–", printed) and re.search(r"wall, hours +0.022 +–", printed)
 
 
-def test_each_phase_is_a_bar_as_long_as_its_share_and_the_large_ones_say_so():
+def test_bars_match_the_shares_and_large_ones_are_labelled():
     seconds = {phase: 0.0 for phase, _ in PHASES} | {"step": 60.0, "compile": 36.0, "idle": 4.0}
     figure = draw_times([("$x^$", Goodput(100.0, seconds, 1, 0))] * 2, 5.0)
     (axes,) = figure.axes
@@ -160,7 +160,7 @@ def test_each_phase_is_a_bar_as_long_as_its_share_and_the_large_ones_say_so():
 
 
 @pytest.mark.parametrize("share", [0.07, 0.08, 0.09, 0.1, 0.11, 0.12, 0.14])
-def test_words_on_a_bar_stay_on_it_and_names_clear_of_the_time(share):
+def test_bar_labels_fit_and_names_do_not_overlap_the_times(share):
     runs = []
     for phase, _ in PHASES:
         other = "idle" if phase != "idle" else "step"
@@ -178,7 +178,7 @@ def test_words_on_a_bar_stay_on_it_and_names_clear_of_the_time(share):
         assert len(inside) == (1 if "\n" in text.get_text() else 0), text.get_text()
 
 
-def test_records_of_a_step_are_one_and_later_fields_win(tmp_path, capsys):
+def test_records_of_a_step_are_merged_and_later_fields_win(tmp_path, capsys):
     measured = [
         {"step": 30, "tokens": 960, "val_loss": 9.0, "val_bits_per_byte": 8.0},
         {"step": 30, "tokens": 960, "val_loss": 1.5, "val_bits_per_byte": 0.5},
@@ -196,7 +196,7 @@ def test_records_of_a_step_are_one_and_later_fields_win(tmp_path, capsys):
     assert row["loss"] == 5 / 30**0.1, "of the last logged batch"
 
 
-def test_what_a_model_wrote_cannot_become_markup(tmp_path):
+def test_samples_are_escaped(tmp_path):
     run = make_run(tmp_path / "<b>run")
     (run / "samples/0.txt").write_text("first")
     (run / "samples/10.txt").write_text("<script>alert('x')</script>&amp;")
@@ -220,7 +220,7 @@ def test_a_run_before_its_first_step_shows_its_validation_loss(tmp_path, capsys)
     assert [Path(figure).name for figure in row["figures"]] == ["loss.png"]
 
 
-def test_a_missing_run_an_empty_one_and_an_unwritable_folder_are_refused_in_words(tmp_path):
+def test_missing_or_empty_runs_and_unwritable_folders_are_rejected(tmp_path):
     run, empty = make_run(tmp_path / "a"), make_run(tmp_path / "empty", [], tail='{"st')
     (tmp_path / "file").touch()
     for runs, out, words in (
@@ -234,12 +234,12 @@ def test_a_missing_run_an_empty_one_and_an_unwritable_folder_are_refused_in_word
         assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 200 + len(str(tmp_path))
 
 
-def test_runs_of_the_same_folder_name_are_told_apart(tmp_path, capsys):
+def test_runs_with_the_same_folder_name_are_distinguished(tmp_path, capsys):
     runs = [make_run(tmp_path / where / "tiny", RECORDS[:1]) for where in ("a", "b")]
     assert [row["name"] for row in rows(capsys, *runs)] == [str(run) for run in runs]
 
 
-def test_the_frontier_and_compute_have_the_papers_units():
+def test_frontier_and_compute_use_the_papers_units():
     assert frontier(1) == pytest.approx(2.57)
     assert frontier(3640) == pytest.approx(1.734, abs=5e-4)
     # Table D.1: GPT-3 175B on 300B tokens takes 3,640 petaflop/s-days, attention not counted.
@@ -250,7 +250,7 @@ def test_the_frontier_and_compute_have_the_papers_units():
     assert pytest.approx(1e15 * 24 * 3600) == PF_DAY
 
 
-def test_what_a_fine_tuned_run_forgot_and_where_it_ended_early_is_told(tmp_path, capsys):
+def test_fine_tuned_runs_show_forgetting_and_early_stopping(tmp_path, capsys):
     tuned = [
         record | ({"base_val_loss": 4 + record["step"] / 10} if "val_loss" in record else {})
         for record in RECORDS
@@ -268,7 +268,7 @@ def test_what_a_fine_tuned_run_forgot_and_where_it_ended_early_is_told(tmp_path,
     assert "base's validation, nats/token" in page and "4.0000, then 5.0000" in page
 
 
-def test_a_comparison_leaves_the_report_of_its_first_run_alone(tmp_path, capsys):
+def test_a_comparison_does_not_overwrite_the_first_runs_report(tmp_path, capsys):
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", RECORDS[:20])
     own = write_report([a])
     before = own.read_bytes()

@@ -84,7 +84,7 @@ def test_intervals_of_a_power_law_are_those_of_linear_regression():
     assert law.interval(1e4, 1e6, points[-1].pf_days) == pytest.approx(tuple(ends))
 
 
-def test_of_1000_power_laws_with_noise_95_percent_of_what_is_said_holds():
+def test_power_law_intervals_cover_95_percent_of_1000_simulations():
     draw = np.random.default_rng(0)
     ladders = [power_law(12, 0.01, draw) for _ in range(1000)]
     predicted, constants = shares_inside("compute", {"a": 3, "b": 0.05}, ladders)
@@ -92,7 +92,7 @@ def test_of_1000_power_laws_with_noise_95_percent_of_what_is_said_holds():
     assert all(0.93 <= share <= 0.97 for share in constants.values()), constants
 
 
-def test_of_200_laws_of_parameters_and_tokens_95_percent_of_what_is_said_holds():
+def test_intervals_of_the_law_of_both_cover_95_percent_of_200_simulations():
     """Within three standard deviations of the binomial distribution."""
     ladders = [ladder(0.01, budgets=4, seed=seed) for seed in range(200)]
     predicted, constants = shares_inside("both", PLANTED, ladders)
@@ -127,7 +127,7 @@ def test_without_noise_the_constants_are_exact_and_so_is_the_prediction():
     assert by_law["compute"].error < -1e-2 or by_law["compute"].error > 1e-2
 
 
-def test_a_power_law_of_compute_is_found_on_the_frontier_alone():
+def test_the_power_law_of_compute_uses_only_the_frontier():
     points = [Point(str(k), 1e4 * 2**k, 1e6, 10.0**-k, 3 * (10.0**-k) ** -0.05) for k in range(6)]
     worse = [dataclasses.replace(p, name="worse", loss=p.loss + 1) for p in points]
     laws = fit([*points, *worse])
@@ -144,7 +144,7 @@ def test_runs_of_about_the_same_compute_are_one_budget():
     assert [point.name for point in scaling_laws.frontier(points)] == ["b", "d"]
 
 
-def test_laws_are_read_back_as_written_and_anything_else_is_refused(tmp_path):
+def test_laws_round_trip_through_a_file_and_invalid_files_are_rejected(tmp_path):
     laws, file = fit(ladder(0.002), "data"), tmp_path / "x.json"
     scaling_laws.write(laws, file)
     assert scaling_laws.read(file) == laws
@@ -155,7 +155,7 @@ def test_laws_are_read_back_as_written_and_anything_else_is_refused(tmp_path):
             scaling_laws.read(file)
 
 
-def test_too_few_runs_are_refused_in_words():
+def test_too_few_runs_are_rejected():
     for points in ([], ladder()[:3], ladder()[:7]):
         with pytest.raises(ConfigError, match="Train sizes at more budgets"):
             fit(points)

@@ -54,13 +54,13 @@ def runs(tmp_path):
     return sorted((tmp_path / "runs").iterdir())
 
 
-def test_what_the_smaller_runs_predict_of_the_largest_is_told_in_nats(runs, capsys):
+def test_the_prediction_of_the_largest_run_is_reported_in_nats(runs, capsys):
     unfinished = runs[0].parent / "unfinished"
     make_run(unfinished, 1, 32, 3200, 9.9, seen=1600)
     page = write_laws([*runs, unfinished])
     said, text = capsys.readouterr().out, page.read_text()
     assert "1 of the runs are not at their end: left out" in said
-    assert "compute: L = 0.8 C^-0.07, of 9 runs" in said
+    assert "compute: L = 0.8 C^-0.07, fitted to 9 runs" in said
     line = next(x for x in said.splitlines() if x.startswith("held out: 4-2") and "by compute" in x)
     assert "2.0 times the compute" in line and "off by +0.1000, outside the 95 % prediction" in line
     assert "Student's t, 7 degrees of freedom" in line
@@ -70,7 +70,7 @@ def test_what_the_smaller_runs_predict_of_the_largest_is_told_in_nats(runs, caps
     assert page == runs[0].parent / "scaling-law/index.html"
 
 
-def test_plan_expects_what_the_law_says(runs, tmp_path, capsys):
+def test_plan_prints_the_loss_predicted_by_the_law(runs, tmp_path, capsys):
     write_laws(runs, tmp_path / "out", as_json=True)
     said = json.loads(capsys.readouterr().out)
     assert len(said["points"]) == 10 and said["laws"][0]["kind"] == "compute"
@@ -82,9 +82,9 @@ def test_plan_expects_what_the_law_says(runs, tmp_path, capsys):
     assert matrix_parameters(larger.model) == 12 * 8 * 128**2
 
 
-def test_runs_on_other_data_and_too_few_runs_are_refused(runs, tmp_path):
+def test_different_data_and_too_few_runs_are_rejected(runs, tmp_path):
     make_run(tmp_path / "other", 1, 32, 3200, 3.0, data="1" * 16)
-    with pytest.raises(ConfigError, match="have not the same data"):
+    with pytest.raises(ConfigError, match="have different data"):
         write_laws([*runs, tmp_path / "other"])
     with pytest.raises(ConfigError, match="Train sizes at more budgets"):
         write_laws(runs[:3])

@@ -1,7 +1,7 @@
-"""What a training run needs, checked before it is started: one line each, and what cures it.
+"""`gpt3jax doctor`: checks what a training run needs, with a one-line finding and remedy for each.
 
-Nothing is changed: a probe folder beside the run comes and goes. On several
-hosts it runs like `train`, on each of them.
+Nothing is changed, except that a temporary probe directory is created next to the run. On several
+hosts, start it on each of them like `train`.
 """
 
 from __future__ import annotations
@@ -41,29 +41,32 @@ from gpt3jax.runtime.memory import available_bytes
 from gpt3jax.sharding.distributed import MANAGED
 
 CHECKPOINT = 12 * 1.05
-"""Bytes per parameter: itself and two moments in float32, and what describes them."""
+"""Bytes per parameter: the parameter and two moments in float32, plus metadata."""
 FILES = 1000
-"""Files that a checkpoint may need, generously."""
+"""Upper bound on the number of files of a checkpoint."""
 CPU_FACTOR = 5
-"""XLA's CPU programs ask for 1.2 to 5.3 times the estimate, which counts on bfloat16 and fused
-attention (five steps of 1M to 34M parameters, by memory_analysis, jax 0.10.2, 2026-11-23)."""
+"""XLA's CPU programs need 1.2 to 5.3 times the estimate, which assumes bfloat16 and fused
+attention (five models of 1M to 34M parameters, by memory_analysis, jax 0.10.2, 2026-11-23)."""
 CLOCK_SLACK_S = 60
-"""File servers and other hosts may differ by so much."""
+"""Tolerated difference to the clocks of file servers and other hosts."""
 LINE, CURE = 174, 140
-"""Characters of finding and cure together, and of the cure."""
+"""Maximum characters of finding and cure together, and of the cure."""
 
 COLOURS = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 
 
 def diagnose(experiment: Experiment | None, run: Path | None, *, as_json: bool) -> int:
-    """Examine and print; returns the exit code: 1 if there is a failure.
+    """Runs and prints all checks.
 
     Args:
-      experiment: What is to be trained; None leaves out what depends on it.
-      run: The run's folder, there or not; runs/NAME if None.
-      as_json: Print a JSON list instead of a table.
+      experiment: The experiment to train; if None, the checks that depend on it are skipped.
+      run: The run directory, which need not exist; runs/NAME if None.
+      as_json: Prints a JSON list instead of a table.
+
+    Returns:
+      The exit code: 1 if a check failed, else 0.
     """
-    # What runs on the same GPU keeps its memory: the probes need little.
+    # Leaves the GPU's memory to other processes.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     folder = run or Path("runs") / (experiment.name if experiment else "")
     checks = examine(experiment, Run(folder))
@@ -75,10 +78,7 @@ def diagnose(experiment: Experiment | None, run: Path | None, *, as_json: bool) 
 
 
 def examine(experiment: Experiment | None, run: Run) -> list[Check]:
-    """Every check that applies; an error inside one is that one's failure.
-
-    Without devices nothing is said of products and memory.
-    """
+    """Runs every check that applies; those of products and memory need devices."""
     checks = [attempt(check) for check in machine.CHECKS]
     has_devices = checks[-1].status != "failure"
     if has_devices:
@@ -91,37 +91,39 @@ def examine(experiment: Experiment | None, run: Run) -> list[Check]:
     return checks
 
 
-def attempt(check: Callable[..., Check], *given: Any) -> Check:
-    """The check's verdict, cut to a line; what it raises is a failure."""
+def attempt(check: Callable[..., Check], *arguments: Any) -> Check:
+    """Runs a check, truncates its texts to a line, and turns an exception into a failure."""
     try:
-        found = check(*given)
+        result = check(*arguments)
     except Exception as error:
         what, fix = _what_and_fix(error)
-        found = Check(check.__name__.replace("_", " "), "failure", what, fix)
-    cure = truncate(found.cure, CURE)
-    return dataclasses.replace(found, finding=truncate(found.finding, LINE - len(cure)), cure=cure)
+        name = getattr(check, "__name__", "check").replace("_", " ")
+        result = Check(name, "failure", what, fix)
+    cure = truncate(result.cure, CURE)
+    finding = truncate(result.finding, LINE - len(cure))
+    return dataclasses.replace(result, finding=finding, cure=cure)
 
 
 def clock(run: Run) -> Check:
-    """Whether the clock is not behind what was already written."""
-    now, said = time.time(), "the clock is behind, or was ahead"
+    """Checks that the clock is not behind the timestamps of existing files."""
+    now, reason = time.time(), "the clock is behind, or was ahead"
     is_mac = sys.platform == "darwin"
     cure = f"sudo {'sntp -sS time.apple.com' if is_mac else 'timedatectl set-ntp true'}"
     written = max(file.stat().st_mtime for file in PACKAGE.rglob("*.py"))
     if written > now + CLOCK_SLACK_S:
-        what = f"it is {_date(now)}, but this package is of {_date(written)}: {said}"
+        what = f"it is {_date(now)}, but this package is of {_date(written)}: {reason}"
         return Check("clock", "failure", what, cure)
     times = [event.get("time") for event in read_events(run.ledger_file)]
     last = max((each for each in times if isinstance(each, int | float)), default=0)
     if last > now + CLOCK_SLACK_S:
-        what = f"it is {_date(now)}, but the run's last event of {_date(last)}: {said}"
+        what = f"it is {_date(now)}, but the run's last event is of {_date(last)}: {reason}"
         return Check("clock", "warning", what, cure)
     return Check("clock", "ok", _date(now))
 
 
 def write_access(run: Run) -> Check:
-    """Whether files can be made, synced, renamed and locked where the run is to be."""
-    folder = _nearest(run.path)
+    """Checks that files can be created, synced, renamed and locked at the run directory."""
+    folder = _existing_ancestor(run.path)
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as probe:
             before, after = Path(probe) / "before", Path(probe) / "after"
@@ -141,85 +143,85 @@ def write_access(run: Run) -> Check:
 
 
 def lock(run: Run) -> Check:
-    """Whether another process trains this run."""
+    """Checks that no other process is training this run."""
     if not run.lock_file.is_file():
-        return Check("lock", "ok", "free: there is no such run yet")
+        return Check("lock", "ok", "free: the run does not exist yet")
     with run.lock_file.open() as file:
         try:
-            # Shared: enough to see an exclusive one, and NFS gives it to readers.
+            # A shared lock detects an exclusive one, and NFS grants it to readers.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = file.read().strip()
-            named = re.match(r"(\d+)(?: of (\S+))?", holder)
             cure = "Wait for it"
-            if named:
-                elsewhere = named[2] not in (None, socket.gethostname())
-                kill = f"ssh {named[2]} kill {named[1]}" if elsewhere else f"kill {named[1]}"
-                cure += f", or let it save and end: {kill}"
-            what = f"trained by process {holder or 'unknown'}: two would spoil it"
+            if match := re.match(r"(\d+)(?: of (\S+))?", holder):
+                pid, host = match.groups()
+                is_remote = host not in (None, socket.gethostname())
+                kill = f"ssh {host} kill {pid}" if is_remote else f"kill {pid}"
+                cure += f", or make it save and exit: {kill}"
+            what = f"trained by process {holder or 'unknown'}: two would corrupt it"
             return Check("lock", "warning", what, cure)
     return Check("lock", "ok", "free")
 
 
 def disk(experiment: Experiment, run: Run) -> Check:
-    """Whether the checkpoints that are kept, and one on its way, have room."""
+    """Checks that the disk has space for `train.keep` checkpoints and one being written."""
     model, keep = experiment.model, experiment.train.keep
     padding = (model.padded_vocabulary - model.vocabulary) * model.d_model
-    each = CHECKPOINT * (count_params(model) + padding)
-    held = _bytes_of(run.checkpoints)
-    need = max(each, (keep + 1) * each - held)
-    folder = _nearest(run.path)
+    size = CHECKPOINT * (count_params(model) + padding)
+    existing = _checkpoint_bytes(run.checkpoints)
+    needed = max(size, (keep + 1) * size - existing)
+    folder = _existing_ancestor(run.path)
     free, system = shutil.disk_usage(folder).free, os.statvfs(folder)
-    more = " more" if held else ""
-    said = (
-        f"{keep} + 1 checkpoints of {_size(each)} need {_size(need)}{more}, {_size(free)} is free"
+    more = " more" if existing else ""
+    finding = (
+        f"{keep} + 1 checkpoints of {_size(size)} need {_size(needed)}{more}, {_size(free)} is free"
     )
-    fewer = ", or --train.keep 1" if keep > 1 and 2 * each - held <= free else ""
+    fewer = ", or --train.keep 1" if keep > 1 and 2 * size - existing <= free else ""
     cure = f"Free some, --run on a larger disk{fewer}"
-    if need > free:
-        return Check("disk", "failure", f"{said} at {folder}", cure)
-    # Some file systems do not count files and say 0.
+    if needed > free:
+        return Check("disk", "failure", f"{finding} at {folder}", cure)
+    # File systems without a limit on the number of files report 0.
     if system.f_files and system.f_favail < FILES * (keep + 1):
         what = f"{folder} takes only {system.f_favail:,} more files, whatever their size"
         return Check("disk", "failure", what, cure)
-    return Check("disk", "ok", said)
+    return Check("disk", "ok", finding)
 
 
 def memory(experiment: Experiment) -> Check:
-    """Whether a step fits, by the planner's estimate and the layout that `train` would take."""
+    """Checks that a step fits, by the planner's estimate for the layout that `train` would use."""
     import jax
 
     from gpt3jax.sharding.mesh import slices_of
 
-    found = jax.devices()
-    limit, whose = _memory_of(jax.local_devices())
-    chip = chip_of(found[0].device_kind) or UNKNOWN
+    devices = jax.devices()
+    limit, limit_name = _memory_limit(jax.local_devices())
+    chip = chip_of(devices[0].device_kind) or UNKNOWN
     chip = dataclasses.replace(chip, hbm=limit * chip.devices / USABLE)
-    slices = slices_of(found)
-    there = Slice(chip, (len(found) // slices // chip.devices,), slices)
-    # Of a job on several hosts, a process that has not joined sees a part of the devices.
+    slices = slices_of(devices)
+    available = Slice(chip, (len(devices) // slices // chip.devices,), slices)
+    # In a job on several hosts, a process that has not joined sees only some of the devices.
     alone = jax.process_count() == 1 and any(name in os.environ for name in MANAGED)
     bad: Status = "warning" if alone else "failure"
     on = "alone on this host, " if alone else ""
     try:
-        need = _as_trained(experiment, there, found[0].device_kind).peak_bytes
+        needed = _estimate(experiment, available, devices[0].device_kind).peak_bytes
     except ConfigError as error:
         what, fix = _what_and_fix(error)
-        return Check("memory", bad, on + what, _that_fits(experiment, there) or fix)
-    said = f"by estimate a step takes {need / GiB:,.2f} of {limit / GiB:,.2f} GiB {whose}"
-    if need > limit:
+        return Check("memory", bad, on + what, _fitting_flags(experiment, available) or fix)
+    finding = f"by estimate a step takes {needed / GiB:,.2f} of {limit / GiB:,.2f} GiB {limit_name}"
+    if needed > limit:
         more = f"More devices: gpt3jax plan experiments/{experiment.name}.py --chips KIND:COUNT"
-        return Check("memory", bad, on + said, _that_fits(experiment, there) or more)
-    on_cpu = found[0].platform == "cpu"
-    if (need * CPU_FACTOR if on_cpu else need / USABLE) > limit:
+        return Check("memory", bad, on + finding, _fitting_flags(experiment, available) or more)
+    on_cpu = devices[0].platform == "cpu"
+    if (needed * CPU_FACTOR if on_cpu else needed / USABLE) > limit:
         why = f"a CPU may take {CPU_FACTOR} times that" if on_cpu else f"over {USABLE:.0%} may fail"
         cure = f"If it fails: --train.microbatch {max(1, experiment.microbatch // 2)}"
-        return Check("memory", "warning", f"{on}{said}; {why}", cure)
-    return Check("memory", "ok", said)
+        return Check("memory", "warning", f"{on}{finding}; {why}", cure)
+    return Check("memory", "ok", finding)
 
 
 def data(experiment: Experiment, run: Run) -> Check:
-    """Whether the data is prepared, whole, and for this model."""
+    """Checks that the data is prepared, complete and compatible with the model."""
     from gpt3jax.data.manifest import load_manifest
     from gpt3jax.train.run_setup import data_identity
 
@@ -231,48 +233,49 @@ def data(experiment: Experiment, run: Run) -> Check:
             f"--vocabulary {model.vocabulary}"
         )
         if not Path(source.path).is_dir():
-            return Check("data", "failure", f"{source.name} is not there", cure)
+            return Check("data", "failure", f"{source.name} does not exist", cure)
         manifest = load_manifest(source.path)
         windows += manifest.train.windows
         for shard in manifest.shards:
             file = manifest.folder / shard.name
             if not file.is_file() or file.stat().st_size != shard.bytes:
-                what = f"{source.name}: {shard.name} is missing or cut short"
+                what = f"{source.name}: {shard.name} is missing or truncated"
                 return Check("data", "failure", what, f"Restore it, or {cure}")
     data_identity(experiment)
     return Check("data", "ok", f"{windows:,} windows of {model.context} tokens to train on")
 
 
-def _as_trained(experiment: Experiment, there: Slice, kind: str) -> Estimate:
+def _estimate(experiment: Experiment, available: Slice, kind: str) -> Estimate:
+    """The estimate of the layout that `train` would use on these devices."""
     from gpt3jax.sharding.mesh import resolve
 
-    mesh, _ = choose(experiment, there.devices, kind, there.slices)
-    sizes = resolve(mesh, there.devices)
-    check_some(experiment, there.devices, there.slices)
+    mesh, _ = choose(experiment, available.devices, kind, available.slices)
+    sizes = resolve(mesh, available.devices)
+    check_some(experiment, available.devices, available.slices)
     check_fits(experiment, **sizes)
     layout = Layout(**sizes, remat=experiment.model.remat, microbatch=experiment.microbatch)
-    return Estimate(experiment, layout, there)
+    return Estimate(experiment, layout, available)
 
 
-def _that_fits(experiment: Experiment, there: Slice) -> str:
-    """The flags of the fastest layout that fits these devices; empty if none does."""
+def _fitting_flags(experiment: Experiment, available: Slice) -> str:
+    """Advice with the flags of the fastest layout that fits these devices; empty if none does."""
     try:
-        return f"Add {plan(experiment, there).best.layout.overrides}"
+        return f"Add {plan(experiment, available).best.layout.overrides}"
     except ConfigError:
         return ""
 
 
-def _memory_of(local: list[Any]) -> tuple[float, str]:
-    """Bytes that each device of this process can have, and in words whose they are."""
-    limit = (local[0].memory_stats() or {}).get("bytes_limit")
-    chip = chip_of(local[0].device_kind)
-    if limit or chip:
-        return limit or chip.hbm / chip.devices, "per device"
+def _memory_limit(local: list[Any]) -> tuple[float, str]:
+    """Bytes available to each device of this process, and a description for messages."""
+    if limit := (local[0].memory_stats() or {}).get("bytes_limit"):
+        return limit, "per device"
+    if chip := chip_of(local[0].device_kind):
+        return chip.hbm / chip.devices, "per device"
     return available_bytes() / len(local), "free per device"
 
 
-def _bytes_of(checkpoints: Path) -> int:
-    """What the checkpoints that are there take; a run under way may be deleting some."""
+def _checkpoint_bytes(checkpoints: Path) -> int:
+    """Size of the existing checkpoints; a running process may delete some concurrently."""
     total = 0
     for folder in (each for each in checkpoints.glob("*") if each.name.isdecimal()):
         for path, _, names in os.walk(folder):
@@ -282,19 +285,19 @@ def _bytes_of(checkpoints: Path) -> int:
     return total
 
 
-def _nearest(path: Path) -> Path:
-    """The path, or what there is of it."""
+def _existing_ancestor(path: Path) -> Path:
+    """The path itself or its closest ancestor that exists."""
     path = path.absolute()
     return next(each for each in (path, *path.parents) if os.path.exists(each))
 
 
 def _what_and_fix(error: Exception) -> tuple[str, str]:
-    """An error's WHAT: WHY, and its FIX where it has one."""
+    """Splits an error message of the form `WHAT: WHY. FIX` into `WHAT: WHY` and `FIX`."""
     text = " ".join(str(error).split())
     if isinstance(error, ConfigError):
         what, _, fix = text.rpartition(". ")
         return what or fix, fix
-    more = "python -c 'import jax; jax.print_environment_info()' tells more"
+    more = "For details: python -c 'import jax; jax.print_environment_info()'"
     return f"{type(error).__name__}: {text}", more
 
 
@@ -309,7 +312,7 @@ def _date(seconds: float) -> str:
 
 
 def _print(checks: list[Check]) -> None:
-    """A line each: wrapped to a terminal, whole when piped."""
+    """Prints a line per check, wrapped only on a terminal."""
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 10_000
@@ -318,8 +321,8 @@ def _print(checks: list[Check]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for check in checks:
-        said = f"{check.finding}. {check.cure}" if check.cure else check.finding
-        table.add_row(Text(check.status, COLOURS[check.status]), check.name, Text(said))
+        message = f"{check.finding}. {check.cure}" if check.cure else check.finding
+        table.add_row(Text(check.status, COLOURS[check.status]), check.name, Text(message))
     console.print(table)
-    number = {status: sum(check.status == status for check in checks) for status in COLOURS}
-    console.print(", ".join(f"{status} {many}" for status, many in number.items()))
+    counts = {status: sum(check.status == status for check in checks) for status in COLOURS}
+    console.print(", ".join(f"{status} {count}" for status, count in counts.items()))

@@ -1,4 +1,4 @@
-"""What `doctor` checks of the machine and of what is installed on it, whatever is trained."""
+"""The checks of `doctor` that concern the machine and its packages, not an experiment."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ PACKAGE = Path(__file__).parents[1]
 SETUP = PACKAGE.parent / "setup.cfg"
 OLDEST_PYTHON = (3, 11)
 ACCELERATORS = {"/dev/nvidia0": "cuda", "/dev/accel0": "tpu", "/dev/vfio/0": "tpu"}
-"""Device files, and the extra that installs what drives them."""
+"""Device files, and the extra that installs the JAX plugin for them."""
 TPU_VARIABLES = ("TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES", "TPU_NAME")
 OPEN_FILES, FEWEST_OPEN_FILES = 1024, 128
-"""Below the first a large run may fail; the smallest one has 53 open."""
+"""Limits below which a large run may fail, and any run would; the smallest run needs 53."""
 
 Status = Literal["ok", "warning", "failure"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, and what was found."""
+    """The result of one check."""
 
     name: str
     status: Status
     finding: str
     cure: str = ""
-    """What to type or change; empty when all is well."""
+    """Remedy for the user; empty if the status is ok."""
 
 
 def python() -> Check:
-    """Whether this Python is new enough."""
+    """Checks that this Python is recent enough for jax."""
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
@@ -53,31 +53,32 @@ def python() -> Check:
 
 
 def packages() -> Check:
-    """Whether each package that setup.cfg names is installed, in its range, for this Python."""
+    """Checks that each required package is installed in a version allowed by setup.cfg."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    wanted = [Requirement(line) for line in requirements()]
-    here = ".".join(map(str, sys.version_info[:3]))
-    wrong = {}
-    for each in wanted:
+    required = [Requirement(line) for line in requirements()]
+    version = ".".join(map(str, sys.version_info[:3]))
+    problems = {}
+    for each in required:
         installed = _version(each.name)
         if installed is None:
-            wrong[f"{each.name} is missing"] = each
+            problems[f"{each.name} is missing"] = each
         elif not each.specifier.contains(installed, prereleases=True):
-            wrong[f"{each.name} {installed} is outside {each.specifier}"] = each
+            problems[f"{each.name} {installed} is outside {each.specifier}"] = each
         else:
-            pythons = importlib.metadata.metadata(each.name).get("Requires-Python") or ""
-            if not SpecifierSet(pythons).contains(here, prereleases=True):
-                wrong[f"{each.name} {installed} is for Python {pythons}, not {here}"] = each
-    if not wrong:
-        return Check("packages", "ok", f"{len(wanted)} installed, each within its range")
-    only = f"pip install '{next(iter(wrong.values()))}'"
-    return Check("packages", "failure", "; ".join(wrong), only if len(wrong) == 1 else _install())
+            pythons = importlib.metadata.metadata(each.name).json.get("requires_python", "")
+            if not SpecifierSet(str(pythons)).contains(version, prereleases=True):
+                problems[f"{each.name} {installed} is for Python {pythons}, not {version}"] = each
+    if not problems:
+        return Check("packages", "ok", f"{len(required)} installed, each within its range")
+    one = f"pip install '{next(iter(problems.values()))}'"
+    cure = one if len(problems) == 1 else _install()
+    return Check("packages", "failure", "; ".join(problems), cure)
 
 
 def requirements() -> list[str]:
-    """install_requires: of the checkout, or as this package was installed."""
+    """`install_requires` of the checkout, or of the installed package."""
     if SETUP.exists():
         parser = configparser.ConfigParser(interpolation=None)
         parser.read(SETUP)
@@ -87,10 +88,10 @@ def requirements() -> list[str]:
 
 
 def pairings() -> Check:
-    """Whether jax, jaxlib and what drives accelerators are of one version."""
+    """Checks that the versions of jax, jaxlib and the CUDA plugins agree."""
     jax, jaxlib = _version("jax"), _version("jaxlib")
     if jax is None or jax != jaxlib:
-        what = f"jax {jax or 'missing'}, jaxlib {jaxlib or 'missing'}: they come as a pair"
+        what = f"jax {jax or 'missing'}, jaxlib {jaxlib or 'missing'}: the versions must be equal"
         cure = f"pip install jax=={jax} jaxlib=={jax}" if jax else _install()
         return Check("pairings", "failure", what, cure)
     names = {
@@ -98,17 +99,17 @@ def pairings() -> Check:
         for each in importlib.metadata.distributions()
     }
     cuda = sorted(name for name in names if re.fullmatch(r"jax-cuda\d+-(plugin|pjrt)", name))
-    wrong = [name for name in cuda if _version(name) != jaxlib]
-    if wrong:
-        said = ", ".join(f"{name} {_version(name)}" for name in wrong)
-        cure = "pip install " + " ".join(f"{name}=={jaxlib}" for name in wrong)
-        return Check("pairings", "failure", f"{said} with jaxlib {jaxlib}: not loaded", cure)
+    mismatched = [name for name in cuda if _version(name) != jaxlib]
+    if mismatched:
+        versions = ", ".join(f"{name} {_version(name)}" for name in mismatched)
+        cure = "pip install " + " ".join(f"{name}=={jaxlib}" for name in mismatched)
+        return Check("pairings", "failure", f"{versions} with jaxlib {jaxlib}: not loaded", cure)
     others = [f"{name} {_version(name)}" for name in cuda + ["libtpu"] * ("libtpu" in names)]
     return Check("pairings", "ok", ", ".join([f"jax and jaxlib {jax}", *others]))
 
 
 def hosts() -> Check:
-    """Who else there is, as far as this process can tell; and whether this host has a name."""
+    """Checks that this host's name resolves, and reports the processes of the job."""
     visible = [name for name in MANAGED if name in os.environ]
     host = socket.gethostname()
     try:
@@ -121,84 +122,87 @@ def hosts() -> Check:
             return Check("hosts", "failure", f"{what}: others ({visible[0]}) need it", cure)
         return Check("hosts", "warning", f"{what}: only several hosts need it", cure)
     index, count = 0, 1
-    with contextlib.suppress(Exception):  # Where jax does not start, `devices` says so.
+    with contextlib.suppress(Exception):  # `devices` reports it if jax does not start.
         import jax
 
         index, count = jax.process_index(), jax.process_count()
     if count > 1:
-        said = f"{host} is process {index} of {count}"
+        finding = f"{host} is process {index} of {count}"
     elif visible:
-        said = f"{host}; {', '.join(visible)} set: `train` asks the cluster who else there is"
+        finding = f"{host}; {', '.join(visible)} set: `train` gets its peers from the cluster"
     else:
-        said = f"{host}, one process alone"
-    return Check("hosts", "ok", said)
+        finding = f"{host}, one process alone"
+    return Check("hosts", "ok", finding)
 
 
 def devices() -> Check:
-    """What jax computes on; a warning where it overlooks an accelerator."""
+    """Reports the devices that jax finds; warns if an accelerator is present but not used."""
     import jax
 
-    asked = os.environ.get("JAX_PLATFORMS", "")
+    platforms = os.environ.get("JAX_PLATFORMS", "")
     try:
-        found = jax.devices()
-    except Exception as error:  # Of many kinds, one of them without words.
-        said = " ".join(str(error).split()) or type(error).__name__
-        what = f"jax finds none{f' with JAX_PLATFORMS={asked}' if asked else ''}: {said}"
-        return Check("devices", "failure", what, "unset JAX_PLATFORMS" if asked else _why(""))
+        devices = jax.devices()
+    except Exception as error:  # jax raises several types, and an AssertionError without a message.
+        why = " ".join(str(error).split()) or type(error).__name__
+        what = f"jax finds none{f' with JAX_PLATFORMS={platforms}' if platforms else ''}: {why}"
+        cure = "unset JAX_PLATFORMS" if platforms else _details("")
+        return Check("devices", "failure", what, cure)
     first = jax.local_devices()[0]
     limit = (first.memory_stats() or {}).get("bytes_limit")
-    memory = f", {limit / GiB:,.1f} GiB each to use" if limit else ""
-    said = f"{len(found)} x {first.device_kind} ({first.platform}){memory}"
+    memory = f", {limit / GiB:,.1f} GiB usable each" if limit else ""
+    finding = f"{len(devices)} x {first.device_kind} ({first.platform}){memory}"
     signs = {file: extra for file, extra in ACCELERATORS.items() if Path(file).exists()}
     signs |= {name: "tpu" for name in TPU_VARIABLES if name in os.environ}
     if first.platform != "cpu" or not signs:
-        return Check("devices", "ok", said)
+        return Check("devices", "ok", finding)
     sign, extra = next(iter(signs.items()))
     drivers = {"tpu": ("libtpu",), "cuda": ("jax-cuda13-plugin", "jax-cuda12-plugin")}[extra]
-    cure = _why(extra) if any(map(_version, drivers)) else _install(f"[{extra}]")
-    if asked.startswith("cpu"):
+    cure = _details(extra) if any(map(_version, drivers)) else _install(f"[{extra}]")
+    if platforms.startswith("cpu"):
         cure = "unset JAX_PLATFORMS"
-    return Check("devices", "warning", f"{sign} is there, but jax sees only {said}", cure)
+    return Check("devices", "warning", f"{sign} exists, but jax sees only {finding}", cure)
 
 
 def products() -> Check:
-    """Whether every device of this process multiplies right, and twice the same."""
+    """Checks that every device of this process computes matrix products correctly, and that a
+    repeated product is bit-identical."""
     import jax
     import numpy as np
 
-    # Whole numbers up to 100: exact in bfloat16, and so are their sums in float32.
-    draw = np.random.default_rng(0)
-    a, b = draw.integers(-100, 101, (2, 256, 256)).astype(np.float32)
+    # Integers up to 100 are exact in bfloat16, and the sums of their products in float32.
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-100, 101, (2, 256, 256)).astype(np.float32)
     for device in jax.local_devices():
         x, y = jax.device_put(a, device), jax.device_put(b, device)
         first, second = (np.asarray(jax.numpy.matmul(x, y)) for _ in range(2))
-        cure = "Leave this device or host out, and have it replaced"
+        cure = "Exclude this device or host, and have it replaced"
         if not np.array_equal(first, second):
-            return Check("products", "failure", f"{device}: one product, two results", cure)
+            return Check("products", "failure", f"{device}: one product had two results", cure)
         if not np.array_equal(first, a @ b):
             wrong = f"{(first != a @ b).sum():,} of {first.size:,}"
             return Check("products", "failure", f"{device}: {wrong} numbers are wrong", cure)
-    return Check("products", "ok", f"right on {len(jax.local_devices())}, twice the same bits")
+    count = len(jax.local_devices())
+    return Check("products", "ok", f"correct on {count}, and bit-identical when repeated")
 
 
 def open_files() -> Check:
-    """Whether enough files may be open at a time."""
+    """Checks the limit on open files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES:
         return Check("open files", "ok", f"{soft:,} allowed" if soft > 0 else "any number allowed")
-    said = f"only {soft} may be open at a time: shards, checkpoints and sockets need {OPEN_FILES}"
+    what = f"only {soft} may be open at a time: shards, checkpoints and sockets need {OPEN_FILES}"
     status = "failure" if soft < FEWEST_OPEN_FILES else "warning"
-    return Check("open files", status, said, f"ulimit -n {4 * OPEN_FILES}")
+    return Check("open files", status, what, f"ulimit -n {4 * OPEN_FILES}")
 
 
 def compiled_programs() -> Check:
-    """Whether those of earlier commands are kept."""
+    """Reports the compilation cache."""
     if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "1").lower() in ("0", "false"):
-        return Check("compiled programs", "ok", "not kept: JAX_ENABLE_COMPILATION_CACHE is off")
+        return Check("compiled programs", "ok", "not cached: JAX_ENABLE_COMPILATION_CACHE is off")
     folder = os.environ.get(compilation_cache.FOLDER)
     if not folder:
-        cure = f"export {compilation_cache.FOLDER}=FOLDER, one that nobody else can write"
-        what = "not kept: no home folder that can be written. Every command compiles anew"
+        cure = f"export {compilation_cache.FOLDER}=FOLDER, where only you can write"
+        what = "not cached: the home directory is not writable. Every command compiles again"
         return Check("compiled programs", "warning", what, cure)
     if not Path(folder).is_dir():
         return Check("compiled programs", "ok", f"none yet in {folder}")
@@ -208,7 +212,7 @@ def compiled_programs() -> Check:
 
 
 CHECKS = (python, packages, pairings, open_files, compiled_programs, hosts, devices)
-"""Those that need no device, and the one that finds them."""
+"""The checks that need no device, and `devices` itself, which must be last."""
 
 
 def _version(package: str) -> str | None:
@@ -219,10 +223,10 @@ def _version(package: str) -> str | None:
 
 
 def _install(extra: str = "") -> str:
-    """How this package is installed: from its checkout where it runs from one."""
+    """The command that installs this package, from its checkout if it runs from one."""
     where = f"-e '{PACKAGE.parent}{extra}'" if SETUP.exists() else f"'gpt3jax{extra}'"
     return f"pip install {where}"
 
 
-def _why(platform: str) -> str:
-    return f"JAX_PLATFORMS={platform} python -c 'import jax; jax.devices()' tells more"
+def _details(platform: str) -> str:
+    return f"JAX_PLATFORMS={platform} python -c 'import jax; jax.devices()' shows why"

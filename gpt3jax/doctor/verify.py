@@ -1,4 +1,4 @@
-"""Whether a run can be trusted: every hash of every checkpoint, and steps done again."""
+"""Verifies a run: checks every hash of every checkpoint, or replays training steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from gpt3jax.train.state import TrainState, abstract_state
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was looked at, and what is wrong with it."""
+    """The result of verifying one item."""
 
     what: str
     finding: str
@@ -39,21 +39,21 @@ class Verdict:
 
 
 def verify(path: Path, steps: str | None, *, as_json: bool = False) -> int:
-    """Check a run, or do some of its steps again; prints what it finds.
+    """Checks the hashes of a run or replays some of its steps, and prints the results.
 
     Args:
-      path: the run.
-      steps: `A:B` to do steps A+1 to B again; None to check all hashes.
-      as_json: print the verdicts as JSON.
+      path: the run directory.
+      steps: `A:B` to replay steps A+1 to B; None to check all hashes.
+      as_json: prints the verdicts as JSON.
 
     Returns:
-      The exit code: 0 where all is good.
+      The exit code: 0 if everything is good, else 1.
 
     Raises:
-      ConfigError: there is no such run, or no such steps.
+      ConfigError: the run does not exist, or the steps are not steps of the run.
     """
     run = open_run(path)
-    verdicts = _replayed(run, *_span(steps)) if steps else _checked(run)
+    verdicts = _replay(run, *_parse_steps(steps)) if steps else _check_hashes(run)
     bad = [verdict for verdict in verdicts if not verdict.is_good]
     if as_json:
         print(json.dumps([asdict(verdict) for verdict in verdicts], indent=2))
@@ -63,13 +63,13 @@ def verify(path: Path, steps: str | None, *, as_json: bool = False) -> int:
             table.add_row("ok" if verdict.is_good else "BAD", verdict.what, verdict.finding)
         console = Console(highlight=False, markup=False, soft_wrap=True)
         if not console.is_terminal:
-            console.width = 10_000  # One line for each verdict.
+            console.width = 10_000  # Prints each verdict on one line.
         console.print(table)
     return 1 if bad else 0
 
 
-def _checked(run: Run) -> list[Verdict]:
-    """The data, the tokenizer, and each checkpoint leaf by leaf."""
+def _check_hashes(run: Run) -> list[Verdict]:
+    """Checks the data, the tokenizer, and each leaf of each checkpoint."""
     experiment = run.experiment()
     checkpoints = Checkpointer(run.checkpoints)
     verdicts = [
@@ -81,7 +81,10 @@ def _checked(run: Run) -> list[Verdict]:
     abstract = abstract_state(experiment, mesh)
     steps = checkpoints.steps()
     verdicts += [
-        _verdict(f"checkpoint {step}", lambda step=step: _check(run, checkpoints, step, abstract))
+        _verdict(
+            f"checkpoint {step}",
+            lambda step=step: _check_checkpoint(run, checkpoints, step, abstract),
+        )
         for step in steps
     ]
     if not steps:
@@ -100,7 +103,7 @@ def _check_data(run: Run, source: Source) -> str:
     manifest = verify_data(source.path)
     known = {each["name"]: each["manifest"] for each in run.identity()["data"]["sources"]}
     if known.get(source.name) != manifest.hash:
-        raise DamagedError(f"{source.path} is not the data that the run began with")
+        raise DamagedError(f"{source.path} is not the data that the run started with")
     return (
         f"{pluralize(len(manifest.shards), 'shard')}, {pluralize(manifest.train.windows, 'window')}"
     )
@@ -111,41 +114,46 @@ def _check_tokenizer(run: Run) -> str:
     return f"{tokenizer.vocabulary:,} tokens"
 
 
-def _check(run: Run, checkpoints: Checkpointer, step: int, abstract: TrainState) -> str:
-    found = checkpoints.manifest(step)
-    check_is_own(found, step, identities(run))
+def _check_checkpoint(run: Run, checkpoints: Checkpointer, step: int, abstract: TrainState) -> str:
+    manifest = checkpoints.manifest(step)
+    check_is_own(manifest, step, identities(run))
     checkpoints.restore(step, abstract)
-    values = sum(math.prod(leaf.shape) for leaf in found.leaves.values())
-    return f"{len(found.leaves)} leaves, {values:,} values, {len(found.files)} files: {found.state}"
+    values = sum(math.prod(leaf.shape) for leaf in manifest.leaves.values())
+    return (
+        f"{len(manifest.leaves)} leaves, {values:,} values, {len(manifest.files)} files: "
+        f"{manifest.state}"
+    )
 
 
-def _span(steps: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([0-9]{1,15}):([0-9]{1,15})", steps)
-    if not found or int(found[1]) >= int(found[2]):
-        raise ConfigError(f"--replay is {steps!r}: it is two steps. Write it as 100:110")
-    return int(found[1]), int(found[2])
+def _parse_steps(steps: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,15}):([0-9]{1,15})", steps)
+    if not match or int(match[1]) >= int(match[2]):
+        raise ConfigError(f"--replay is {steps!r}: expected two ascending steps. Write 100:110")
+    return int(match[1]), int(match[2])
 
 
-def _replayed(run: Run, first: int, last: int) -> list[Verdict]:
-    """Steps first+1 to last, done again from the newest checkpoint at or before `first`."""
+def _replay(run: Run, first: int, last: int) -> list[Verdict]:
+    """Replays steps first+1 to last, from the newest checkpoint at or before `first`."""
     checkpoints = Checkpointer(run.checkpoints)
     recorded = {record["step"] for record in run.metrics() if "loss" in record}
     recorded |= set(checkpoints.steps())
-    done = max([0, *recorded])
-    if last > done:
-        raise ConfigError(f"--replay ends at {last}: the run is at step {done}. Name steps it did")
+    newest = max([0, *recorded])
+    if last > newest:
+        raise ConfigError(
+            f"--replay ends at {last}: the run is at step {newest}. Name completed steps"
+        )
     if not recorded & set(range(first + 1, last + 1)):
         following = min(step for step in recorded if step > last)
         raise ConfigError(
-            f"--replay {first}:{last}: nothing was logged or saved of these steps, so that there "
-            f"is nothing to compare. Use {first}:{following}"
+            f"--replay {first}:{last}: nothing was logged or saved at these steps, so there is "
+            f"nothing to compare. Use {first}:{following}"
         )
-    begin = max((step for step in checkpoints.steps() if step <= first), default=0)
-    found = replay(run, checkpoints, begin, first, last, lambda each: mesh_for(each)[0])
-    verdicts = [Verdict(f"step {step}", what, False) for step, what in found.differences]
-    verdicts += [Verdict("settings", note, True) for note in found.notes]
-    compared = f"{found.compared} logged values and states compared, from {_origin(begin)} on"
-    bad = len({step for step, _ in found.differences})
+    start = max((step for step in checkpoints.steps() if step <= first), default=0)
+    result = replay(run, checkpoints, start, first, last, lambda each: mesh_for(each)[0])
+    verdicts = [Verdict(f"step {step}", what, False) for step, what in result.differences]
+    verdicts += [Verdict("settings", note, True) for note in result.notes]
+    compared = f"{result.compared} logged values and states compared, from {_origin(start)} on"
+    bad = len({step for step, _ in result.differences})
     if bad:
         compared += f": {pluralize(bad, 'step')} differ"
     return [*verdicts, Verdict(f"steps {first + 1} to {last}", compared, not bad)]

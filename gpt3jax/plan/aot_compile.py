@@ -1,6 +1,7 @@
-"""Compile the real train step for chips that are not there, by their own compiler (topologies.py).
+"""Ahead-of-time compilation of the training step for a topology that is not attached.
 
-Nothing runs. It needs a few GiB of memory and minutes, not chips.
+The chip's own compiler is used (see topologies.py) and nothing is executed. It takes a few GiB of
+host memory and up to a few minutes.
 """
 
 from __future__ import annotations
@@ -8,21 +9,25 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
+from typing import TYPE_CHECKING, Any
 
 from gpt3jax.config import Experiment, Mesh
 from gpt3jax.errors import ConfigError
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.hlo import Compiled, collectives, kernels, product_flops
-from gpt3jax.plan.planner import largest, ways_out
+from gpt3jax.plan.planner import describe_remedies, largest
 from gpt3jax.plan.topologies import GPU_OPTIONS, describe_devices
 from gpt3jax.runtime.chips import GiB
 
+if TYPE_CHECKING:
+    import jax
+
 
 def compile_step(estimate: Estimate) -> Compiled:
-    """Compile the step of a layout.
+    """Compiles the training step of a layout.
 
     Raises:
-      ConfigError: there is no compiler for this chip, or the step does not fit.
+      ConfigError: no compiler exists for this chip, or the step does not fit in its memory.
     """
     devices = describe_devices(estimate.slice)
     import jax
@@ -39,10 +44,12 @@ def compile_step(estimate: Estimate) -> Compiled:
         except jax.errors.JaxRuntimeError as error:
             raise ConfigError(_out_of_memory(str(error), estimate)) from error
     seconds = time.perf_counter() - began
-    peak, chip = compiled.memory_analysis().peak_memory_in_bytes, estimate.slice.chip
-    if peak > (there := chip.hbm / chip.devices):
-        raise ConfigError(_too_large("", peak / GiB, there / GiB, estimate))
-    text = compiled.as_text()
+    memory, chip = compiled.memory_analysis(), estimate.slice.chip
+    assert memory is not None  # All compilers used here implement it.
+    peak = memory.peak_memory_in_bytes
+    if peak > (available := chip.hbm / chip.devices):
+        raise ConfigError(_too_large("", peak / GiB, available / GiB, estimate))
+    text = compiled.as_text() or ""
     microbatches = experiment.batch_sequences // experiment.microbatch
     return Compiled(
         peak,
@@ -54,18 +61,18 @@ def compile_step(estimate: Estimate) -> Compiled:
 
 
 def as_laid_out(estimate: Estimate) -> Experiment:
-    """The experiment with the mesh, policy and microbatch of a layout."""
-    at, experiment = estimate.layout, estimate.experiment
+    """Returns the experiment with the mesh, remat policy and microbatch of the layout."""
+    layout, experiment = estimate.layout, estimate.experiment
     return dataclasses.replace(
         experiment,
-        mesh=Mesh(at.data, at.fsdp, at.tensor),
-        model=dataclasses.replace(experiment.model, remat=at.remat, scan_layers=True),
-        train=dataclasses.replace(experiment.train, microbatch=at.microbatch),
+        mesh=Mesh(layout.data, layout.fsdp, layout.tensor),
+        model=dataclasses.replace(experiment.model, remat=layout.remat, scan_layers=True),
+        train=dataclasses.replace(experiment.train, microbatch=layout.microbatch),
     )
 
 
-def _lower(experiment: Experiment, mesh):
-    """The train step on abstract arguments of the shapes that training has."""
+def _lower(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    """Lowers the training step for abstract arguments with the shapes used in training."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
@@ -74,7 +81,7 @@ def _lower(experiment: Experiment, mesh):
     from gpt3jax.train.state import abstract_state
     from gpt3jax.train.step import compile_train_step
 
-    def scalar(dtype):
+    def scalar(dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((), dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
     count = experiment.batch_sequences // experiment.microbatch
@@ -83,22 +90,23 @@ def _lower(experiment: Experiment, mesh):
         jnp.int32,
         sharding=NamedSharding(mesh, partition_spec((None, "batch", None))),
     )
-    step = compile_train_step(experiment, mesh)
+    step: Any = compile_train_step(experiment, mesh)
     state = abstract_state(experiment, mesh)
     return step.lower(state, windows, scalar(jnp.int32), scalar(jnp.float32))
 
 
 def _out_of_memory(message: str, estimate: Estimate) -> str:
-    """The compiler's refusal in words, with what is largest and what would help."""
-    found = re.search(r"\(?([\d.]+)G\)? exceeds available HBM \(([\d.]+)G\)", message)
-    if not found:
-        return f"the compiler failed: {' '.join(message.split())[:200]}. --debug shows all"
-    return _too_large(" for its temporaries alone", *map(float, found.groups()), estimate)
+    """Rephrases the compiler's out-of-memory error, adding the largest terms and remedies."""
+    match = re.search(r"\(?([\d.]+)G\)? exceeds available HBM \(([\d.]+)G\)", message)
+    if not match:
+        return f"the compiler failed: {' '.join(message.split())[:200]}. --debug prints the rest"
+    return _too_large(" for its temporaries alone", float(match[1]), float(match[2]), estimate)
 
 
-def _too_large(what: str, needed: float, there: float, estimate: Estimate) -> str:
+def _too_large(what: str, needed: float, available: float, estimate: Estimate) -> str:
     return (
         f"{estimate.layout.overrides} does not fit: the compiled step needs {needed:.2f} GiB"
-        f"{what}, {there:.2f} GiB are there (largest by estimate: {largest(estimate)}). "
-        f"{ways_out(estimate)}"
+        f"{what}, but the device has {available:.2f} GiB (largest estimated terms: "
+        f"{largest(estimate)}). "
+        f"{describe_remedies(estimate)}"
     )

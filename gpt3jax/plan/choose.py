@@ -1,8 +1,9 @@
-"""The mesh of a run: as the experiment says, or the best by estimate for the devices there are."""
+"""Chooses the mesh of a run: the configured one, or the fastest estimate for `auto` axes."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from gpt3jax.config import Experiment, Mesh
 from gpt3jax.plan.layouts import check_fits
@@ -11,17 +12,20 @@ from gpt3jax.plan.slices import Slice
 from gpt3jax.runtime.chips import Chip, GiB, chip_of
 from gpt3jax.sharding.axes import AXES
 
+if TYPE_CHECKING:
+    import jax
+
 UNKNOWN = Chip(
     "device", "", 1e11, 1.0, 1e15, 2e10, 5e9, 0, 0, 2**30, 1e9, 0.0, "nobody",
 )  # fmt: skip
-"""Stands for a CPU: slow, with slow links and memory enough."""
+"""Placeholder for CPUs and unknown devices: slow, with slow links and ample memory."""
 
 
-def mesh_for(experiment: Experiment):
-    """The jax.sharding.Mesh for all devices, and a sentence that says why it is this one.
+def mesh_for(experiment: Experiment) -> tuple[jax.sharding.Mesh, str]:
+    """Returns the mesh over all devices, and a sentence that explains the choice.
 
     Raises:
-      ConfigError: there is none, or the one asked for does not fit the model and batch.
+      ConfigError: no mesh is legal, or the configured one does not divide the model and batch.
     """
     import jax
 
@@ -35,23 +39,23 @@ def mesh_for(experiment: Experiment):
 
 
 def choose(experiment: Experiment, devices: int, kind: str, slices: int = 1) -> tuple[Mesh, str]:
-    """The experiment's mesh with every `auto` axis chosen, and why.
+    """Returns the experiment's mesh with every `auto` axis resolved, and the reason.
 
     Raises:
       ConfigError: no mesh is legal, or none fits.
     """
-    asked = dataclasses.asdict(experiment.mesh)
-    given = tuple(axis for axis in AXES if asked[axis] != "auto")
+    configured = dataclasses.asdict(experiment.mesh)
+    given = tuple(axis for axis in AXES if configured[axis] != "auto")
     if len(given) == len(AXES):
         return experiment.mesh, "mesh as given"
     chip = chip_of(kind) or UNKNOWN
     slice = Slice(chip, (devices // slices // chip.devices,), slices)
-    found = plan(experiment, slice, (*given, "remat", "microbatch"))
-    best, others = found.best, found.fitting[1:]
+    candidates = plan(experiment, slice, (*given, "remat", "microbatch"))
+    best, others = candidates.best, candidates.fitting[1:]
     mesh = Mesh(best.layout.data, best.layout.fsdp, best.layout.tensor)
     why = (
         f"mesh of {devices} x {kind}: data {mesh.data}, fsdp {mesh.fsdp}, tensor {mesh.tensor}, "
-        f"the fastest by estimate of {len(found.fitting)} that fit "
+        f"the fastest by estimate of {len(candidates.fitting)} that fit "
         f"({best.peak_bytes / GiB:.2f} GiB a device"
     )
     if others:

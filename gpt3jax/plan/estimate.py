@@ -1,16 +1,16 @@
-"""What one training step takes on a slice, by arithmetic: bytes, FLOPs, traffic, seconds.
+"""Analytical estimate of a training step on a slice: memory, FLOPs, communication and time.
 
-Every collective is written by hand (sharding/collectives.py, sharding/ring.py),
-so their bytes are counted, not guessed. Seconds are a roofline:
+Every collective is explicit in the code (sharding/collectives.py, sharding/ring.py), so the bytes
+on the wire are counted exactly. The time is a roofline model:
 
-    step = max(work, wire) + a tenth of the other + gradients between replicas + update
+    step = max(work, wire) + 0.1 min(work, wire) + replicas + update
     work = compute + elementwise              wire = weights + tokens
 
-Fetching the weights (`fsdp`) and passing tokens round the ring (`tensor`)
-overlap with the products, but for a tenth; adding up the gradients of replicas
-(`data`) and the update do not. FLOP, byte and time figures are per device and step.
+The all-gather of weights along `fsdp` and the ring along `tensor` overlap with matrix products,
+except for a tenth. The all-reduce of gradients over `data` (replicas) and the optimizer update do
+not overlap. FLOPs, bytes and seconds are per device and step.
 
-Legend: D width, A heads x head width, F MLP width; d f t the mesh axes.
+Legend: D width, A heads x head width, F MLP width; d f t the sizes of the mesh axes.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from gpt3jax.plan.slices import Slice
 from gpt3jax.sharding.axes import RULES
 
 USABLE = 0.92
-"""Share of a chip's memory to plan with: programs that just compile may not start."""
+"""Share of a chip's memory to plan with; a program that barely compiles may fail to load."""
 ATTENTION = 0.5
-"""Share of the products' rate that attention kernels reach."""
+"""FLOP rate of attention kernels as a share of the rate of matrix products."""
 EXPOSED = 0.1
-"""Share of the traffic that does not overlap with work."""
+"""Share of the communication that does not overlap with work."""
 RING_SHARE = 0.9
-"""Share of a link's rate that large transfers reach."""
+"""Share of a link's bandwidth that large transfers achieve."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One step of an experiment in one layout on one slice."""
+    """Cost of one training step of an experiment, for one layout on one slice."""
 
     experiment: Experiment
     layout: Layout
@@ -52,13 +52,13 @@ class Estimate:
 
     @cached_property
     def memory(self) -> dict[str, float]:
-        """Bytes per device at the peak, by what they are for."""
-        m, at, t = self.experiment.model, self.layout, self.layout.tensor
-        tokens = at.windows * m.context
+        """Bytes per device at the peak, by purpose."""
+        m, layout, t = self.experiment.model, self.layout, self.layout.tensor
+        tokens = layout.windows * m.context
         D, F, A = m.d_model, m.d_ff, m.n_heads * m.d_head
         state, trains = self._local_elements, self._local_trained
-        accumulates = self.experiment.batch_sequences > at.microbatch
-        kept = {"none": 3 * D + 4 * A + 2 * F, "dots": D + 4 * A + F, "mlp": D + 4 * A, "full": 0}
+        accumulates = self.experiment.batch_sequences > layout.microbatch
+        saved = {"none": 3 * D + 4 * A + 2 * F, "dots": D + 4 * A + F, "mlp": D + 4 * A, "full": 0}
         weights = (4 * D * A + 2 * D * F) / t
         working = tokens * ((3 * F + 7 * A + 4 * D) / t + (D if t > 1 else 0)) + 2 * weights
         head = m.padded_vocabulary * (2 * D + 2 * LOGIT_ROWS + 2 * D) / t
@@ -68,7 +68,7 @@ class Estimate:
             "bfloat16 copy": 2.0 * state,
             "gradients": (6.0 if accumulates else 2.0) * trains,
             "layer inputs": 2.0 * m.n_layers * tokens * D / t,
-            "kept for the backward pass": 2.0 * m.n_layers * tokens * kept[at.remat] / t,
+            "kept for the backward pass": 2.0 * m.n_layers * tokens * saved[layout.remat] / t,
             "one layer, or the logits": 2.0 * max(working, head),
         }
 
@@ -79,7 +79,7 @@ class Estimate:
 
     @property
     def budget_bytes(self) -> float:
-        """Bytes per device that a plan may use."""
+        """Bytes per device that a layout may use."""
         return USABLE * self.slice.chip.hbm / self.slice.chip.devices
 
     @property
@@ -88,33 +88,43 @@ class Estimate:
 
     @cached_property
     def flops(self) -> dict[str, float]:
-        """Model FLOPs, and what is executed beside them."""
-        m, at = self.experiment.model, self.layout
+        """Model FLOPs, recomputed FLOPs, and the attention share of the model FLOPs."""
+        m, layout = self.experiment.model, self.layout
         tokens = self.experiment.train.batch_tokens / self.slice.devices
         D, F, A = m.d_model, m.d_ff, m.n_heads * m.d_head
-        again = {"none": 0, "dots": 0, "mlp": D * F, "full": 4 * D * A + D * F}[at.remat]
+        recomputed = {"none": 0, "dots": 0, "mlp": D * F, "full": 4 * D * A + D * F}[layout.remat]
         attention = 4 * A * self._visible_per_token
         model = flops_per_token(m) * tokens
         return {
             "model": model,
-            "recomputed": (2 * m.n_layers * again + (attention if at.remat == "full" else 0))
+            "recomputed": (
+                2 * m.n_layers * recomputed + (attention if layout.remat == "full" else 0)
+            )
             * tokens,
             "attention": 3 * attention * tokens,
         }
 
     @cached_property
     def wire(self) -> dict[str, float]:
-        """Bytes that a device sends: weights, tokens of the ring, gradients between replicas."""
-        m, at = self.experiment.model, self.layout
-        microbatches = self.experiment.batch_sequences / at.microbatch
-        D, F, A, t, f, d = m.d_model, m.d_ff, m.n_heads * m.d_head, at.tensor, at.fsdp, at.data
+        """Bytes that a device sends: weights (fsdp), tokens (tensor ring), gradients (data)."""
+        m, layout = self.experiment.model, self.layout
+        microbatches = self.experiment.batch_sequences / layout.microbatch
+        D, F, A, t, f, d = (
+            m.d_model,
+            m.d_ff,
+            m.n_heads * m.d_head,
+            layout.tensor,
+            layout.fsdp,
+            layout.data,
+        )
         layer = 2.0 * (4 * D * A + 2 * D * F) / t
         embedding = 2.0 * m.padded_vocabulary * D / t
-        # Fetched forward and backward, and the gradients summed back.
-        weights = (2 + doubled(self.slice, at)) * (m.n_layers * layer + embedding) * (f - 1) / f
-        stream = 2.0 * at.windows * m.context * D * (t - 1) / t
-        # Into and out of attention and MLP; and their gradients, with the inputs fetched again.
-        passes = {"none": 10, "dots": 10, "mlp": 11, "full": 13}[at.remat]
+        # All-gather in the forward and backward passes, reduce-scatter of the gradients.
+        weights = (2 + doubled(self.slice, layout)) * (m.n_layers * layer + embedding) * (f - 1) / f
+        stream = 2.0 * layout.windows * m.context * D * (t - 1) / t
+        # Ring passes into and out of attention and MLP, forward and backward; the backward pass
+        # gathers the inputs again.
+        passes = {"none": 10, "dots": 10, "mlp": 11, "full": 13}[layout.remat]
         return {
             "weights": weights * microbatches,
             "tokens": (passes * m.n_layers + 4) * stream * microbatches,
@@ -123,19 +133,19 @@ class Estimate:
 
     @cached_property
     def hbm_bytes(self) -> float:
-        """Bytes that elementwise work and weights move through memory."""
-        m, at = self.experiment.model, self.layout
+        """HBM traffic in bytes of elementwise operations and weights."""
+        m, layout = self.experiment.model, self.layout
         tokens = self.experiment.train.batch_tokens / self.slice.devices
         D, F, A = m.d_model, m.d_ff, m.n_heads * m.d_head
         once = 2.0 * (20 * D + 16 * A + 6 * F)
-        passes = {"none": 3, "dots": 3.3, "mlp": 3.6, "full": 4}[at.remat]
-        microbatches = self.experiment.batch_sequences / at.microbatch
-        weights = 3 * 2 * 2.0 * (4 * D * A + 2 * D * F) / at.tensor * microbatches
+        passes = {"none": 3, "dots": 3.3, "mlp": 3.6, "full": 4}[layout.remat]
+        microbatches = self.experiment.batch_sequences / layout.microbatch
+        weights = 3 * 2 * 2.0 * (4 * D * A + 2 * D * F) / layout.tensor * microbatches
         return m.n_layers * (passes * once * tokens + weights)
 
     @cached_property
     def seconds(self) -> dict[str, float]:
-        """Where a step's time would go, if each part had it alone."""
+        """Seconds of each component of the step, as if it ran alone."""
         chip, n = self.slice.chip, self.slice.chip.devices
         rate = chip.peak * chip.matmul / n
         f = self.flops
@@ -169,7 +179,7 @@ class Estimate:
 
     @property
     def days(self) -> float:
-        """To the experiment's last token; the batch ramp is not counted."""
+        """Days to the experiment's last token, ignoring the batch-size ramp."""
         return self.experiment.train.tokens / self.tokens_per_s / 86400
 
     @property
@@ -178,7 +188,7 @@ class Estimate:
 
     @property
     def limit(self) -> str:
-        """What the step would be faster without."""
+        """The bottleneck of the step."""
         s = self.seconds
         if s["compute"] + s["elementwise"] < s["weights"] + s["tokens"]:
             return "interconnect (weights)" if s["weights"] > s["tokens"] else "interconnect (ring)"
@@ -188,17 +198,20 @@ class Estimate:
 
     @cached_property
     def _local_elements(self) -> float:
-        """Parameters that a device stores."""
+        """Parameters stored per device."""
         return sum(self._local_sizes.values())
 
     @cached_property
     def _local_trained(self) -> float:
-        """Those of them that have gradients and moments."""
+        """Trained parameters per device, which have gradients and optimizer moments."""
         return sum(self._local_sizes[path] for path in trained(self.experiment))
 
     @cached_property
     def _local_sizes(self) -> dict[str, float]:
-        sizes = {"fsdp": self.layout.fsdp, "tensor": self.layout.tensor}
+        sizes: dict[str | tuple[str, ...] | None, int] = {
+            "fsdp": self.layout.fsdp,
+            "tensor": self.layout.tensor,
+        }
         return {
             path: math.prod(spec.shape) / math.prod(sizes.get(RULES[axis], 1) for axis in spec.axes)
             for path, spec in named_specs(param_specs(self.experiment.model))
@@ -206,22 +219,23 @@ class Estimate:
 
     @property
     def _visible_per_token(self) -> float:
-        """Keys that a token sees, over all layers."""
+        """Mean number of keys visible to a token, summed over layers."""
         m = self.experiment.model
         bands = [None if m.is_dense(layer) else m.band for layer in range(m.n_layers)]
         return sum(visible_pairs(m.context, band) for band in bands) / m.context
 
 
 def doubled(slice: Slice, layout: Layout) -> int:
-    """How many times the least traffic libtpu sends for a summed scatter.
+    """Ratio of the traffic of libtpu's reduce-scatter to the minimum.
 
-    Over two axes of a flat torus it makes an all-reduce of it (libtpu 0.0.42.1, from compiled
-    text). It would of gathers, too, over three axes: ours take those in two stages.
+    Over two axes of a 2D torus, libtpu 0.0.42.1 replaces a reduce-scatter by an all-reduce (seen
+    in the compiled HLO). It would also replace all-gathers over three axes; those run in two
+    stages here.
     """
-    left = list(slice.shape)
-    if layout.tensor in left:
-        left.remove(layout.tensor)
-    return 2 if slice.chip.torus == 2 and layout.fsdp > max(left, default=layout.fsdp) else 1
+    others = list(slice.shape)
+    if layout.tensor in others:
+        others.remove(layout.tensor)
+    return 2 if slice.chip.torus == 2 and layout.fsdp > max(others, default=layout.fsdp) else 1
 
 
 def link_rates(slice: Slice, layout: Layout) -> dict[str, float]:
@@ -230,7 +244,7 @@ def link_rates(slice: Slice, layout: Layout) -> dict[str, float]:
     if not chip.torus:
         inside = chip.link * RING_SHARE
         node = max(1, chip.domain // layout.tensor)
-        # Of a ring through nodes, each node's cards carry one part of what all its chips get.
+        # Each GPU of a node carries an equal part of the node's traffic to the next node.
         between = chip.outer * min(node, layout.fsdp) * RING_SHARE
         return {
             "tensor": inside if layout.tensor <= chip.domain else chip.outer * RING_SHARE,
@@ -239,8 +253,9 @@ def link_rates(slice: Slice, layout: Layout) -> dict[str, float]:
         }
     ways = {size: 2 if size % chip.wraps == 0 else 1 for size in slice.shape}
     rate = chip.link * RING_SHARE / chip.devices
-    # The ring takes one axis if its length is one, and half of one otherwise; weights the others,
-    # but of three the last in a stage of its own, with next to nothing to send (mesh.py).
+    # The `tensor` ring uses both directions of a torus axis if it is exactly that axis, otherwise
+    # one direction. `fsdp` uses at most two of the other axes: a third one is a separate stage with
+    # little to send (mesh.py).
     tensor = ways.get(layout.tensor, 1)
     others = list(slice.shape)
     if layout.tensor in others:

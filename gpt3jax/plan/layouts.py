@@ -1,4 +1,4 @@
-"""The ways to lay a training step over devices that are legal for a model and a batch."""
+"""Legal layouts (mesh, remat policy, microbatch) of a training step for a model and batch size."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ MOST_TENSOR = 64
 
 @dataclass(frozen=True)
 class Layout:
-    """A mesh, what is recomputed, and how much of the batch goes at once."""
+    """A mesh, a remat policy and a microbatch size."""
 
     data: int
     fsdp: int
     tensor: int
     remat: str
     microbatch: int
-    """Windows per forward pass over the whole mesh."""
+    """Windows per forward pass over the full mesh."""
 
     @property
     def rows(self) -> int:
-        """Devices that read different windows."""
+        """Number of device groups that read different windows."""
         return self.data * self.fsdp
 
     @property
     def windows(self) -> int:
-        """Windows at once per row of devices."""
+        """Windows of a microbatch per row of devices."""
         return self.microbatch // self.rows
 
     @property
     def overrides(self) -> str:
-        """The flags that make an experiment run so."""
+        """Command-line flags that select this layout."""
         return (
             f"--mesh.data {self.data} --mesh.fsdp {self.fsdp} --mesh.tensor {self.tensor} "
             f"--model.remat {self.remat} --train.microbatch {self.microbatch}"
@@ -44,7 +44,10 @@ class Layout:
 
 
 def meshes(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[tuple[int, int, int]]:
-    """(data, fsdp, tensor) that split model and batch evenly; slices lie along `data`."""
+    """Yields each (data, fsdp, tensor) that splits model and batch evenly.
+
+    Slices are always split along `data`.
+    """
     model = experiment.model
     for tensor in divisors(devices // slices):
         if tensor > most_tensor(experiment):
@@ -58,12 +61,12 @@ def meshes(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[tu
 
 
 def most_tensor(experiment: Experiment) -> int:
-    """Parts of `tensor`; its ring (sharding/ring.py) has no products in float8."""
+    """Largest size of the `tensor` axis. Its ring (sharding/ring.py) does not support float8."""
     return 1 if experiment.model.dtype == "float8" else MOST_TENSOR
 
 
 def tensor_sizes(experiment: Experiment) -> dict[str, int]:
-    """What the tensor axis must divide."""
+    """Dimensions that the `tensor` axis must divide."""
     model = experiment.model
     return {
         "--model.n-heads": model.n_heads,
@@ -73,7 +76,7 @@ def tensor_sizes(experiment: Experiment) -> dict[str, int]:
 
 
 def layouts(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[Layout]:
-    """Every legal mesh, with every policy and every microbatch that divides the batch."""
+    """Yields each legal mesh with each remat policy and each microbatch that divides the batch."""
     for data, fsdp, tensor in meshes(experiment, devices, slices):
         rows = data * fsdp
         for count in divisors(experiment.batch_sequences // rows):
@@ -82,50 +85,50 @@ def layouts(experiment: Experiment, devices: int, slices: int = 1) -> Iterator[L
 
 
 def check_some(experiment: Experiment, devices: int, slices: int = 1) -> None:
-    """Refuse a number of devices that no mesh uses, naming batches and numbers that work.
+    """Checks that a legal mesh exists for this number of devices.
 
     Raises:
-      ConfigError: there is no legal mesh.
+      ConfigError: there is none; the message lists the closest device counts that work.
     """
     if any(True for _ in meshes(experiment, devices, slices)):
         return
-    # Any number of rows that divides the batch will do, as so many parts of `data`.
+    # Any number of rows that divides the batch is legal, as the size of `data`.
     parts = [
         n
         for n in range(1, most_tensor(experiment) + 1)
         if not any(size % n for size in tensor_sizes(experiment).values())
     ]
     legal = {n * rows for n in parts for rows in divisors(experiment.batch_sequences)}
-    near = sorted(legal, key=lambda n: (abs(n - devices), n))[:3]
+    closest = sorted(legal, key=lambda n: (abs(n - devices), n))[:3]
     raise ConfigError(
         f"{devices} devices cannot share this model and a batch of {experiment.batch_sequences} "
         f"windows evenly (heads {experiment.model.n_heads}, width {experiment.model.d_model}): "
-        f"numbers near it that work are {', '.join(map(str, sorted(near))) or 'none'}. Use one of "
-        "them, or change --train.batch-tokens"
+        f"the closest counts that work are {', '.join(map(str, sorted(closest))) or 'none'}. Use "
+        "one of them, or change --train.batch-tokens"
     )
 
 
 def check_fits(experiment: Experiment, data: int, fsdp: int, tensor: int) -> None:
-    """Refuse a mesh that cannot split this model or batch evenly, naming those that can.
+    """Checks that a mesh splits this model and batch evenly.
 
     Raises:
-      ConfigError: it cannot.
+      ConfigError: it does not; the message lists the closest meshes that do.
     """
     if tensor > 1 and most_tensor(experiment) == 1:
         raise ConfigError(
-            f"--mesh.tensor is {tensor}, but --model.dtype is float8: tokens that travel round "
-            "that axis are not multiplied in float8. Use --mesh.fsdp, or --model.dtype bfloat16"
+            f"--mesh.tensor is {tensor}, but --model.dtype is float8: the ring along that axis "
+            "does not support float8. Use --mesh.fsdp, or --model.dtype bfloat16"
         )
     rows = data * fsdp
     sizes = {
         "--train.microbatch": (experiment.microbatch, rows, "data x fsdp"),
         "--model.d-model": (experiment.model.d_model, fsdp, "fsdp"),
-        **{name: (size, tensor, "tensor") for name, size in tensor_sizes(experiment).items()},
+        **{flag: (size, tensor, "tensor") for flag, size in tensor_sizes(experiment).items()},
     }
-    wrong = next((name for name, (size, parts, _) in sizes.items() if size % parts), None)
-    if wrong is None:
+    name = next((flag for flag, (size, parts, _) in sizes.items() if size % parts), None)
+    if name is None:
         return
-    size, parts, axis = sizes[wrong]
+    size, parts, axis = sizes[name]
     legal = [
         mesh
         for mesh in meshes(experiment, data * fsdp * tensor)
@@ -134,13 +137,13 @@ def check_fits(experiment: Experiment, data: int, fsdp: int, tensor: int) -> Non
 
     def distance(mesh: tuple[int, int, int]) -> float:
         pairs = zip(mesh, (data, fsdp, tensor), strict=True)
-        return sum(abs(math.log(there / asked)) for there, asked in pairs)
+        return sum(abs(math.log(size / requested)) for size, requested in pairs)
 
-    near = sorted(legal, key=distance)[:3]
-    choices = "; ".join(f"--mesh.data {d} --mesh.fsdp {f} --mesh.tensor {t}" for d, f, t in near)
+    closest = sorted(legal, key=distance)[:3]
+    choices = "; ".join(f"--mesh.data {d} --mesh.fsdp {f} --mesh.tensor {t}" for d, f, t in closest)
     raise ConfigError(
-        f"{wrong} is {size}, which {axis} = {parts} does not divide: each part must be equal. "
-        + (f"Nearest that work: {choices}" if near else "No mesh of these devices works: change it")
+        f"{name} is {size}, which {axis} = {parts} does not divide: each part must be equal. "
+        + (f"Closest that work: {choices}" if closest else "Use another number of devices")
     )
 
 

@@ -1,34 +1,34 @@
-"""Choosing among the legal layouts of an experiment on a slice, and saying why."""
+"""Ranks the legal layouts of an experiment on a slice, and explains the ranking."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 from gpt3jax.config import Experiment
 from gpt3jax.errors import ConfigError
 from gpt3jax.plan.estimate import Estimate
-from gpt3jax.plan.layouts import check_some, layouts
+from gpt3jax.plan.layouts import Layout, check_some, layouts
 from gpt3jax.plan.slices import Slice
 from gpt3jax.runtime.chips import GiB
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was looked at, and the best of it."""
+    """All candidate layouts with their estimates."""
 
     fitting: list[Estimate]
     """Layouts that fit, fastest first."""
     others: list[Estimate]
-    """Those that do not, nearest to fitting first."""
+    """Layouts that do not fit, in ascending order of memory."""
 
     @property
     def best(self) -> Estimate:
-        """The fastest that fits.
+        """The fastest layout that fits.
 
         Raises:
-          ConfigError: none fits; what is over, and what would help.
+          ConfigError: none fits; the message says by how much and lists remedies.
         """
         if not self.fitting:
             raise ConfigError(too_big(self.others[0]))
@@ -36,85 +36,83 @@ class Plan:
 
     def shortlist(self, count: int) -> list[Estimate]:
         """The fastest layouts that differ in more than their microbatch."""
-        return _first_of_each(self.fitting, lambda at: (at.data, at.fsdp, at.tensor, at.remat))[
-            :count
-        ]
+        distinct = _unique(self.fitting, lambda at: (at.data, at.fsdp, at.tensor, at.remat))
+        return distinct[:count]
 
-    def losers(self, count: int) -> list[tuple[Estimate, str]]:
-        """The best of each other mesh and policy, and why it loses."""
-        chosen = self.best
-        everything = [*self.fitting, *self.others]
-        kinds = _first_of_each(everything, lambda at: (at.tensor, at.remat))
-        rest = [each for each in kinds if each not in self.shortlist(count)]
-        return [(each, why_not(each, chosen)) for each in rest[:count]]
+    def alternatives(self, count: int) -> list[tuple[Estimate, str]]:
+        """The best layout of each other `tensor` size and remat policy, and why it is worse."""
+        best = self.best
+        candidates = _unique([*self.fitting, *self.others], lambda at: (at.tensor, at.remat))
+        rest = [each for each in candidates if each not in self.shortlist(count)]
+        return [(each, explain(each, best)) for each in rest[:count]]
 
 
 def plan(experiment: Experiment, slice: Slice, fixed: Iterable[str] = ()) -> Plan:
-    """Estimate every legal layout; `fixed` names parts that stay as the experiment has them.
+    """Estimates every legal layout; `fixed` names the parts to take from the experiment.
 
     Raises:
       ConfigError: no layout is legal.
     """
     check_some(experiment, slice.devices, slice.slices)
-    wanted = {name: _as_it_is(experiment, name) for name in fixed}
-    found = [
+    required = {name: _configured(experiment, name) for name in fixed}
+    estimates = [
         Estimate(experiment, layout, slice)
         for layout in layouts(experiment, slice.devices, slice.slices)
-        if all(getattr(layout, name) == value for name, value in wanted.items())
+        if all(getattr(layout, name) == value for name, value in required.items())
     ]
-    if not found:
-        raise ConfigError(f"no legal layout of {slice.name} has {wanted}. Leave some of it open")
-    fitting = sorted((e for e in found if e.fits), key=lambda e: (e.step_s, e.peak_bytes))
-    others = sorted((e for e in found if not e.fits), key=lambda e: e.peak_bytes)
+    if not estimates:
+        raise ConfigError(f"no legal layout of {slice.name} has {required}. Fix fewer of these")
+    fitting = sorted((e for e in estimates if e.fits), key=lambda e: (e.step_s, e.peak_bytes))
+    others = sorted((e for e in estimates if not e.fits), key=lambda e: e.peak_bytes)
     return Plan(fitting, others)
 
 
 def too_big(estimate: Estimate) -> str:
-    """Why the smallest layout does not fit, in words: what is over, and three ways out."""
+    """Error message for an experiment whose smallest layout does not fit, with three remedies."""
     over = estimate.peak_bytes - estimate.budget_bytes
     return (
         f"{estimate.experiment.name} does not fit on {estimate.slice.name}: the smallest layout "
         f"needs {estimate.peak_bytes / GiB:.1f} GiB per device, {over / GiB:.1f} over the "
         f"{estimate.budget_bytes / GiB:.1f} to plan with ({largest(estimate)}). "
-        f"{ways_out(estimate)}"
+        f"{describe_remedies(estimate)}"
     )
 
 
 def largest(estimate: Estimate) -> str:
-    """The three largest parts of the memory, in GiB."""
+    """The three largest terms of the memory estimate, in GiB."""
     parts = sorted(estimate.memory.items(), key=lambda item: -item[1])[:3]
     return ", ".join(f"{name} {size / GiB:.1f}" for name, size in parts)
 
 
-def ways_out(estimate: Estimate) -> str:
-    """Three changes, and what each would save."""
+def describe_remedies(estimate: Estimate) -> str:
+    """Describes three remedies and the memory that each saves."""
     return "; ".join(f"{text} saves {saved / GiB:.1f} GiB" for text, saved in remedies(estimate))
 
 
 def remedies(estimate: Estimate) -> list[tuple[str, float]]:
-    """Three changes and the bytes per device that each would save."""
-    at = estimate.layout
+    """The three changes that save most memory, and the bytes per device that each saves."""
+    layout = estimate.layout
     changes = {
         "twice the chips, along fsdp": dataclasses.replace(
-            at, fsdp=2 * at.fsdp, microbatch=2 * at.microbatch
+            layout, fsdp=2 * layout.fsdp, microbatch=2 * layout.microbatch
         ),
-        "twice the chips, along tensor": dataclasses.replace(at, tensor=2 * at.tensor),
+        "twice the chips, along tensor": dataclasses.replace(layout, tensor=2 * layout.tensor),
         "four times the chips, along fsdp": dataclasses.replace(
-            at, fsdp=4 * at.fsdp, microbatch=4 * at.microbatch
+            layout, fsdp=4 * layout.fsdp, microbatch=4 * layout.microbatch
         ),
-        "half the windows at once": dataclasses.replace(at, microbatch=at.microbatch // 2),
-        "recomputing whole layers": dataclasses.replace(at, remat="full"),
+        "half the microbatch": dataclasses.replace(layout, microbatch=layout.microbatch // 2),
+        "--model.remat full": dataclasses.replace(layout, remat="full"),
     }
     saved = [
-        (text, estimate.peak_bytes - dataclasses.replace(estimate, layout=layout).peak_bytes)
-        for text, layout in changes.items()
-        if layout.windows >= 1 and layout != at
+        (text, estimate.peak_bytes - dataclasses.replace(estimate, layout=changed).peak_bytes)
+        for text, changed in changes.items()
+        if changed.windows >= 1 and changed != layout
     ]
     return sorted(saved, key=lambda each: -each[1])[:3]
 
 
-def why_not(estimate: Estimate, best: Estimate) -> str:
-    """Why a layout is not the best."""
+def explain(estimate: Estimate, best: Estimate) -> str:
+    """Explains why a layout is not the best one."""
     if not estimate.fits:
         over = (estimate.peak_bytes - estimate.budget_bytes) / GiB
         return f"{over:,.1f} GiB too big: {max(estimate.memory, key=estimate.memory.__getitem__)}"
@@ -123,18 +121,19 @@ def why_not(estimate: Estimate, best: Estimate) -> str:
     if estimate.flops["recomputed"] > best.flops["recomputed"] and grown["compute"] > 0:
         return f"{slower:.0%} slower: recomputes more"
     most = max(grown, key=grown.__getitem__)
-    words = {"tokens": "the ring", "weights": "fetching weights"}
-    return f"{slower:.0%} slower: {words.get(most, most)}"
+    labels = {"tokens": "tensor ring", "weights": "all-gathers of weights"}
+    return f"{slower:.0%} slower: {labels.get(most, most)}"
 
 
-def _first_of_each(estimates: list[Estimate], key) -> list[Estimate]:
-    first: dict = {}
+def _unique(estimates: list[Estimate], key: Callable[[Layout], Hashable]) -> list[Estimate]:
+    """The first estimate for each distinct key of its layout."""
+    first: dict[Hashable, Estimate] = {}
     for each in estimates:
         first.setdefault(key(each.layout), each)
     return list(first.values())
 
 
-def _as_it_is(experiment: Experiment, name: str) -> int | str:
+def _configured(experiment: Experiment, name: str) -> int | str:
     if name == "remat":
         return experiment.model.remat
     return experiment.microbatch if name == "microbatch" else getattr(experiment.mesh, name)

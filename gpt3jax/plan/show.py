@@ -1,8 +1,9 @@
-"""What `gpt3jax plan` prints."""
+"""Output of `gpt3jax plan`, as text and as JSON."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -11,17 +12,18 @@ from rich.table import Table
 from gpt3jax.config import Experiment
 from gpt3jax.errors import ConfigError
 from gpt3jax.model.param_specs import count_params, flops_per_token
+from gpt3jax.plan import planner
 from gpt3jax.plan.budget import PF_DAY, best_by_chinchilla, best_by_paper
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.flags import recommended, variable
 from gpt3jax.plan.hlo import Compiled
-from gpt3jax.plan.planner import Plan, plan
+from gpt3jax.plan.planner import Plan
 from gpt3jax.plan.scaling_laws import Laws, matrix_parameters
 from gpt3jax.plan.slices import Slice, parse
 from gpt3jax.runtime.chips import CHIPS, GiB
 from gpt3jax.style import pluralize
 
-BEST_FEW, LOSERS = 4, 8
+BEST_FEW, ALTERNATIVES = 4, 8
 ARTICLE_FLOPS, ARTICLE_PRICE = 28e12, 1.48
 """FLOP/s and dollars per hour of a V100 behind the article's 355 GPU-years and $4.6M: Lambda Labs
 2020, "theoretical 28 TFLOPS" and the lowest three-year price; the price is what $4.6M implies."""
@@ -29,15 +31,15 @@ YEAR_S = 365.25 * 86400
 
 
 def record(estimate: Estimate, price: float | None, compiled: Compiled | None) -> dict[str, Any]:
-    """A layout and what it takes, for --json."""
-    at, size = estimate.layout, count_params(estimate.experiment.model)
+    """Returns a layout and its estimate as a JSON object."""
+    layout, parameters = estimate.layout, count_params(estimate.experiment.model)
     dollars = estimate.chip_hours * (price or estimate.slice.chip.price)
-    found = {
-        "parameters": size,
+    result = {
+        "parameters": parameters,
         "chips": estimate.slice.name,
-        "mesh": {"data": at.data, "fsdp": at.fsdp, "tensor": at.tensor},
-        "remat": at.remat,
-        "microbatch": at.microbatch,
+        "mesh": {"data": layout.data, "fsdp": layout.fsdp, "tensor": layout.tensor},
+        "remat": layout.remat,
+        "microbatch": layout.microbatch,
         "estimated_peak_bytes": round(estimate.peak_bytes),
         "memory_bytes": {name: round(size) for name, size in estimate.memory.items()},
         "flops": estimate.flops,
@@ -51,23 +53,23 @@ def record(estimate: Estimate, price: float | None, compiled: Compiled | None) -
         "days": estimate.days,
         "chip_hours": estimate.chip_hours,
         "dollars": dollars,
-        "checkpoint_bytes": 12 * size,
+        "checkpoint_bytes": 12 * parameters,
         "launch": launch(estimate),
-        "flags": [vars(flag) for flag in recommended(estimate.slice, at)],
+        "flags": [vars(flag) for flag in recommended(estimate.slice, layout)],
     }
     if compiled:
-        found |= {
+        result |= {
             "compiled_peak_bytes": compiled.peak_bytes,
             "compile_s": compiled.seconds,
             "collectives": [vars(each) for each in compiled.collectives],
             "kernels": compiled.kernels,
             "product_flops": compiled.product_flops,
         }
-    return found
+    return result
 
 
 def launch(estimate: Estimate) -> str:
-    """The command that starts it."""
+    """The command that starts this run on its slice."""
     name = estimate.experiment.name
     train = f"experiments/{name}.py --run /mnt/shared/runs/{name} {estimate.layout.overrides}"
     if not estimate.slice.chip.torus:
@@ -82,22 +84,22 @@ def launch(estimate: Estimate) -> str:
     )
 
 
-Closer = list[tuple[Estimate, Compiled]]
-"""Finalists and what the compiler says of them, the best first."""
+Finalists = list[tuple[Estimate, Compiled]]
+"""The compiled layouts, the best first."""
 
 
 def show(
-    found: Plan, price: float | None, compiled: Closer, laws: Laws | None = None, *, as_json: bool
+    plan: Plan, price: float | None, compiled: Finalists, laws: Laws | None = None, *, as_json: bool
 ) -> None:
-    """Print the plan, for people or as JSON; with a law of scale, the loss that it expects."""
+    """Prints the plan as text or JSON, with the loss that `laws` predict if given."""
     if as_json:
-        closer = compiled or [(found.best, None)]
-        best, *others = [record(estimate, price, said) for estimate, said in closer]
+        finalists = compiled or [(plan.best, None)]
+        first, *others = [record(estimate, price, program) for estimate, program in finalists]
         if laws:
-            best["expected_loss"] = expected_loss(found.best.experiment, laws)
-        print(json.dumps(best | {"finalists": others}))
+            first["expected_loss"] = expected_loss(plan.best.experiment, laws)
+        print(json.dumps(first | {"finalists": others}))
         return
-    best, console = found.best, wide_console()
+    best, console = plan.best, wide_console()
     experiment, chip = best.experiment, best.slice.chip
     console.print(
         f"{experiment.name} on {best.slice.name}: {pluralize(best.slice.chips, 'chip')} of "
@@ -106,48 +108,48 @@ def show(
         f"{count_params(experiment.model):,} parameters, "
         f"batch {experiment.train.batch_tokens:,} tokens"
     )
-    console.print(_table(found))
+    console.print(_table(plan))
     _print_best(console, best, price)
     if laws:
-        said = expected_loss(experiment, laws)
+        loss = expected_loss(experiment, laws)
         console.print(
-            f"loss    {said['loss']:.3f} nats/token expected (95 % prediction interval "
-            f"{said['low']:.3f} to {said['high']:.3f}) at {said['times_compute']:,.2g} times the "
-            f"compute of the largest of the {said['runs']} runs that the law was fitted to, on "
+            f"loss    {loss['loss']:.3f} nats/token expected (95 % prediction interval "
+            f"{loss['low']:.3f} to {loss['high']:.3f}) at {loss['times_compute']:,.2g} times the "
+            f"compute of the largest of the {loss['runs']} runs that the law was fitted to, on "
             "their data"
         )
-    for estimate, said in compiled:
+    for estimate, program in compiled:
         console.print(f"{estimate.layout.overrides}:")
-        _print_compiled(console, estimate, said)
+        _print_compiled(console, estimate, program)
     if chip.name == "v100":
         years, dollars = article(experiment)
         console.print(
-            f"As the article counts (6 N FLOPs a token, 28 TFLOP/s, ${ARTICLE_PRICE}/h): "
+            f"By the article's method (6 N FLOPs a token, 28 TFLOP/s, ${ARTICLE_PRICE}/h): "
             f"{years:,.0f} GPU-years, ${dollars / 1e6:.1f}M"
         )
     console.print(f"launch  {launch(best)}")
     _print_flags(console, best)
 
 
-def _table(found: Plan) -> Table:
+def _table(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False)
     columns = ("data", "fsdp", "tensor", "remat", "microbatch", "GiB", "step s", "MFU", "days", "")
     for name in columns:
         table.add_column(name, justify="left" if name in ("remat", "") else "right", no_wrap=True)
-    rows = [(each, "") for each in found.shortlist(BEST_FEW)] + found.losers(LOSERS)
+    rows = [(each, "") for each in plan.shortlist(BEST_FEW)] + plan.alternatives(ALTERNATIVES)
     for each, why in rows:
         at = each.layout
         table.add_row(
             str(at.data), str(at.fsdp), str(at.tensor), at.remat, str(at.microbatch),
             f"{each.peak_bytes / GiB:.1f}", f"{each.step_s:.3g}", f"{each.mfu:.1%}",
-            f"{each.days:,.1f}", "best" if each is found.best else why,
+            f"{each.days:,.1f}", "best" if each is plan.best else why,
         )  # fmt: skip
     return table
 
 
 def _print_best(console: Console, best: Estimate, price: float | None) -> None:
     chip, seconds = best.slice.chip, best.seconds
-    each = price or chip.price
+    hourly = price or chip.price
     memory = ", ".join(f"{k} {v / GiB:.2f}" for k, v in best.memory.items() if v > 0.005 * GiB)
     console.print(f"memory  {best.peak_bytes / GiB:.1f} GiB per device: {memory}")
     console.print(
@@ -156,27 +158,27 @@ def _print_best(console: Console, best: Estimate, price: float | None) -> None:
         f"ring {seconds['tokens']:.3g}; after them replicas {seconds['replicas']:.3g}, update "
         f"{seconds['update']:.3g}. Limited by {best.limit}"
     )
-    dollars = best.chip_hours * each
+    dollars = best.chip_hours * hourly
     source = "as given" if price else chip.quoted
     console.print(
         f"cost    {best.days:,.1f} days to {best.experiment.train.tokens / 1e9:,.0f}B tokens, "
-        f"{best.chip_hours:,.0f} chip-hours, ${dollars:,.0f} at ${each:.2f} ({source}); "
+        f"{best.chip_hours:,.0f} chip-hours, ${dollars:,.0f} at ${hourly:.2f} ({source}); "
         f"checkpoint {12 * count_params(best.experiment.model) / 1e9:,.1f} GB"
     )
 
 
 def _print_compiled(console: Console, best: Estimate, compiled: Compiled) -> None:
-    difference = best.peak_bytes / compiled.peak_bytes - 1
+    memory_error = best.peak_bytes / compiled.peak_bytes - 1
     sent = sum(each.bytes_sent for each in compiled.collectives)
     traffic = "sends nothing"
     if sent:
-        off = sum(best.wire.values()) / sent - 1
-        traffic = f"sends {sent:.3g} bytes a step (estimate {off:+.0%})"
+        wire_error = sum(best.wire.values()) / sent - 1
+        traffic = f"sends {sent:.3g} bytes a step (estimate {wire_error:+.0%})"
     products = compiled.product_flops / (best.flops["model"] - best.flops["attention"])
     console.print(
         f"compiled in {compiled.seconds:.0f} s: peak {compiled.peak_bytes / GiB:.2f} GiB per "
-        f"device (estimate {difference:+.0%}); {traffic}; computes {products:.3f} times the "
-        "model's products, attention aside; kernels "
+        f"device (estimate {memory_error:+.0%}); {traffic}; computes {products:.3f} times the "
+        "model's matrix products without attention; kernels "
         + ", ".join(f"{name} x{times}" for name, times in compiled.kernels.items())
     )
     for each in compiled.collectives[:6]:
@@ -196,20 +198,24 @@ def _print_flags(console: Console, best: Estimate) -> None:
 
 
 def expected_loss(experiment: Experiment, laws: Laws) -> dict[str, float]:
-    """What a law fitted to smaller runs says of an experiment at its end, nats/token."""
+    """Final loss of an experiment in nats/token, predicted by a law fitted to smaller runs."""
     tokens = float(experiment.train.tokens)
     pf_days = tokens * flops_per_token(experiment.model) / PF_DAY
     law, at = laws.best(), (matrix_parameters(experiment.model), tokens, pf_days)
     low, high = law.interval(*at)
-    times = pf_days / law.most_pf_days
-    return {"loss": float(law.loss(*at)), "low": low, "high": high, "times_compute": times,
-            "runs": law.fitted}  # fmt: skip
+    return {
+        "loss": float(law.loss(*at)),
+        "low": low,
+        "high": high,
+        "times_compute": pf_days / law.most_pf_days,
+        "runs": law.fitted,
+    }
 
 
 def article(experiment: Experiment) -> tuple[float, float]:
-    """GPU-years and dollars as the article has them: 6 N FLOPs per token on its V100.
+    """GPU-years and dollars by the article's method: 6 N FLOPs per token on its V100.
 
-    To three digits, as the FLOPs of Table D.1 of Brown et al. 2020 are, from which it goes out.
+    The FLOPs are rounded to three digits, as in Table D.1 of Brown et al. 2020, which it uses.
     """
     flops = float(f"{6 * count_params(experiment.model) * experiment.train.tokens:.3g}")
     years = flops / ARTICLE_FLOPS / YEAR_S
@@ -217,11 +223,11 @@ def article(experiment: Experiment) -> tuple[float, float]:
 
 
 def budgets(experiment: Experiment, dollars: float) -> list[dict[str, Any]]:
-    """What the money trains on each chip, at the rate of the experiment's best layout there."""
+    """The best model for a budget on each chip, at the MFU of the experiment's best layout."""
     rows = []
     for chip in CHIPS.values():
         try:
-            best = plan(experiment, _usual(chip.name)).best
+            best = planner.plan(experiment, _typical_slice(chip.name)).best
         except ConfigError:
             continue
         flops = dollars / chip.price * 3600 * chip.peak * best.mfu
@@ -230,14 +236,14 @@ def budgets(experiment: Experiment, dollars: float) -> list[dict[str, Any]]:
     return rows
 
 
-def _usual(kind: str) -> Slice:
-    """Sixty-four chips."""
+def _typical_slice(kind: str) -> Slice:
+    """A slice of 64 chips."""
     shape = {3: "4x4x4", 2: "8x8", 0: "64"}[CHIPS[kind].torus]
     return parse(f"{kind}:{shape}")
 
 
 def show_budget(experiment: Experiment, dollars: float, *, as_json: bool) -> None:
-    """Print what the money buys, for people or as JSON."""
+    """Prints the best models for a budget, as text or JSON."""
     if as_json:
         print(json.dumps(budgets(experiment, dollars)))
         return
@@ -259,7 +265,6 @@ def show_budget(experiment: Experiment, dollars: float, *, as_json: bool) -> Non
 
 
 def wide_console() -> Console:
-    """Tables whole where nobody looks at the width (pipes, files)."""
-    look = {"highlight": False, "markup": False, "soft_wrap": True}
-    console = Console(**look)
-    return console if console.is_terminal else Console(width=140, **look)
+    """A console that does not truncate tables when stdout is a pipe or a file."""
+    console = partial(Console, highlight=False, markup=False, soft_wrap=True)
+    return console() if console().is_terminal else console(width=140)

@@ -1,7 +1,7 @@
-"""What `--chips` names: so many chips of a kind, and how they are joined.
+"""Parses `--chips`: the kind, number and topology of accelerators.
 
-v5p:8x8x16      a TPU slice by its topology        v5e:16x16*4    four slices of one
-h100:64         GPUs, eight to a node
+v5p:8x8x16      a TPU slice with this topology     v5e:16x16*4    four such slices
+h100:64         64 GPUs, eight per node
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from gpt3jax.runtime.chips import CHIPS, Chip
 SUFFIX = {"v4": "v4", "v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e", "v7x": "tpu7x"}
 MOST_CHIPS = 1_000_000
 CORES = {"v4": 2, "v5e": 1, "v5p": 2, "v6e": 1, "v7x": 2}
-"""What accelerator types count: TensorCores per chip, or chips."""
+"""Units per chip in Google Cloud's accelerator types: TensorCores for some kinds, else one."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Chips of one kind."""
+    """One or more slices of chips of one kind."""
 
     chip: Chip
     shape: tuple[int, ...]
-    """Chips along each axis of the torus; of GPUs, their number."""
+    """Chips along each axis of the torus; for GPUs, their number."""
     slices: int = 1
-    """Slices like this one, joined by the data-centre network."""
+    """Number of such slices, connected by the data-centre network."""
 
     @property
     def chips(self) -> int:
@@ -36,7 +36,7 @@ class Slice:
 
     @property
     def devices(self) -> int:
-        """JAX devices."""
+        """Number of JAX devices."""
         return self.chips * self.chip.devices
 
     @property
@@ -52,27 +52,30 @@ class Slice:
 
 
 def parse(text: str) -> Slice:
-    """Read KIND:TOPOLOGY or KIND:COUNT, with *SLICES.
+    """Parses KIND:TOPOLOGY or KIND:COUNT, optionally followed by *SLICES.
 
     Raises:
-      ConfigError: the kind is not known, or the topology is not one.
+      ConfigError: the kind is unknown, or the topology is invalid.
     """
-    found = re.fullmatch(r"(\w+):([0-9]{1,9}(?:x[0-9]{1,9})*)(?:\*([0-9]{1,9}))?", text)
-    if not found:
-        raise ConfigError(f"--chips is {text!r}: it is KIND:TOPOLOGY, as v5p:4x4x8 or h100:64")
-    kind, shape, slices = found.groups()
-    if kind not in CHIPS:
-        near = difflib.get_close_matches(kind, CHIPS, 1, cutoff=0)[0]
+    match = re.fullmatch(r"(\w+):([0-9]{1,9}(?:x[0-9]{1,9})*)(?:\*([0-9]{1,9}))?", text)
+    if not match:
         raise ConfigError(
-            f"--chips {text}: no chip {kind!r}, there are {', '.join(CHIPS)}. Did you mean {near}?"
+            f"--chips is {text!r}: expected KIND:TOPOLOGY, for example v5p:4x4x8 or h100:64"
+        )
+    kind, shape, slices = match.groups()
+    if kind not in CHIPS:
+        closest = difflib.get_close_matches(kind, CHIPS, 1, cutoff=0)[0]
+        raise ConfigError(
+            f"--chips {text}: unknown chip {kind!r}. Known chips: {', '.join(CHIPS)}. "
+            f"Did you mean {closest}?"
         )
     chip, sizes = CHIPS[kind], tuple(map(int, shape.split("x")))
     if math.prod(sizes) * int(slices or 1) > MOST_CHIPS:
-        raise ConfigError(f"--chips {text:.40}: nobody has over {MOST_CHIPS:,}. Give fewer")
+        raise ConfigError(f"--chips {text:.40}: over {MOST_CHIPS:,} chips. Give fewer")
     if 0 in sizes or int(slices or 1) == 0:
-        raise ConfigError(f"--chips {text}: it has no chips. Give 1 or more along each axis")
+        raise ConfigError(f"--chips {text}: no chips. Give 1 or more along each axis")
     if not chip.torus and (len(sizes) > 1 or slices):
-        raise ConfigError(f"--chips {text}: {kind} is counted, not shaped. Use {kind}:64")
+        raise ConfigError(f"--chips {text}: {kind} takes a count, not a topology. Use {kind}:64")
     if chip.torus and len(sizes) != chip.torus:
         raise ConfigError(
             f"--chips {text}: {kind} slices have {chip.torus} axes, this has {len(sizes)}. "

@@ -1,6 +1,6 @@
-"""The report that compares runs: a table, PNG figures and one self-contained page.
+"""Report that compares runs: a table, PNG figures and a self-contained HTML page.
 
-Everything comes from what the runs' folders hold; no device is touched.
+It reads the run directories only and uses no accelerator.
 Units: loss in nats/token, throughput in tokens/s.
 """
 
@@ -29,42 +29,42 @@ from gpt3jax.train.monitor.goodput import goodput
 
 @dataclass(frozen=True)
 class Row:
-    """What a run came to. None: not measured (yet)."""
+    """Summary of a run; None for values that were not measured."""
 
     name: str
     path: str
     parameters: int
-    """Exact; padding of the vocabulary is not counted."""
+    """Exact number of parameters, excluding vocabulary padding."""
     tokens: int
     steps: int
     loss: float | None
-    """Training loss, nats/token: of the last logged batch, as in the terminal."""
+    """Training loss of the last logged batch, nats/token."""
     val_loss: float | None
-    """Validation loss, nats/token: the last one measured."""
+    """Last validation loss, nats/token."""
     val_bits_per_byte: float | None
     val_windows: int | None
-    """Over how many of the held-out windows."""
+    """Number of held-out windows that the validation loss was measured on."""
     val_windows_available: int | None
     base_val_loss: tuple[float, float] | None
-    """Of a fine-tuned run, on what its base was trained on, nats/token: at first, and at the end.
-    What it grew by was forgotten."""
+    """First and last loss of a fine-tuned run on its base model's data, nats/token. The increase
+    measures forgetting."""
     tokens_per_s: float | None
-    """Median over the records; as for mfu."""
+    """Median over the records, like `mfu`."""
     mfu: float | None
     seconds: float | None
-    """In training, over all resumes: each step once, so steps done again are not counted."""
+    """Training time over all sessions, excluding steps that were repeated after a restart."""
     wall_seconds: float | None
-    """From the first session's beginning to the last one's end."""
+    """From the start of the first session to the end of the last one."""
     goodput: float | None
-    """Share of the wall time that is `seconds`."""
+    """`seconds` as a share of `wall_seconds`."""
     seconds_by_phase: dict[str, float] | None
-    """What the wall time went to; see `gpt3jax.train.monitor.goodput.PHASES`."""
+    """Wall time by phase; see `gpt3jax.train.monitor.goodput.PHASES`."""
     device: str
     code: str
-    """Version and commit; several, if the run was resumed under another."""
+    """Version and commit; several if the run was resumed with different ones."""
 
     def cells(self) -> dict[str, str]:
-        """The row as a person reads it, by label."""
+        """The formatted values by label."""
         return {
             "parameters": f"{self.parameters:,}",
             "tokens": f"{self.tokens:,}",
@@ -85,22 +85,23 @@ class Row:
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None, *, as_json: bool = False) -> Path:
-    """Draw the figures and the page, and print the table.
+    """Writes the figures and the page, and prints the table.
 
     Args:
-      runs: Folders of runs.
-      out: Folder to write; if None, RUN/report, or of several runs one of its own in the first.
-      as_json: Print the rows as a JSON list instead of a table.
+      runs: Run directories.
+      out: Output directory. If None, RUN/report for one run, and a directory named after the
+        other runs inside the first for several.
+      as_json: Prints the rows as a JSON list instead of a table.
 
     Returns:
-      The page: index.html, beside the PNG figures.
+      Path of index.html; the PNG figures are in the same directory.
 
     Raises:
-      ConfigError: no runs, a run that is missing or has no metrics, or `out`
-        cannot be written.
+      ConfigError: there are no runs, a run is missing or has no metrics, or `out` cannot be
+        written.
     """
     if not runs:
-        raise ConfigError("no run is named: there is nothing to report. Name one or more folders")
+        raise ConfigError("no runs given: there is nothing to report. Name one or more folders")
     opened = [open_run(path) for path in runs]
     names = [run.path.resolve().name for run in opened]
     if len(set(names)) < len(names):
@@ -108,10 +109,11 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, as_json: bool
     rows, curves = zip(*map(_row_and_curve, opened, names), strict=True)
     cells = [(row.name, row.cells()) for row in rows]
     samples = [(name, _samples(run)) for name, run in zip(names, opened, strict=True)]
-    # The report of one run alone stays, and so do comparisons with others.
-    own = "-".join(["report", *(run.path.resolve().name for run in opened[1:])])
-    own = own if len(own) < 100 else f"report-{len(opened)}-runs-{short_hash(own)}"
-    folder = out or opened[0].path / own
+    # Comparisons with different runs do not overwrite each other.
+    default = "-".join(["report", *(run.path.resolve().name for run in opened[1:])])
+    if len(default) >= 100:
+        default = f"report-{len(opened)}-runs-{short_hash(default)}"
+    folder = out or opened[0].path / default
     if out is None:
         check_output_folder(folder)
     try:
@@ -134,46 +136,47 @@ def _row_and_curve(run: Run, name: str) -> tuple[Row, Curve]:
     records = [record for record in run.metrics() if record.get("tokens") is not None]
     if not records:
         raise ConfigError(f"{run.path} has no metrics: no step was logged yet. Train it for longer")
-    # Imported here: it needs jax, which takes seconds.
+    # A local import, because importing jax takes seconds.
     from gpt3jax.model.param_specs import count_params, flops_per_token
 
     events = read_events(run.ledger_file)
-    # Of a run that ended early, the state that counts is an earlier one; the curve shows all.
-    lasting = [record for record in records if record["step"] <= _end(events)] or records
+    # With early stopping the result is an earlier state. The curve still shows all records.
+    final_step = _final_step(events)
+    valid = [record for record in records if record["step"] <= final_step] or records
 
-    def values(metric: str) -> list[float]:
-        return [record[metric] for record in lasting if record.get(metric) is not None]
+    def values(metric: str) -> list[Any]:
+        return [record[metric] for record in valid if record.get(metric) is not None]
 
     losses, rates, mfu = values("loss"), values("tokens_per_s"), values("mfu")
-    of_base = values("base_val_loss")
-    spent = goodput(run)
+    base_losses = values("base_val_loss")
+    times = goodput(run)
     model = run.experiment().model
     row = Row(
         name=name,
         path=str(run.path),
         parameters=count_params(model),
-        tokens=lasting[-1]["tokens"],
-        steps=lasting[-1]["step"],
+        tokens=valid[-1]["tokens"],
+        steps=valid[-1]["step"],
         loss=(losses or [None])[-1],
         val_loss=(values("val_loss") or [None])[-1],
         val_bits_per_byte=(values("val_bits_per_byte") or [None])[-1],
         val_windows=(values("val_windows") or [None])[-1],
         val_windows_available=(values("val_windows_available") or [None])[-1],
-        base_val_loss=(of_base[0], of_base[-1]) if of_base else None,
+        base_val_loss=(base_losses[0], base_losses[-1]) if base_losses else None,
         tokens_per_s=statistics.median(rates) if rates else None,
         mfu=statistics.median(mfu) if mfu else None,
-        seconds=spent and spent.seconds_by_phase["step"],
-        wall_seconds=spent and spent.wall_seconds,
-        goodput=spent and spent.goodput,
-        seconds_by_phase=spent and spent.seconds_by_phase,
-        device=_begun(events, "{device}"),
-        code=_begun(events, "{gpt3jax} ({commit})"),
+        seconds=times and times.seconds_by_phase["step"],
+        wall_seconds=times and times.wall_seconds,
+        goodput=times and times.goodput,
+        seconds_by_phase=times and times.seconds_by_phase,
+        device=_session_values(events, "{device}"),
+        code=_session_values(events, "{gpt3jax} ({commit})"),
     )
-    return row, Curve(name, records, flops_per_token(model), spent)
+    return row, Curve(name, records, flops_per_token(model), times)
 
 
-def _end(events: list[dict[str, Any]]) -> float:
-    """The step that a run is over at, if it ended early; its state is the newest that there is."""
+def _final_step(events: list[dict[str, Any]]) -> float:
+    """The step whose state early stopping selected; infinity if the run did not stop early."""
     end = math.inf
     for event in events:
         if event["event"] == "early stop" and isinstance(event.get("step"), int):
@@ -183,15 +186,15 @@ def _end(events: list[dict[str, Any]]) -> float:
     return end
 
 
-def _begun(events: list[dict[str, Any]], words: str) -> str:
-    """What the starts and resumes say, each once, in their order."""
-    begun = [event for event in events if event["event"] in ("start", "resume")]
-    known = [defaultdict(lambda: "unknown", event) for event in begun]
-    return ", ".join(dict.fromkeys(words.format_map(event) for event in known)) or "–"
+def _session_values(events: list[dict[str, Any]], template: str) -> str:
+    """Formats the template for each start and resume event, without repetitions."""
+    sessions = [event for event in events if event["event"] in ("start", "resume")]
+    fields = [defaultdict(lambda: "unknown", event) for event in sessions]
+    return ", ".join(dict.fromkeys(template.format_map(event) for event in fields)) or "–"
 
 
 def _samples(run: Run) -> list[tuple[int, str]]:
-    """Step and text of the first and the last sample, or of the only one."""
+    """Step and text of the first and last samples, or of the only one."""
     files = {int(f.stem): f for f in run.samples.glob("*.txt") if f.stem.isdecimal()}
     check_output_folder(run.samples)
     ends = sorted(files)[:1] + sorted(files)[1:][-1:]
@@ -211,17 +214,17 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _print_table(cells: list[tuple[str, dict[str, str]]]) -> None:
-    """Figures down, runs across: as many at a time as fit, or all of them when piped."""
+    """Prints one column per run, in several tables if the terminal is too narrow."""
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 10_000
     labels = list(cells[0][1])
     widest = max(len(text) for name, row in cells for text in (name, *row.values()))
-    fit = max(1, (console.width - max(map(len, labels))) // (widest + 2))
-    for first in range(0, len(cells), fit):
+    per_table = max(1, (console.width - max(map(len, labels))) // (widest + 2))
+    for first in range(0, len(cells), per_table):
         table = Table("run", box=None, pad_edge=False)
-        for name, _ in cells[first : first + fit]:
+        for name, _ in cells[first : first + per_table]:
             table.add_column(name, justify="right", overflow="fold")
         for label in labels:
-            table.add_row(label, *(row[label] for _, row in cells[first : first + fit]))
+            table.add_row(label, *(row[label] for _, row in cells[first : first + per_table]))
         console.print(table)

@@ -1,8 +1,7 @@
-"""`gpt3jax report --scaling-law`: the paper's Figure 3.1 for runs of one's own, and what it says.
+"""`gpt3jax report --scaling-law`: Figure 3.1 of Brown et al. 2020 for one's own runs.
 
-Compute counts 6 FLOPs per matrix element and token, the output matrix included, plus
-causal attention, as everywhere here; the paper leaves embeddings out. Parameters are
-without embeddings.
+Compute is 6 FLOPs per matrix element and token, including the output matrix, plus causal attention;
+the paper excludes embeddings. Parameter counts exclude embeddings.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
@@ -39,23 +39,23 @@ FORMULAS = {
 
 
 def write_laws(runs: Sequence[Path], out: Path | None = None, *, as_json: bool = False) -> Path:
-    """Fit the laws to runs, draw them, and say how well they predict the largest run.
+    """Fits scaling laws to runs, plots them, and reports how well they predict the largest run.
 
     Args:
-      runs: Folders of runs, on the same data; those not at their end are left out.
-      out: Folder to write; scaling-law beside the first run if None.
-      as_json: Print the laws, points and predictions as JSON.
+      runs: Run directories, all on the same data. Unfinished runs are ignored.
+      out: Output directory; if None, `scaling-law` in the parent directory of the first run.
+      as_json: Prints the laws, points and predictions as JSON.
 
     Returns:
-      The page: index.html; beside it scaling_law.json, for `gpt3jax plan --law`.
+      Path of index.html; scaling_law.json, for `gpt3jax plan --law`, is in the same directory.
 
     Raises:
-      ConfigError: too few runs, of different data, or the folder cannot be written.
+      ConfigError: there are too few runs, their data differ, or the output cannot be written.
     """
     opened = [open_run(path) for path in runs]
     data = _same_data(opened)
-    found = [each for each in map(_point, opened) if each is not None]
-    points, curves = [point for point, _ in found], [curve for _, curve in found]
+    finished = [each for each in map(_point, opened) if each is not None]
+    points, curves = [point for point, _ in finished], [curve for _, curve in finished]
     laws = scaling_laws.fit(points, data)
     folder = out or opened[0].path.parent / "scaling-law"
     if out is None:
@@ -74,16 +74,16 @@ def write_laws(runs: Sequence[Path], out: Path | None = None, *, as_json: bool =
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error}. Choose another --out") from error
     if as_json:
-        said = dataclasses.asdict(laws) | {"points": [dataclasses.asdict(p) for p in points]}
-        print(json.dumps(said | {"page": str(file)}))
+        result = dataclasses.asdict(laws) | {"points": [dataclasses.asdict(p) for p in points]}
+        print(json.dumps(result | {"page": str(file)}))
     else:
-        _tell(points, laws, len(runs), file)
+        _print(points, laws, len(runs), file)
     return file
 
 
 def _same_data(runs: Sequence[Run]) -> str:
-    """Identity of the runs' data; their losses would not compare otherwise."""
-    known = {}
+    """Identity of the data of all runs, which must agree for their losses to be comparable."""
+    known: dict[str, Path] = {}
     for run in runs:
         identity = run.identity()["data"]
         sources = [[each["name"], each["manifest"]] for each in identity["sources"]]
@@ -91,18 +91,18 @@ def _same_data(runs: Sequence[Run]) -> str:
     if len(known) != 1:
         one, other = [str(path) for path in (*known.values(), "no run")][:2]
         raise ConfigError(
-            f"{one} and {other} have not the same data: their losses are on no common scale. Name "
+            f"{one} and {other} have different data: their losses are not comparable. Name "
             "runs of one data set"
         )
     return next(iter(known))
 
 
 Curve = tuple[list[float], list[float]]
-"""Compute, petaflop/s-days, and validation loss, nats/token."""
+"""Compute in petaflop/s-days and validation loss in nats/token."""
 
 
 def _point(run: Run) -> tuple[Point, Curve] | None:
-    """What a run came to, and how; None if it is not at its end, where its schedule leads."""
+    """The final point and the loss curve of a run, or None if its schedule is not complete."""
     from gpt3jax.model.param_specs import flops_per_token
 
     experiment = run.experiment()
@@ -125,8 +125,8 @@ def _point(run: Run) -> tuple[Point, Curve] | None:
     return point, curve
 
 
-def _law(laws: Laws, kind: str) -> Law | None:
-    return next((law for law in laws.laws if law.kind == kind), None)
+def _laws_by_kind(laws: Laws) -> dict[str, Law]:
+    return {law.kind: law for law in laws.laws}
 
 
 def _held_out(points: Sequence[Point], laws: Laws) -> list[Point]:
@@ -134,8 +134,19 @@ def _held_out(points: Sequence[Point], laws: Laws) -> list[Point]:
     return [point for point in points if point.name in names]
 
 
+LAW_STYLE: dict[str, Any] = {"color": COLOURS[1], "linestyle": (0, (4, 2)), "linewidth": 1.2}
+HELD_OUT_STYLE: dict[str, Any] = {"color": "#000000", "marker": "*", "markersize": 10}
+
+
+def _scatter(axes: Axes, points: Sequence[Point], x: str, **style: Any) -> Line2D:
+    """Plots the losses of runs against one of their fields."""
+    style = {"marker": "o", "linestyle": "", **style}
+    (line,) = axes.plot([getattr(p, x) for p in points], [p.loss for p in points], **style)
+    return line
+
+
 def _by_compute(points: Sequence[Point], curves: Sequence[Curve], laws: Laws) -> Figure:
-    """Figure 3.1: each run's way, coloured by its size, and the law of the frontier."""
+    """As Figure 3.1: loss curves coloured by model size, and the power law of the frontier."""
     figure = Figure(figsize=(5.0, 3.9))
     axes = figure.subplots()
     sizes = sorted({point.parameters for point in points})
@@ -146,17 +157,16 @@ def _by_compute(points: Sequence[Point], curves: Sequence[Curve], laws: Laws) ->
         axes.plot(x, y, color=colours[point.parameters], linewidth=0.9, alpha=0.6)
         axes.plot(x[-1], y[-1], "o", color=colours[point.parameters], markersize=4, zorder=3)
     axes.set_xscale("log")
-    law = _law(laws, "compute")
-    reach = [min(x[0] for x, _ in curves), 1.5 * max(p.pf_days for p in points)]
-    along = np.geomspace(*reach, 50)
-    band = np.array([law.interval(0, 0, c) for c in along]).T
-    axes.fill_between(along, *band, color=COLOURS[1], alpha=0.15, linewidth=0)
-    (line,) = axes.plot(along, [law.loss(0, 0, c) for c in along], color=COLOURS[1],
-                        linestyle=(0, (4, 2)), linewidth=1.2)  # fmt: skip
+    law = _laws_by_kind(laws)["compute"]
+    along = np.geomspace(min(x[0] for x, _ in curves), 1.5 * max(p.pf_days for p in points), 50)
+    low, high = np.array([law.interval(0, 0, c) for c in along]).T
+    axes.fill_between(along, low, high, color=COLOURS[1], alpha=0.15, linewidth=0)
+    (line,) = axes.plot(along, [law.loss(0, 0, c) for c in along], **LAW_STYLE)
     line.set_label(FORMULAS["compute"].format(**law.constants))
-    held = _held_out(points, laws)
-    (star,) = axes.plot([p.pf_days for p in held], [p.loss for p in held], "*", color="#000000",
-                        markersize=10, zorder=5, label="held out, measured")  # fmt: skip
+    largest = _held_out(points, laws)
+    star = _scatter(
+        axes, largest, "pf_days", **HELD_OUT_STYLE, zorder=5, label="held out, measured"
+    )
     low, high = min(p.loss for p in points), max(y[0] for _, y in curves)
     axes.set_ylim(0.93 * low, 1.03 * high)
     plain_log(axes)
@@ -165,31 +175,35 @@ def _by_compute(points: Sequence[Point], curves: Sequence[Curve], laws: Laws) ->
     axes.legend(handles=[line, star], loc="upper right")
     dots = [Line2D([], [], marker="o", linestyle="", markersize=4, color=colours[s]) for s in sizes]
     names = [short(float(f"{size:.2g}")) for size in sizes]
-    figure.legend(dots, names, loc="outside upper left", ncols=min(len(sizes), 7),
-                  handletextpad=0.1, columnspacing=0.8, title="parameters", title_fontsize=9,
-                  fontsize=9)  # fmt: skip
+    figure.legend(
+        dots,
+        names,
+        loc="outside upper left",
+        ncols=min(len(sizes), 7),
+        handletextpad=0.1,
+        columnspacing=0.8,
+        title="parameters",
+        title_fontsize=9,
+        fontsize=9,
+    )
     return figure
 
 
 def _by_parameters(points: Sequence[Point], laws: Laws) -> Figure:
-    """The best run of each size, and the law of parameters."""
+    """The best run of each model size, and the power law of parameters."""
     figure = Figure()
     axes = figure.subplots()
-    held = _held_out(points, laws)
-    rest = [point for point in points if point not in held]
-    axes.plot([p.parameters for p in rest], [p.loss for p in rest], "o", color=GREY, markersize=3,
-              alpha=0.6, label="runs")  # fmt: skip
+    largest = _held_out(points, laws)
+    rest = [point for point in points if point not in largest]
+    _scatter(axes, rest, "parameters", color=GREY, markersize=3, alpha=0.6, label="runs")
     best = scaling_laws.best_of_sizes(rest)
-    axes.plot([p.parameters for p in best], [p.loss for p in best], "o", color=COLOURS[0],
-              markersize=5, label="best of each size")  # fmt: skip
-    if law := _law(laws, "parameters"):
+    _scatter(axes, best, "parameters", color=COLOURS[0], markersize=5, label="best of each size")
+    if law := _laws_by_kind(laws).get("parameters"):
         sizes = [point.parameters for point in points]
         along = np.geomspace(min(sizes), max(sizes))
         label = FORMULAS["parameters"].format(**law.constants)
-        axes.plot(along, [law.loss(n, 0, 0) for n in along], color=COLOURS[1], linewidth=1.2,
-                  linestyle=(0, (4, 2)), label=label)  # fmt: skip
-    axes.plot([p.parameters for p in held], [p.loss for p in held], "*", color="#000000",
-              markersize=10, label="held out")  # fmt: skip
+        axes.plot(along, [law.loss(n, 0, 0) for n in along], **LAW_STYLE, label=label)
+    _scatter(axes, largest, "parameters", **HELD_OUT_STYLE, label="held out")
     axes.set_xscale("log")
     axes.xaxis.set_minor_formatter(NullFormatter())
     plain_log(axes)
@@ -200,22 +214,26 @@ def _by_parameters(points: Sequence[Point], laws: Laws) -> Figure:
 
 
 def _predicted(points: Sequence[Point], laws: Laws) -> Figure:
-    """What the law that predicts says of every run, against what was measured."""
+    """Loss predicted by the best law against the measured loss, for every run."""
     figure = Figure()
     axes = figure.subplots()
-    law, held = laws.best(), _held_out(points, laws)
-    for some, look in (
-        (
-            [p for p in points if p not in held],
-            {"fmt": "o", "color": COLOURS[0], "label": "fitted"},
-        ),
-        (held, {"fmt": "*", "color": "#000000", "markersize": 10, "label": "held out"}),
+    law, largest = laws.best(), _held_out(points, laws)
+    for subset, style in (
+        ([p for p in points if p not in largest], {"marker": "o", "color": COLOURS[0]}),
+        (largest, HELD_OUT_STYLE),
     ):
-        expected = [law.loss(p.parameters, p.tokens, p.pf_days) for p in some]
-        ends = [law.interval(p.parameters, p.tokens, p.pf_days) for p in some]
+        expected = [law.loss(p.parameters, p.tokens, p.pf_days) for p in subset]
+        ends = [law.interval(p.parameters, p.tokens, p.pf_days) for p in subset]
         sides = [(max(0, x - a), max(0, b - x)) for x, (a, b) in zip(expected, ends, strict=True)]
-        axes.errorbar([p.loss for p in some], expected, yerr=np.array(sides).T.reshape(2, -1),
-                      **{"markersize": 4, "elinewidth": 1, **look})  # fmt: skip
+        axes.errorbar(
+            [p.loss for p in subset],
+            expected,
+            yerr=np.array(sides).T.reshape(2, -1),
+            label="held out" if subset is largest else "fitted",
+            linestyle="",
+            elinewidth=1,
+            **{"markersize": 4, **style},
+        )
     low, high = min(p.loss for p in points), max(p.loss for p in points)
     axes.plot([low, high], [low, high], color=GREY, linewidth=0.8, zorder=1)
     axes.set_xlabel("measured, nats/token")
@@ -225,50 +243,51 @@ def _predicted(points: Sequence[Point], laws: Laws) -> Figure:
 
 
 TITLES = {
-    "compute": "Loss by compute", "parameters": "Loss by parameters",
+    "compute": "Loss by compute",
+    "parameters": "Loss by parameters",
     "prediction": "Loss expected and measured",
-}  # fmt: skip
+}
 CAPTIONS = {
-    "compute": "Each line is a run, its validation loss against the compute spent so far; dots are "
-    "the ends. Dashed, with the 95 % prediction interval of a single run: the power law of the "
-    "frontier, fitted without the held-out run. Lines within a run lie above what a shorter "
-    "schedule would reach there.",
-    "parameters": "The power law of the best run of each size. It holds where data is not what "
-    "limits; here each size saw what its budget gave, so it is an upper bound.",
-    "prediction": "The law that predicts, with the 95 % prediction interval of a single run.",
+    "compute": "Lines: validation loss of each run against the compute spent so far; dots mark the "
+    "ends. Dashed: the power law of the frontier, fitted without the held-out run, with the 95 % "
+    "prediction interval of a single run. Before its end, a run's loss is above that of a run with "
+    "a shorter schedule.",
+    "parameters": "The power law of the best run of each size. It applies if data is not the "
+    "limit. Each size was trained on what its budget allowed, so it is an upper bound.",
+    "prediction": "Predictions of the best law, with the 95 % prediction interval of a single run.",
 }
 
 
 def _rows(laws: Laws) -> list[tuple[str, str, str, int]]:
-    """Each law: its formula, constants with intervals, and how many runs it was fitted to."""
+    """Kind, formula, constants with intervals, and number of fitted runs of each law."""
     rows = []
     for law in laws.laws:
-        ends = ", ".join(
+        constants = ", ".join(
             f"{name} {value:.4g} ({law.intervals[name][0]:.4g} to {law.intervals[name][1]:.4g})"
             for name, value in law.constants.items()
         )
-        rows.append((law.kind, FORMULAS[law.kind].format(**law.constants), ends, law.fitted))
+        rows.append((law.kind, FORMULAS[law.kind].format(**law.constants), constants, law.fitted))
     return rows
 
 
 def verdicts(points: Sequence[Point], laws: Laws) -> list[str]:
-    """How far each law was from what it was not shown, in words."""
-    said = []
+    """One sentence per prediction, comparing it with the measured loss."""
+    sentences = []
     for each in laws.predictions:
         point = next(point for point in points if point.name == each.name)
-        law = _law(laws, each.law)
+        law = _laws_by_kind(laws)[each.law]
         times = point.pf_days / law.most_pf_days
         inside = "within" if each.low <= each.measured <= each.high else "outside"
-        said.append(
+        sentences.append(
             f"{each.name}, {times:.1f} times the compute: by {each.law} "
             f"{each.predicted:.4f} nats/token ({each.low:.4f} to {each.high:.4f}), measured "
             f"{each.measured:.4f}: off by {each.error:+.4f}, {inside} the 95 % prediction interval "
             f"(Student's t, {law.freedom} degrees of freedom)"
         )
-    return said
+    return sentences
 
 
-def _tell(points: Sequence[Point], laws: Laws, named: int, file: Path) -> None:
+def _print(points: Sequence[Point], laws: Laws, n_runs: int, file: Path) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     table = Table("run", box=None, pad_edge=False)
     for name in ("parameters", "tokens", "petaflop/s-days", "val_loss"):
@@ -276,10 +295,10 @@ def _tell(points: Sequence[Point], laws: Laws, named: int, file: Path) -> None:
     for p in points:
         table.add_row(truncate(p.name, 40), *_cells(p))
     console.print(table)
-    if len(points) < named:
-        console.print(f"{named - len(points)} of the runs are not at their end: left out")
+    if len(points) < n_runs:
+        console.print(f"{n_runs - len(points)} of the runs are not at their end: left out")
     for kind, formula, ends, count in _rows(laws):
-        console.print(f"{kind}: {formula}, of {count} runs; {ends}")
+        console.print(f"{kind}: {formula}, fitted to {count} runs; {ends}")
     for line in verdicts(points, laws):
         console.print(f"held out: {line}")
     console.print(f"page: {file}")
@@ -294,10 +313,10 @@ def _page(points: Sequence[Point], laws: Laws, folder: Path, figures: Sequence[s
     def cells(values: Sequence[Any]) -> str:
         return "".join(f"<td>{html.escape(str(value))}</td>" for value in values)
 
-    drawn = ""
+    images = ""
     for name in figures:
         encoded = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
-        drawn += (
+        images += (
             f"<figure><h2>{TITLES[name]}</h2><img alt='Figure: {TITLES[name].lower()}' "
             f"src='data:image/png;base64,{encoded}'><figcaption>{CAPTIONS[name]}</figcaption>"
             "</figure>\n"
@@ -310,25 +329,31 @@ def _page(points: Sequence[Point], laws: Laws, folder: Path, figures: Sequence[s
     rows = "".join(
         f"<tr><th scope=row>{html.escape(p.name)}</th>{cells(_cells(p))}</tr>\n" for p in points
     )
-    held = "".join(f"<li>{html.escape(line)}.</li>" for line in verdicts(points, laws))
-    worth = f"L = 2.57 C^-0.048 on its own data, {frontier(laws.laws[0].most_pf_days):.2f}"
+    verdict_items = "".join(f"<li>{html.escape(line)}.</li>" for line in verdicts(points, laws))
+    paper = f"L = 2.57 C^-0.048 on its own data, {frontier(laws.laws[0].most_pf_days):.2f}"
     return TEMPLATE.format(
-        style=CSS, held=held, fits=fits, figures=drawn, rows=rows,
-        paper=html.escape(f"The paper's law, for comparison: {worth} nats/token at the same "
-                          "compute; another tokenizer, another scale."),
-    )  # fmt: skip
+        style=CSS,
+        verdicts=verdict_items,
+        fits=fits,
+        figures=images,
+        rows=rows,
+        paper=html.escape(
+            f"The paper's law, for comparison: {paper} nats/token at the same "
+            "compute, with a different tokenizer."
+        ),
+    )
 
 
 TEMPLATE = """<!doctype html>
 <html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
 <title>Scaling law: gpt3jax report</title><style>{style}li{{margin:.3rem 0}}</style>
 <h1>Scaling law</h1>
-<h2>What the smaller runs predict of the largest</h2><ul>{held}</ul>
+<h2>What the smaller runs predict of the largest</h2><ul>{verdicts}</ul>
 <div class=grid>
 {figures}</div>
 <h2>Laws</h2>
 <p>Intervals: 95 %, Student's t around the least-squares fit in log L; the degrees of freedom are
-the runs less the constants. That the law holds is assumed. {paper}</p>
+the number of runs minus the number of constants. The law is assumed to hold. {paper}</p>
 <div class=wide><table><thead><tr><th></th><th>law</th><th>runs</th><th class=why>constants</th>
 </tr></thead><tbody>{fits}</tbody></table></div>
 <h2>Runs</h2>

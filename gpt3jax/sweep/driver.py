@@ -1,8 +1,7 @@
-"""The sweep on this machine: takes trials from the storage, trains them, tells how they ended.
+"""Driver of a sweep on one machine: takes trials from the storage, trains them, reports results.
 
-Optuna is talked to from here alone. A worker is the process, or processes, that
-train one trial on one whole mesh: `gpt3jax train`, or what `launch` names, as
-`srun gpt3jax train`. Other machines may do the same on the same storage.
+A worker is the process, or processes, that train one trial on one mesh: `gpt3jax train`, or another
+`launch` command such as `srun gpt3jax train`. Several machines may share one storage.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from gpt3jax.run_dir import Run
 from gpt3jax.serde import short_hash
 from gpt3jax.sweep import store, worker
 from gpt3jax.sweep.space import Params, Space, grid, load
-from gpt3jax.sweep.worker import Work
+from gpt3jax.sweep.worker import Job
 from gpt3jax.train.monitor.display import over_windows
 from gpt3jax.train.schedules import total_tokens
 from gpt3jax.user_code import load_experiment
 
 POLL_S = 0.2
 REFRESH_S = 2.0
-"""Seconds between two looks at what other machines do."""
+"""Seconds between checks for changes by other machines."""
 STARTUP = 5
-"""Complete trials before TPE models them or any is pruned."""
+"""Number of complete trials before TPE uses its model and pruning starts."""
 
 Sampler = Literal["tpe", "random", "grid"]
 Pruner = Literal["median", "halving", "none"]
@@ -43,11 +42,11 @@ Pruner = Literal["median", "halving", "none"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep is told."""
+    """The settings of a sweep."""
 
     file: Path
     overrides: tuple[str, ...]
-    """For every trial, before its own."""
+    """Overrides for every trial, before those of its own."""
     trials: int
     workers: int
     sampler: Sampler
@@ -55,136 +54,139 @@ class Plan:
     seed: int
     storage: str
     folder: Path
-    """Where the runs of this machine and the results lie."""
+    """Directory for the runs of this machine and the results."""
     launch: str = worker.TRAIN
 
 
 class Sweep:
-    """One machine's part in a sweep."""
+    """A machine's participation in a sweep."""
 
     def __init__(self, plan: Plan, storage: optuna.storages.BaseStorage):
-        """Join the sweep, or begin it.
+        """Joins the sweep, or creates it.
 
         Raises:
-          ConfigError: the experiment file cannot work, or another sweep is there.
+          ConfigError: the experiment file is invalid, or the storage contains another sweep.
         """
         self.plan = plan
         self.space, experiment = load(plan.file), load_experiment(plan.file)
         terms = {
             "experiment": short_hash(experiment.to_json()),
-            "overrides": " ".join(plan.overrides), "sampler": plan.sampler, "seed": plan.seed,
-        }  # fmt: skip
+            "overrides": " ".join(plan.overrides),
+            "sampler": plan.sampler,
+            "seed": plan.seed,
+        }
         if plan.sampler == "grid":
             terms["trials of the grid"] = plan.trials
         self.study = store.join(storage, terms, queue(self.space, plan))
         self.study.pruner = make_pruner(plan.pruner, experiment)
-        self.works: list[Work] = []
+        self.jobs: list[Job] = []
         self.shares = worker.shares(plan.workers)
-        self.caught: list[int] = []
-        self.mistake = ""
+        self.signals: list[int] = []
+        """Signals received, which stop the sweep."""
+        self.config_error = ""
 
-    def go(self, show: Callable[[list[store.Trial]], None]) -> list[store.Trial]:
-        """Train until no trial is left; `show` is called whenever there is something new.
+    def run(self, show: Callable[[list[store.Trial]], None]) -> list[store.Trial]:
+        """Trains until no trial is left, and calls `show` when anything changes.
 
         Raises:
-          ConfigError: a trial is a user's mistake: what the space gives cannot work.
+          ConfigError: the space returned overrides that `gpt3jax train` rejects.
           RunError: the storage failed.
         """
-        looked = 0.0
+        last_refresh = 0.0
         try:
-            with _caught(self.caught), store.told("the storage"):
-                while not (self.caught or self.mistake):
-                    is_new = self._follow()
-                    if is_new or time.monotonic() - looked > REFRESH_S:
-                        looked = time.monotonic()
+            with _record_signals(self.signals), store.storage_errors("the storage"):
+                while not (self.signals or self.config_error):
+                    has_changed = self._follow()
+                    if has_changed or time.monotonic() - last_refresh > REFRESH_S:
+                        last_refresh = time.monotonic()
                         store.reap(self.study)
                         self._fill()
                         trials = store.read(self.study)
                         show(trials)
-                        if not self.works and all(trial.is_over for trial in trials):
+                        if not self.jobs and all(trial.is_over for trial in trials):
                             return trials
                     time.sleep(POLL_S)
                 self._stop_all("the sweep was stopped")
                 trials = store.read(self.study)
                 show(trials)
         finally:
-            # After an error of the storage, too: nothing is left behind to run.
-            for each in self.works:
-                each.tell_to_stop("stopped", "the sweep ended")
-            for each in self.works:
+            # No process is left running, even after an error of the storage.
+            for each in self.jobs:
+                each.request_stop("stopped", "the sweep ended")
+            for each in self.jobs:
                 each.process.wait()
-        if self.mistake:
-            raise ConfigError(self.mistake)
+        if self.config_error:
+            raise ConfigError(self.config_error)
         return trials
 
     def _fill(self) -> None:
-        """Give every free worker a trial."""
-        for slot in sorted(set(range(self.plan.workers)) - {work.slot for work in self.works}):
+        """Starts a trial on every free worker."""
+        for slot in sorted(set(range(self.plan.workers)) - {job.slot for job in self.jobs}):
             trial = store.take(self.study)
             if trial is None:
                 return
-            self.works.append(self._start(trial, slot))
+            self.jobs.append(self._start(trial, slot))
 
-    def _start(self, trial: optuna.Trial, slot: int) -> Work:
+    def _start(self, trial: optuna.Trial, slot: int) -> Job:
         place = trial.user_attrs["place"]
-        # Drawn from seed and place, so that a trial is the same after a resume; TPE looks at
-        # what is known by then as well.
+        # The sampler's seed depends on the sweep's seed and the place, so that a trial is the same
+        # after a resume. TPE also depends on the results so far.
         self.study.sampler = make_sampler(self.plan, place)
-        words = [*self.plan.overrides, *self.space.words(trial)]
+        overrides = [*self.plan.overrides, *self.space.words(trial)]
         run = Run(self.plan.folder / f"trial-{place:03}")
-        command = worker.command(self.plan.launch, self.plan.file, run.path, words)
+        command = worker.command(self.plan.launch, self.plan.file, run.path, overrides)
         trial.set_user_attr("command", shlex.join(command))
         return worker.start(trial, slot, run, command, self.shares[slot])
 
     def _follow(self) -> bool:
-        """Look at all that are under way; whether there is anything new."""
-        is_new = False
-        for work in list(self.works):
-            is_over = work.process.poll() is not None
-            is_new |= work.follow(self.plan.pruner != "none", store.BEAT_S) or is_over
+        """Polls all running trials; returns whether anything has changed."""
+        has_changed = False
+        for job in list(self.jobs):
+            is_over = job.process.poll() is not None
+            has_changed |= job.follow(self.plan.pruner != "none", store.BEAT_S) or is_over
             if is_over:
-                self.works.remove(work)
-                self._end(work)
-        return is_new
+                self.jobs.remove(job)
+                self._end(job)
+        return has_changed
 
-    def _end(self, work: Work) -> None:
-        """Tell how a trial ended, or give it back."""
-        trial, code = work.trial, work.process.returncode
+    def _end(self, job: Job) -> None:
+        """Reports the result of a trial, or returns it to the queue."""
+        trial, code = job.trial, job.process.returncode
         notes = trial.user_attrs
-        seconds = time.monotonic() - work.began
-        if work.run.exists():
-            trial.set_user_attr("flops", flops(work.run))
-            trial.set_user_attr("windows", windows(work.run))
-        said = worker.last_words(work.log)
+        seconds = time.monotonic() - job.began
+        if job.run.exists():
+            trial.set_user_attr("flops", flops(job.run))
+            trial.set_user_attr("windows", windows(job.run))
+        error = worker.error_message(job.log)
         frozen = self.study.get_trials()[trial.number]
 
-        def end(how: store.Ended, why: str, state: TrialState, value: float | None = None) -> None:
-            trial.set_user_attr("ended", how)
+        def end(ended: str, why: str, state: TrialState, value: float | None = None) -> None:
+            trial.set_user_attr("ended", ended)
             trial.set_user_attr("seconds", notes.get("seconds", 0.0) + seconds)
             if why:
                 trial.set_user_attr("why", why)
             self.study.tell(trial, value, state)
 
-        losses = [loss for _, loss in worker.curve(work.run)]
-        if work.stop == "stopped":
-            store.give_back(self.study, frozen, work.why, seconds)
-        elif work.stop:
-            end(work.stop, work.why, TrialState.PRUNED)
+        losses = [loss for _, loss in worker.curve(job.run)]
+        if job.stop == "stopped":
+            store.give_back(self.study, frozen, job.why, seconds)
+        elif job.stop:
+            end(job.stop, job.why, TrialState.PRUNED)
         elif code == 0 and losses:
             end("complete", "", TrialState.COMPLETE, losses[-1])
-        elif code == 1 and worker.has_diverged(work.run):
-            end("diverged", said, TrialState.PRUNED)
-        elif code == 2 and "is being trained by process" in said:
-            # Left over from a worker that was killed; it saves, and ends.
+        elif code == 1 and worker.has_diverged(job.run):
+            end("diverged", error, TrialState.PRUNED)
+        elif code == 2 and "is being trained by process" in error:
+            # The process of a killed worker is still saving.
             store.give_back(self.study, frozen, "its run was still in use", seconds)
         elif code == 2:
-            end("failed", said, TrialState.FAIL)
-            self.mistake = (
-                f"trial {work.place} cannot be trained: {said.rstrip('.')}. Mend space() of "
+            end("failed", error, TrialState.FAIL)
+            self.config_error = (
+                f"trial {job.place} cannot be trained: {error.rstrip('.')}. Fix space() of "
                 f"{self.plan.file}, and name another --storage"
             )
         else:
-            why = f"ended by signal {-code}" if code < 0 else f"exit code {code}: {said}"
+            why = f"ended by signal {-code}" if code < 0 else f"exit code {code}: {error}"
             failures = notes.get("failures", 0) + 1
             if failures >= store.TRIES:
                 end("failed", why, TrialState.FAIL)
@@ -192,16 +194,16 @@ class Sweep:
                 store.give_back(self.study, frozen, why, seconds, failures)
 
     def _stop_all(self, why: str) -> None:
-        """Trials under way save, and go back into the queue."""
-        for work in self.works:
-            work.tell_to_stop("stopped", why)
-        while self.works:
+        """Makes running trials save and exit, and returns them to the queue."""
+        for job in self.jobs:
+            job.request_stop("stopped", why)
+        while self.jobs:
             self._follow()
             time.sleep(POLL_S)
 
 
 def queue(space: Space, plan: Plan) -> list[Params]:
-    """What is set of each trial: of the first ones, and of a grid, all; else nothing."""
+    """The fixed parameters of each trial: those of `first` or of the grid, else none."""
     first = list(space.first)
     if plan.sampler == "grid":
         return [*first, *grid(space.ranges, plan.trials - len(first))]
@@ -209,7 +211,7 @@ def queue(space: Space, plan: Plan) -> list[Params]:
 
 
 def make_sampler(plan: Plan, place: int) -> optuna.samplers.BaseSampler:
-    """What draws the values of a trial: a function of the sweep's seed and its place."""
+    """The sampler for a trial, seeded by the sweep's seed and the trial's place."""
     seed = zlib.crc32(f"{plan.seed}/{place}".encode())
     if plan.sampler == "tpe":
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
@@ -217,11 +219,11 @@ def make_sampler(plan: Plan, place: int) -> optuna.samplers.BaseSampler:
 
 
 def make_pruner(name: Pruner, experiment: Experiment) -> optuna.pruners.BasePruner:
-    """What stops losers; trials are compared at the same tokens seen.
+    """The pruner, which compares trials at equal numbers of tokens.
 
-    median: those worse, at their best, than half of the complete ones were by then; after
-    a quarter of the tokens. halving: those not among the best third at 1/27, 1/9 and 1/3
-    of them (ASHA, arXiv 1810.05934).
+    median: after a quarter of the tokens, prunes trials whose best loss is worse than the median
+    of the complete trials at that point. halving: prunes trials outside the best third at 1/27,
+    1/9 and 1/3 of the tokens (ASHA, arXiv 1810.05934).
     """
     tokens = total_tokens(experiment)
     if name == "median":
@@ -232,12 +234,12 @@ def make_pruner(name: Pruner, experiment: Experiment) -> optuna.pruners.BasePrun
 
 
 def windows(run: Run) -> str:
-    """Over how many held-out windows the losses of a run were measured, in words."""
+    """Describes the number of held-out windows that the losses of a run were measured on."""
     return over_windows(next((r for r in run.metrics() if "val_windows" in r), {}))
 
 
 def flops(run: Run) -> float:
-    """Training FLOPs of a run by the tokens that it has seen."""
+    """Training FLOPs of a run for the tokens that it has processed."""
     from gpt3jax.model.param_specs import flops_per_token
 
     tokens = max((record.get("tokens", 0) for record in run.metrics()), default=0)
@@ -245,8 +247,8 @@ def flops(run: Run) -> float:
 
 
 @contextmanager
-def _caught(signals: list[int]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the sweep in order; a second one changes nothing."""
+def _record_signals(signals: list[int]) -> Iterator[None]:
+    """Appends SIGINT and SIGTERM to `signals` instead of interrupting."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, lambda n, _: signals.append(n)) for number in numbers}
     try:

@@ -1,6 +1,6 @@
-"""The page of a sweep: the best command, figures, and every trial, in one file that loads nothing.
+"""Self-contained HTML page of a sweep: the best command, figures, and all trials.
 
-Figures are drawn on white; in a dark theme the page inverts them, as a report does.
+Figures have a white background; in a dark theme the page inverts them, like a report.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from gpt3jax.sweep.store import Trial, best
 
 
 def write_page(trials: Sequence[Trial], importance: dict[str, float], folder: Path) -> Path:
-    """Draw the figures, and write index.html beside them.
+    """Writes the figures and index.html to a folder.
 
     Args:
-      trials: of the sweep; what they hold may be any text.
-      importance: of each parameter; see `results.importances`.
-      folder: to write.
+      trials: all trials of the sweep.
+      importance: importance of each parameter; see `results.importances`.
+      folder: the output directory.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the folder cannot be written.
     """
     figures = draw_figures(trials, importance, folder)
     file = folder / "index.html"
@@ -34,26 +34,30 @@ def write_page(trials: Sequence[Trial], importance: dict[str, float], folder: Pa
 
 
 def page(trials: Sequence[Trial], figures: dict[Path, str], name: str) -> str:
-    """The page as HTML.
+    """Returns the page as HTML; all texts are escaped.
 
     Args:
-      trials: of the sweep.
-      figures: PNG files, read and embedded, and their captions.
-      name: of the sweep.
+      trials: all trials of the sweep.
+      figures: captions by PNG file; the files are embedded.
+      name: name of the sweep.
     """
-    drawn = ""
+    images = ""
     for file, caption in figures.items():
         title = file.stem.replace("_", " ")
         data = base64.b64encode(file.read_bytes()).decode()
-        drawn += (
+        images += (
             f"<figure><h2>{html.escape(title.capitalize())}</h2><img alt='Figure: "
             f"{html.escape(title, quote=True)}' src='data:image/png;base64,{data}'>"
             f"<figcaption>{caption}</figcaption></figure>\n"
         )
     return TEMPLATE.format(
-        title=html.escape(name), style=CSS + OURS, summary=html.escape(summary(trials)),
-        best=_best(trials), figures=drawn, table=_table(trials),
-    )  # fmt: skip
+        title=html.escape(name),
+        style=CSS + SWEEP_CSS,
+        summary=html.escape(summary(trials)),
+        best=_best(trials),
+        figures=images,
+        table=_table(trials),
+    )
 
 
 def _best(trials: Sequence[Trial]) -> str:
@@ -91,7 +95,7 @@ def _table(trials: Sequence[Trial]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}</tbody></table>"
 
 
-OURS = """
+SWEEP_CSS = """
 tr.best td,tr.best th{font-weight:600}
 thead th{vertical-align:bottom} .why small{white-space:nowrap}
 """
@@ -105,6 +109,6 @@ TEMPLATE = """<!doctype html>
 <div class=grid>
 {figures}</div>
 <h2>Trials</h2>
-<p>Complete ones first, by validation loss in nats/token. Minutes are of one worker.</p>
+<p>Complete trials come first, by validation loss in nats/token. Minutes are of one worker.</p>
 <div class=wide>{table}</div>
 """

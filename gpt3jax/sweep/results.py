@@ -1,4 +1,4 @@
-"""A sweep from its beginning to its page."""
+"""Runs a sweep and writes its results."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from gpt3jax.sweep.store import Trial
 
 
 def run_sweep(plan: Plan, serve: str | None, *, as_json: bool) -> int:
-    """Join a sweep or begin it, train what is left, and write the results.
+    """Joins or creates a sweep, trains the remaining trials, and writes the results.
 
     Returns:
-      The exit code: 0, or 128 + n where signal n stopped it.
+      The exit code: 0, or 128 + n if signal n stopped it.
 
     Raises:
-      ConfigError: nothing can be tried, or the results cannot be written.
+      ConfigError: the sweep is invalid, or the results cannot be written.
       RunError: the storage failed.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with _storage(plan.storage, serve) as storage:
         sweep = Sweep(plan, storage)
         with show.watching() if not as_json else contextlib.nullcontext(_nothing) as watch:
-            trials = sweep.go(watch)
+            trials = sweep.run(watch)
         importance = importances(sweep.study)
     page = write_results(trials, importance, plan.folder)
     if as_json:
         rows = [dataclasses.asdict(trial) for trial in trials]
         print(json.dumps({"trials": rows, "page": str(page), "importance": importance}))
     else:
-        _tell(trials, page)
-    return 128 + sweep.caught[0] if sweep.caught else 0
+        _print(trials, page)
+    return 128 + sweep.signals[0] if sweep.signals else 0
 
 
 @contextlib.contextmanager
@@ -52,17 +52,17 @@ def _storage(name: str, serve: str | None) -> Iterator[optuna.storages.BaseStora
         return
     if name.endswith(".db"):
         raise ConfigError(
-            f"--storage {name} is SQLite, which two machines would spoil: it is for --serve "
-            "HOST:PORT. Add that, or use FILE.journal"
+            f"--storage {name} is SQLite, which several machines would corrupt. Add --serve "
+            "HOST:PORT, or use FILE.journal"
         )
     yield store.open_storage(name)
 
 
 def write_results(trials: Sequence[Trial], importance: dict[str, float], folder: Path) -> Path:
-    """The CSV file and the page of a sweep; returns the page.
+    """Writes the CSV file and the page of a sweep; returns the path of the page.
 
     Raises:
-      ConfigError: they cannot be written.
+      ConfigError: the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,18 +75,18 @@ def write_results(trials: Sequence[Trial], importance: dict[str, float], folder:
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """What share of the differences among trials each parameter explains, by PED-ANOVA.
+    """Share of the variation among trials that each parameter explains, by PED-ANOVA.
 
-    Empty where there are too few trials, or one parameter, to tell.
+    Empty if there are too few trials or only one parameter.
     """
     try:
-        found = optuna.importance.get_param_importances(study)
+        shares = optuna.importance.get_param_importances(study)
     except (ValueError, RuntimeError):
         return {}
-    return {name: float(share) for name, share in found.items()} if len(found) > 1 else {}
+    return {name: float(share) for name, share in shares.items()} if len(shares) > 1 else {}
 
 
-def _tell(trials: Sequence[Trial], page: Path) -> None:
+def _print(trials: Sequence[Trial], page: Path) -> None:
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 10_000
@@ -100,4 +100,4 @@ def _tell(trials: Sequence[Trial], page: Path) -> None:
 
 
 def _nothing(_: list[Trial]) -> None:
-    """Shown of a sweep that prints JSON."""
+    """Shows no progress, for sweeps that print JSON."""

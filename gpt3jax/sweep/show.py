@@ -1,4 +1,4 @@
-"""What a sweep prints and writes as it goes: a live table, lines when piped, a CSV file."""
+"""Progress of a sweep as a live table, or as lines when piped; and its CSV file."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from gpt3jax.sweep.store import Trial, best
 PF_DAY = 8.64e19
 """FLOPs in a petaflop/s-day."""
 ROWS = 40
-"""Of a live table, at most: the newest."""
+"""Maximum rows of the live table, which shows the newest trials."""
 
 
 def names(trials: Sequence[Trial]) -> list[str]:
-    """All parameters that any trial has, in the order of the space."""
+    """Names of all parameters of the trials, in the order of the space."""
     return list(dict.fromkeys(name for trial in trials for name in trial.params))
 
 
 def short(value: Any) -> str:
-    """A parameter as a table shows it.
+    """Formats a parameter for tables.
 
     >>> short(0.00061234567), short(3), short("cosine")
     ('0.0006123', '3', 'cosine')
@@ -37,31 +37,31 @@ def short(value: Any) -> str:
 
 
 def tokens_of(trial: Trial) -> int:
-    """Tokens at the newest validation loss."""
+    """Tokens processed at the last validation loss."""
     return max(trial.curve, default=0)
 
 
 def table(trials: Sequence[Trial], rows: int | None = None) -> Table:
-    """A row for each trial, the best one marked; only the last so many, if told."""
-    made, winner = Table(box=None, pad_edge=False), best(trials)
+    """A table with a row per trial, or for the last `rows` started ones; * marks the best."""
+    result, winner = Table(box=None, pad_edge=False), best(trials)
     for name in ("trial", *names(trials), "val_loss", "tokens", "minutes"):
-        made.add_column(name, justify="right", no_wrap=True)
-    made.add_column("state")
-    begun = [trial for trial in trials if trial.state != "waiting" or trial.attempts > 1]
-    for trial in begun[-rows:] if rows else trials:
+        result.add_column(name, justify="right", no_wrap=True)
+    result.add_column("state")
+    started = [trial for trial in trials if trial.state != "waiting" or trial.attempts > 1]
+    for trial in started[-rows:] if rows else trials:
         state = f"{trial.state}: {trial.why}" if trial.why else trial.state
-        made.add_row(
+        result.add_row(
             f"{'*' if trial is winner else ''}{trial.number}",
             *(short(trial.params[n]) if n in trial.params else "" for n in names(trials)),
             "" if trial.val_loss is None else f"{trial.val_loss:.4f}",
             f"{tokens_of(trial):,}", f"{trial.seconds / 60:.1f}", truncate(state, 80),
         )  # fmt: skip
-    return made
+    return result
 
 
 @contextmanager
 def watching() -> Iterator[Callable[[list[Trial]], None]]:
-    """Give a function that shows how the sweep stands: a live table, or lines when piped."""
+    """Yields a function that displays the trials: as a live table, or as lines when piped."""
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         yield _plain(console)
@@ -81,10 +81,10 @@ def _plain(console: Console) -> Callable[[list[Trial]], None]:
 
     def show(trials: list[Trial]) -> None:
         for trial in trials:
-            now = (trial.state, trial.attempts)
-            if now in (shown.get(trial.number), ("waiting", 1)):
+            status = (trial.state, trial.attempts)
+            if status in (shown.get(trial.number), ("waiting", 1)):
                 continue
-            shown[trial.number] = now
+            shown[trial.number] = status
             values = ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())
             loss = "" if trial.val_loss is None else f", val_loss {trial.val_loss:.4f}"
             why = f" ({trial.why})" if trial.why else ""
@@ -96,12 +96,12 @@ def _plain(console: Console) -> Callable[[list[Trial]], None]:
 
 
 def summary(trials: Sequence[Trial]) -> str:
-    """How many ended how, and what was spent.
+    """Counts of trials by state, and the compute spent.
 
-    Worker-hours count each attempt once, those that were lost to a killed sweep excepted.
+    Worker-hours exclude attempts whose driver was killed.
     """
-    counts = [(state, sum(t.state == state for t in trials)) for state in
-              ("complete", "pruned", "diverged", "failed", "running", "waiting")]  # fmt: skip
+    states = ("complete", "pruned", "diverged", "failed", "running", "waiting")
+    counts = [(state, sum(t.state == state for t in trials)) for state in states]
     ended = ", ".join(f"{count} {state}" for state, count in counts if count)
     hours = sum(trial.seconds for trial in trials) / 3600
     days = sum(trial.flops for trial in trials) / PF_DAY
@@ -110,14 +110,14 @@ def summary(trials: Sequence[Trial]) -> str:
 
 
 def as_csv(trials: Sequence[Trial]) -> str:
-    """The trials as CSV: one row each, with all that is known but the curves."""
+    """The trials as CSV, one row each, without the curves."""
     text, params = io.StringIO(), names(trials)
     writer = csv.writer(text, lineterminator="\n")
     columns = ("val_loss", "tokens", "seconds", "flops", "attempts", "why", "command")
     writer.writerow(["trial", "state", *params, *columns])
     for trial in trials:
-        known = [trial.number, trial.state, *(trial.params.get(name, "") for name in params)]
+        row = [trial.number, trial.state, *(trial.params.get(name, "") for name in params)]
         loss = "" if trial.val_loss is None else trial.val_loss
-        known += [loss, tokens_of(trial), round(trial.seconds, 1), trial.flops]
-        writer.writerow([*known, trial.attempts, trial.why, trial.command])
+        row += [loss, tokens_of(trial), round(trial.seconds, 1), trial.flops]
+        writer.writerow([*row, trial.attempts, trial.why, trial.command])
     return text.getvalue()

@@ -1,14 +1,14 @@
-"""What a sweep tries: the functions of an experiment file that say so, and what they give.
+"""The search space of a sweep, defined by functions in an experiment file.
 
-    def space(trial):            # of Optuna: trial.suggest_float, suggest_int, suggest_categorical
+    def space(trial):            # an Optuna trial: suggest_float, suggest_int, suggest_categorical
         rate = trial.suggest_float("peak_learning_rate", 1e-4, 1e-1, log=True)
         return {"schedule.peak-learning-rate": rate}
 
-    def first():                 # may be left out: what is tried before anything else
+    def first():                 # optional: parameters to try before any others
         return [{"peak_learning_rate": 6e-4}]
 
-The keys that `space` returns are flags of `gpt3jax train`, so that each trial is
-one command, and one run.
+The keys of the dict that `space` returns are flags of `gpt3jax train`, so that each trial is one
+command and one run.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from gpt3jax.errors import ConfigError
 from gpt3jax.user_code import load_module, named_errors
 
 Params = dict[str, Any]
-"""Values of a trial, by the names that `space` gave them."""
+"""Parameters of a trial, by the names used in `space`."""
 
-OURS = {"run", "debug", "help", "coordinator", "processes", "process", "distributed"}
-"""Flags of `gpt3jax train` that are not for a trial to choose."""
+RESERVED = {"run", "debug", "help", "coordinator", "processes", "process", "distributed"}
+"""Flags of `gpt3jax train` that a trial must not set."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,17 @@ class Space:
     """The space of an experiment file."""
 
     file: Path
-    function: Callable[[optuna.Trial], dict[str, Any]]
+    function: Callable[..., Any]
     ranges: dict[str, BaseDistribution]
-    """What was suggested in a trial at random: all there is, unless parts depend on others."""
+    """Distributions suggested in one random trial; incomplete if some are conditional."""
     first: tuple[Params, ...]
-    """Tried before anything else."""
+    """Parameters of the first trials."""
 
     def words(self, trial: optuna.Trial) -> list[str]:
-        """The overrides of a trial, as words of a command; its values are drawn here.
+        """Samples the parameters of a trial and returns its overrides as command-line arguments.
 
         Raises:
-          ConfigError: the function fails, or what it returns are no overrides.
+          ConfigError: the function fails or does not return overrides.
         """
         with named_errors(self.file):
             flags = self.function(trial)
@@ -62,24 +62,23 @@ class Space:
 
 
 def load(file: Path) -> Space:
-    """The space that an experiment file defines, after one trial of it at random.
+    """Loads the space of an experiment file and checks it with one random trial.
 
     Raises:
-      ConfigError: it defines none, or one that cannot work.
+      ConfigError: the file defines no space, or an invalid one.
     """
     module = load_module(file, "sweep")
     function = getattr(module, "space", None)
     if not callable(function):
         raise ConfigError(
-            f"{file} has no function space(trial): nothing to vary. Define one, as "
-            "experiments/sweep_learning_rate.py does"
+            f"{file} has no function space(trial): there is nothing to vary. Define one, as in "
+            "experiments/sweep_learning_rate.py"
         )
     with named_errors(file):
         first = tuple(getattr(module, "first", tuple)())
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     trial = study.ask()
-    made = Space(file, function, {}, ())
-    made.words(trial)
+    Space(file, function, {}, ()).words(trial)
     ranges = trial.distributions
     if not ranges:
         raise ConfigError(
@@ -92,25 +91,25 @@ def load(file: Path) -> Space:
 
 
 def as_words(flags: Any, file: Path) -> list[str]:
-    """Overrides as words of a command.
+    """Formats overrides as command-line arguments.
 
     >>> as_words({"model.n-layers": 4, "schedule.peak-learning-rate": 3e-4}, Path("x.py"))
     ['--model.n-layers', '4', '--schedule.peak-learning-rate', '0.0003']
 
     Raises:
-      ConfigError: they are none.
+      ConfigError: `flags` is not a dict of overrides.
     """
     if not isinstance(flags, dict):
         raise ConfigError(
-            f"{file}: space() returned {type(flags).__name__}, not overrides. Return a dict, as "
-            '{"schedule.peak-learning-rate": rate}'
+            f"{file}: space() returned {type(flags).__name__}, not overrides. Return a dict, "
+            'for example {"schedule.peak-learning-rate": rate}'
         )
     words = []
     for name, value in flags.items():
-        if not (isinstance(name, str) and re.fullmatch(r"[a-z][\w.-]*", name)) or name in OURS:
+        if not (isinstance(name, str) and re.fullmatch(r"[a-z][\w.-]*", name)) or name in RESERVED:
             raise ConfigError(
-                f"{file}: space() returned an override {name!r}: it must be a field of the "
-                "experiment, as `gpt3jax train` takes it without --. Rename it"
+                f"{file}: space() returned an override {name!r}: it must be a flag of `gpt3jax "
+                "train` for a field of the experiment, without --. Rename it"
             )
         values = value if isinstance(value, list | tuple) else [value]
         words += [f"--{name}", *(str(each) for each in values)]
@@ -120,7 +119,7 @@ def as_words(flags: Any, file: Path) -> list[str]:
 def _check_first(params: Any, ranges: dict[str, BaseDistribution], file: Path) -> None:
     if not isinstance(params, dict):
         raise ConfigError(
-            f"{file}: first() holds {type(params).__name__}, not values. Return a list of dicts"
+            f"{file}: first() contains {type(params).__name__}, not a dict. Return a list of dicts"
         )
     for name, value in params.items():
         if name not in ranges:
@@ -128,49 +127,50 @@ def _check_first(params: Any, ranges: dict[str, BaseDistribution], file: Path) -
                 f"{file}: first() names {name!r}, which space() does not suggest: it would change "
                 f"nothing. Use {', '.join(ranges)}"
             )
-        if not _holds(ranges[name], value):
+        if not _contains(ranges[name], value):
             raise ConfigError(
                 f"{file}: first() has {name} {value!r}, outside of {ranges[name]}. Widen the range"
             )
 
 
-def _holds(values: BaseDistribution, value: Any) -> bool:
+def _contains(values: BaseDistribution, value: Any) -> bool:
     if isinstance(values, CategoricalDistribution):
         return value in values.choices
+    assert isinstance(values, FloatDistribution | IntDistribution)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and values.low <= value <= values.high
 
 
 def grid(ranges: dict[str, BaseDistribution], trials: int) -> list[Params]:
-    """Points of a grid, at most so many: each range gets as many as that allows, evenly.
+    """Returns at most `trials` points of a grid, with equally many values along each range.
 
     Raises:
-      ConfigError: the choices alone are more than the trials.
+      ConfigError: the categorical choices alone need more trials.
     """
-    fixed = [r for r in ranges.values() if isinstance(r, CategoricalDistribution)]
-    choices = int(np.prod([len(r.choices) for r in fixed])) if fixed else 1
-    free = len(ranges) - len(fixed)
-    each = int((trials / choices) ** (1 / free) + 1e-9) if free else 1
-    if choices > trials or each < 1:
+    categorical = [r for r in ranges.values() if isinstance(r, CategoricalDistribution)]
+    choices = int(np.prod([len(r.choices) for r in categorical])) if categorical else 1
+    n_ranges = len(ranges) - len(categorical)
+    per_range = int((trials / choices) ** (1 / n_ranges) + 1e-9) if n_ranges else 1
+    if choices > trials or per_range < 1:
         raise ConfigError(
             f"--trials is {trials}, but the choices alone make a grid of {choices}. Raise it"
         )
-    axes = [_points(values, each) for values in ranges.values()]
+    axes = [_points(values, per_range) for values in ranges.values()]
     return [dict(zip(ranges, point, strict=True)) for point in itertools.product(*axes)]
 
 
 def _points(values: BaseDistribution, count: int) -> Sequence[Any]:
-    """So many values of a range, both ends included; of a choice, all."""
+    """`count` evenly spaced values of a range including both ends, or all choices."""
     if isinstance(values, CategoricalDistribution):
         return values.choices
     assert isinstance(values, FloatDistribution | IntDistribution)
     low, high = float(values.low), float(values.high)
-    even = np.geomspace(low, high, count) if values.log else np.linspace(low, high, count)
+    points = np.geomspace(low, high, count) if values.log else np.linspace(low, high, count)
     if count == 1:
-        even = np.array([(low * high) ** 0.5 if values.log else (low + high) / 2])
+        points = np.array([(low * high) ** 0.5 if values.log else (low + high) / 2])
     if values.step is not None:
-        even = low + np.round((even - low) / values.step) * values.step
-    is_whole = isinstance(values, IntDistribution)
-    # Rounding may put two on one spot, and one past an end.
-    inside = (min(max(float(x), low), high) for x in even)
-    return list(dict.fromkeys(int(x) if is_whole else x for x in inside))
+        points = low + np.round((points - low) / values.step) * values.step
+    is_int = isinstance(values, IntDistribution)
+    # Rounding may produce duplicates and values beyond an end.
+    inside = (min(max(float(x), low), high) for x in points)
+    return list(dict.fromkeys(int(x) if is_int else x for x in inside))

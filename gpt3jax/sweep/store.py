@@ -1,10 +1,10 @@
-"""Where a sweep is kept: an Optuna study that several machines may share.
+"""Storage of a sweep: an Optuna study that several machines may share.
 
-A sweep has places, one for each trial that was asked for. They are queued when it
-begins, so that there are exactly so many, whoever takes them. A trial of Optuna
-is an attempt at a place: where its worker is killed or fails, it is told as failed
-and the place is queued again, with the same values; its run goes on. An attempt
-whose worker has given no sign of life for `STALE_S` is taken to be killed.
+A sweep has one place per requested trial. All places are queued when the sweep is created, so that
+their number does not depend on which machines take them. An Optuna trial is one attempt at a place.
+If its worker fails or is killed, the attempt is marked as failed and the place is queued again with
+the same parameters; the next attempt resumes the run. A worker without a heartbeat for `STALE_S` is
+considered dead.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from gpt3jax.errors import ConfigError, RunError
@@ -29,43 +30,41 @@ from gpt3jax.runtime.atomic_folder import is_alive
 from gpt3jax.sweep.space import Params
 
 BEAT_S = 15.0
-"""Seconds between two signs of life of a worker."""
+"""Seconds between heartbeats of a worker."""
 STALE_S = 120.0
-"""Seconds without one after which its trial is given to another."""
+"""Seconds without a heartbeat after which a trial is queued again."""
 TRIES = 3
-"""Attempts that may fail before a trial has failed."""
+"""Failed attempts after which a trial has failed."""
 WAIT_S = 20.0
-"""Seconds for a server, or for whoever makes a sweep, to be ready."""
+"""Seconds to wait for a server, or for another machine that is creating the sweep."""
 NAME = "sweep"
-"""Of the one study in a storage."""
-
-Ended = Literal["complete", "pruned", "diverged", "failed"]
+"""Name of the only study in a storage."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A place of a sweep, by the latest attempt at it."""
+    """A place of a sweep, with the result of its latest attempt."""
 
     number: int
-    """From 0; its run is trial-NUMBER."""
+    """Place in the sweep, from 0; the run directory is trial-NUMBER."""
     params: Params
     state: str
-    """waiting, running, or how it `Ended`."""
+    """waiting, running, complete, pruned, diverged or failed."""
     why: str
-    """It ended so, where it is not complete; or what became of earlier attempts."""
+    """Reason for ending without completion, or the reasons why earlier attempts ended."""
     val_loss: float | None
-    """Nats/token: the last one measured, of a trial that diverged the last finite one."""
+    """Last finite validation loss, nats/token."""
     curve: dict[int, float]
-    """Validation loss, nats/token, by tokens seen."""
+    """Validation loss, nats/token, by tokens processed."""
     command: str
     seconds: float
-    """Of one worker, over all attempts that ended."""
+    """Worker time over all finished attempts."""
     flops: float
-    """Of training, by the tokens seen."""
+    """Training FLOPs for the tokens processed."""
     worker: str
     attempts: int
     windows: str = ""
-    """Over how many held-out windows val_loss is, in words."""
+    """Description of the number of held-out windows that val_loss was measured on."""
 
     @property
     def is_over(self) -> bool:
@@ -73,17 +72,17 @@ class Trial:
 
 
 def open_storage(name: str) -> optuna.storages.BaseStorage:
-    """A storage: FILE.journal (in a shared folder, too), FILE.db, or grpc://HOST:PORT.
+    """Opens FILE.journal (which may be on a shared file system), FILE.db, or grpc://HOST:PORT.
 
     Raises:
-      ConfigError: it cannot be opened, or is none of them.
+      ConfigError: the storage cannot be opened, or is of an unknown kind.
     """
     path = Path(name)
     if name.startswith("grpc://"):
         return _join_server(name)
     if path.suffix not in (".journal", ".db"):
         raise ConfigError(
-            f"--storage {name} is of no kind that is known: it is FILE.journal, FILE.db or "
+            f"--storage {name} is of an unknown kind: expected FILE.journal, FILE.db or "
             "grpc://HOST:PORT. Rename it"
         )
     try:
@@ -91,7 +90,7 @@ def open_storage(name: str) -> optuna.storages.BaseStorage:
         if path.suffix == ".db":
             return optuna.storages.get_storage(f"sqlite:///{path}")
         path.open("a").close()
-        backend = optuna.storages.journal.JournalFileBackend(str(path))
+        backend = JournalFileBackend(str(path))
         return optuna.storages.JournalStorage(backend)
     except Exception as error:
         raise ConfigError(
@@ -102,7 +101,7 @@ def open_storage(name: str) -> optuna.storages.BaseStorage:
 def _join_server(name: str) -> optuna.storages.BaseStorage:
     host, _, port = name.removeprefix("grpc://").rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"--storage {name} is no address: it is grpc://HOST:PORT. Change it")
+        raise ConfigError(f"--storage {name} is not an address. Use grpc://HOST:PORT")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -112,25 +111,25 @@ def _join_server(name: str) -> optuna.storages.BaseStorage:
         raise ConfigError(f"--storage {name} needs grpcio. pip install 'gpt3jax[sweep]'") from error
     except ConnectionError as error:
         raise ConfigError(
-            f"--storage {name} does not answer: nobody serves it, or something lies between. Start "
-            "the sweep there with --serve first"
+            f"--storage {name} does not answer: no sweep serves it, or a firewall blocks it. Start "
+            "the sweep on that host with --serve first"
         ) from error
     return storage
 
 
 @contextmanager
 def serving(name: str, address: str) -> Iterator[optuna.storages.BaseStorage]:
-    """Let other machines join through this one, until the end of the block.
+    """Serves the storage to other machines until the end of the block.
 
-    One thread answers all, us too: SQLite does not lock rows, so that of two who ask
-    at once both would get the same trial (optuna 5.0).
+    A single thread handles all requests, including those of this process: SQLite does not lock
+    rows, so two concurrent requests could get the same trial (optuna 5.0).
 
     Args:
-      name: FILE.db. Not a journal, which loses attempts when served (optuna/optuna#6084).
-      address: HOST:PORT to listen on. Whoever reaches it can write to the storage.
+      name: FILE.db. A journal loses attempts when served (optuna/optuna#6084).
+      address: HOST:PORT to listen on. Anyone who can connect can write to the storage.
 
     Raises:
-      ConfigError: it cannot be served.
+      ConfigError: the storage cannot be served.
     """
     host, _, port = address.rpartition(":")
     if not name.endswith(".db"):
@@ -139,7 +138,7 @@ def serving(name: str, address: str) -> Iterator[optuna.storages.BaseStorage]:
             "--storage sweeps/NAME.db"
         )
     if not host or not port.isdecimal():
-        raise ConfigError(f"--serve {address} is no address: it is HOST:PORT. Change it")
+        raise ConfigError(f"--serve {address} is not an address. Use HOST:PORT")
     from optuna.storages._grpc.server import make_server
 
     storage = open_storage(name)
@@ -154,8 +153,8 @@ def serving(name: str, address: str) -> Iterator[optuna.storages.BaseStorage]:
                 "served already, or grpcio missing (extra sweep)? Choose another port"
             ) from error
         try:
-            here = "127.0.0.1" if host in ("0.0.0.0", "[::]") else host
-            yield _join_server(f"grpc://{here}:{port}")
+            local_host = "127.0.0.1" if host in ("0.0.0.0", "[::]") else host
+            yield _join_server(f"grpc://{local_host}:{port}")
         finally:
             server.stop(grace=2.0)
 
@@ -163,50 +162,50 @@ def serving(name: str, address: str) -> Iterator[optuna.storages.BaseStorage]:
 def join(
     storage: optuna.storages.BaseStorage, terms: dict[str, Any], queue: Sequence[Params]
 ) -> optuna.Study:
-    """The study of a sweep: made, or the one that is there.
+    """Creates the study of a sweep, or joins the existing one.
 
     Args:
-      storage: where it is.
-      terms: what all who join must agree on.
-      queue: values that are set of each place; {}: all are drawn. Places that are not there yet
-        are added; none is taken away.
+      storage: the storage of the study.
+      terms: settings that must be equal on all machines.
+      queue: fixed parameters of each place; those missing are sampled. Missing places are added to
+        the study, none is removed.
 
     Raises:
-      ConfigError: another sweep is there, or the storage is damaged.
+      ConfigError: the storage contains another sweep, or is damaged.
     """
-    with told("the storage"):
+    with storage_errors("the storage"):
         try:
             study = optuna.create_study(storage=storage, study_name=NAME)
         except optuna.exceptions.DuplicatedStudyError:
             study = optuna.load_study(storage=storage, study_name=NAME)
             deadline = time.monotonic() + WAIT_S
             while "terms" not in study.user_attrs and time.monotonic() < deadline:
-                time.sleep(0.1)  # Whoever makes it is not ready yet; or was killed.
-        found = study.user_attrs.get("terms", terms)
+                time.sleep(0.1)  # The creating machine is not ready yet, or was killed.
+        existing = study.user_attrs.get("terms", terms)
         for name, value in terms.items():
-            if found.get(name) != value:
+            if existing.get(name) != value:
                 raise ConfigError(
-                    f"another sweep is there: its {name} is {found.get(name)}, not {value}. Name "
-                    "another --storage"
+                    f"the storage contains another sweep: its {name} is {existing.get(name)}, not "
+                    f"{value}. Name another --storage"
                 )
-        there = _latest(study)
+        latest = _latest(study)
         for place, params in enumerate(queue):
-            if place not in there:
+            if place not in latest:
                 study.enqueue_trial(params, user_attrs={"place": place})
         study.set_user_attr("terms", terms)
-        for trial in there.values():
+        for trial in latest.values():
             if trial.state == TrialState.FAIL and "ended" not in trial.user_attrs:
-                # Who gave it back was killed before it was in the queue.
+                # A process was killed between marking the attempt as failed and queueing it again.
                 _queue_again(study, trial, "given back", 0.0, 0)
     return study
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
-    """What goes wrong with a storage, in words.
+def storage_errors(what: str) -> Iterator[None]:
+    """Converts errors of a storage to RunError.
 
     Raises:
-      RunError: it went wrong.
+      RunError: the storage failed.
     """
     try:
         yield
@@ -214,22 +213,22 @@ def told(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise RunError(
-            f"{what} of the sweep failed: {_first_line(error)}. Trials under way were stopped and "
-            "saved; the same command goes on when it is there again"
+            f"{what} of the sweep failed: {_first_line(error)}. Running trials were stopped and "
+            "saved; the same command resumes when it is available again"
         ) from error
 
 
 def _first_line(error: Exception) -> str:
-    details = getattr(error, "details", None)  # Of gRPC.
+    details = getattr(error, "details", None)  # gRPC errors have this method.
     text = str(details() if callable(details) else error) or type(error).__name__
     return f"{type(error).__name__}: {text.splitlines()[0][:150]}"
 
 
 def take(study: optuna.Study) -> optuna.Trial | None:
-    """The next place in the queue, as an attempt of ours; None if there is none.
+    """Starts an attempt at the next place in the queue; None if the queue is empty.
 
-    Another machine may take the last place at the same time: what Optuna makes up
-    for us then is not part of the sweep.
+    If another machine takes the last place at the same time, Optuna creates a new trial, which is
+    not part of the sweep and is discarded.
     """
     if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         return None
@@ -243,26 +242,26 @@ def take(study: optuna.Study) -> optuna.Trial | None:
 
 
 def beat(trial: optuna.Trial) -> None:
-    """Give a sign of life."""
+    """Records a heartbeat."""
     trial.set_user_attr("beat", round(time.time(), 1))
 
 
 def give_back(
     study: optuna.Study, trial: FrozenTrial, why: str, seconds: float = 0.0, failures: int = 0
 ) -> None:
-    """End an attempt, and queue its place again with the same values.
+    """Ends an attempt, and queues its place again with the same parameters.
 
     Args:
-      study: of the sweep.
+      study: the study of the sweep.
       trial: the attempt.
-      why: it ended.
-      seconds: that it took.
-      failures: how many of the attempts so far were its own fault.
+      why: the reason for its end.
+      seconds: its duration.
+      failures: number of attempts so far that failed by themselves.
     """
     try:
         study.tell(trial.number, state=TrialState.FAIL)
     except (RuntimeError, ValueError):
-        return  # Somebody else was faster.
+        return  # Another machine has already ended it.
     _queue_again(study, trial, why, seconds, failures)
 
 
@@ -270,31 +269,32 @@ def _queue_again(
     study: optuna.Study, trial: FrozenTrial, why: str, seconds: float, failures: int
 ) -> None:
     notes = trial.user_attrs
-    kept = {name: notes[name] for name in ("place", "command") if name in notes}
-    kept |= {
+    attributes = {name: notes[name] for name in ("place", "command") if name in notes}
+    attributes |= {
         "history": [*notes.get("history", []), why],
         "failures": max(failures, notes.get("failures", 0)),
         "seconds": notes.get("seconds", 0.0) + seconds,
     }
     params = trial.params or trial.system_attrs.get("fixed_params", {})
-    study.enqueue_trial(params, user_attrs=kept)
+    study.enqueue_trial(params, user_attrs=attributes)
 
 
 def reap(study: optuna.Study) -> list[int]:
-    """Give back what killed workers have left behind; returns the places."""
-    found = []
+    """Queues the trials of dead workers again; returns their places."""
+    places = []
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         pid, _, host = trial.user_attrs.get("worker", "@").partition("@")
         is_dead = host == socket.gethostname() and not is_alive(int(pid))
-        last = trial.user_attrs.get("beat") or trial.datetime_start.timestamp()
-        if is_dead or time.time() - last > STALE_S:
+        started = trial.datetime_start
+        last_beat = trial.user_attrs.get("beat") or (started.timestamp() if started else 0.0)
+        if is_dead or time.time() - last_beat > STALE_S:
             give_back(study, trial, f"worker {pid} on {host or 'another host'} was killed")
-            found.append(trial.user_attrs.get("place", -1))
-    return found
+            places.append(trial.user_attrs.get("place", -1))
+    return places
 
 
 def read(study: optuna.Study) -> list[Trial]:
-    """The places of a sweep, in order."""
+    """Reads all places of a sweep, in order."""
     latest = _latest(study)
     return [_trial(place, latest[place]) for place in sorted(latest)]
 
@@ -306,9 +306,12 @@ def _latest(study: optuna.Study) -> dict[int, FrozenTrial]:
 
 
 STATES = {
-    TrialState.WAITING: "waiting", TrialState.RUNNING: "running", TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned", TrialState.FAIL: "waiting",
-}  # fmt: skip
+    TrialState.WAITING: "waiting",
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "waiting",
+}
 
 
 def _trial(place: int, trial: FrozenTrial) -> Trial:
@@ -331,6 +334,8 @@ def _trial(place: int, trial: FrozenTrial) -> Trial:
 
 
 def best(trials: Sequence[Trial]) -> Trial | None:
-    """The complete trial with the lowest validation loss; of equals, the first."""
-    done = [trial for trial in trials if trial.state == "complete" and trial.val_loss is not None]
-    return min(done, key=lambda trial: (trial.val_loss, trial.number), default=None)
+    """The complete trial with the lowest validation loss; the first of several equal ones."""
+    complete = [
+        trial for trial in trials if trial.state == "complete" and trial.val_loss is not None
+    ]
+    return min(complete, key=lambda trial: (trial.val_loss, trial.number), default=None)

@@ -1,4 +1,4 @@
-"""One trial at work: the `gpt3jax train` of it, followed from outside by what its run logs."""
+"""A worker: the `gpt3jax train` process of one trial, monitored through the metrics of its run."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ from gpt3jax.sweep.store import beat
 
 TRAIN = "gpt3jax train"
 STOP_S = 600.0
-"""Seconds to save in, after which a run that is to stop is killed."""
+"""Seconds for a run to save and exit, after which it is killed."""
 DIVERGED = 1.05
-"""A validation loss so much above the untrained model's, or more, has diverged."""
+"""A trial has diverged if its validation loss exceeds the untrained loss by this factor."""
 PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Share:
-    """What of the machine one worker may use."""
+    """The CPU cores and GPUs of one worker."""
 
     cores: frozenset[int]
     gpus: str | None
-    """As CUDA_VISIBLE_DEVICES has it; None where there are none to share."""
+    """Value of CUDA_VISIBLE_DEVICES; None if there are no GPUs."""
 
 
 def shares(workers: int) -> list[Share | None]:
-    """The machine in as many parts: cores and NVIDIA GPUs, evenly.
+    """Splits the cores and NVIDIA GPUs of the machine evenly among workers.
 
-    Not where one worker has it all, or the system does not let us (macOS). On CPUs the number
-    of cores decides the last bits: `taskset -c 0 COMMAND` repeats a trial that had one of two.
+    There is no split for one worker, or on systems without CPU affinity (macOS). On CPUs the number
+    of cores affects the last bits of the results: to repeat a trial that had one core, use
+    `taskset -c 0 COMMAND`.
 
     Raises:
-      ConfigError: there are GPUs, but not one for each.
+      ConfigError: there are GPUs, but fewer than workers.
     """
     if workers == 1 or not sys.platform.startswith("linux"):
         return [None] * workers
@@ -52,12 +53,12 @@ def shares(workers: int) -> list[Share | None]:
     gpus = visible_gpus()
     if 0 < len(gpus) < workers:
         raise ConfigError(
-            f"--workers asks for {workers} workers, but {len(gpus)} GPUs: each takes one or more. "
-            "Lower it to that"
+            f"--workers asks for {workers} workers, but {len(gpus)} GPUs are available: each "
+            "worker needs at least one. Lower --workers"
         )
     return [
         Share(
-            # More workers than cores: some share one.
+            # With more workers than cores, some share one.
             frozenset(cores[number::workers] or [cores[number % len(cores)]]),
             ",".join(gpus[number::workers]) if gpus else None,
         )
@@ -66,16 +67,16 @@ def shares(workers: int) -> list[Share | None]:
 
 
 def visible_gpus() -> list[str]:
-    """The NVIDIA GPUs that we may use, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name for name in named.split(",") if name.strip()]
+    """Names of the available NVIDIA GPUs, in the form of CUDA_VISIBLE_DEVICES."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name.strip()]
     folder = Path("/proc/driver/nvidia/gpus")
     return [str(number) for number in range(len(list(folder.iterdir())))] if folder.is_dir() else []
 
 
 def prepare_child(cores: frozenset[int] | None) -> None:
-    """In the new process, before it runs: keep to its cores, and do not outlive the sweep."""
+    """Runs in the child before exec: sets its CPU affinity, and SIGTERM on death of the parent."""
     if cores:
         os.sched_setaffinity(0, cores)
     if sys.platform.startswith("linux"):
@@ -83,47 +84,47 @@ def prepare_child(cores: frozenset[int] | None) -> None:
 
 
 def command(launch: str, file: Path, run: Path, words: Sequence[str]) -> list[str]:
-    """The command of a trial; `launch` is what trains on one whole mesh."""
+    """The command of a trial; `launch` is the command that trains on one mesh."""
     return [*shlex.split(launch), str(file), "--run", str(run), *words]
 
 
 @dataclass
-class Work:
+class Job:
     """A trial and the process that trains it."""
 
     trial: optuna.Trial
     place: int
     slot: int
-    """Which of this machine's workers."""
+    """Index of the worker on this machine."""
     run: Run
     log: Path
-    """What the process says."""
-    process: subprocess.Popen
+    """File with the output of the process."""
+    process: subprocess.Popen[bytes]
     began: float = field(default_factory=time.monotonic)
     reported: dict[int, float] = field(default_factory=dict)
-    """Validation loss by tokens, as Optuna knows it."""
+    """Validation loss by tokens, as reported to Optuna."""
     size: int = -1
-    """Of the metrics, when they were read last."""
+    """Size of the metrics file when it was last read."""
     stop: str = ""
-    """Why it was told to stop, if it was: pruned, diverged, or the sweep ends."""
+    """Outcome for which a stop was requested: pruned, diverged or stopped; empty if none was."""
     why: str = ""
-    """In words."""
-    stopped: float = 0.0
-    beaten: float = field(default_factory=time.monotonic)
+    """Reason for the stop."""
+    stop_time: float = 0.0
+    last_beat: float = field(default_factory=time.monotonic)
 
-    def tell_to_stop(self, what: str, why: str) -> None:
-        """It saves, and ends."""
+    def request_stop(self, stop: str, why: str) -> None:
+        """Makes the process save and exit."""
         if not self.stop:
-            self.stop, self.why, self.stopped = what, why, time.monotonic()
+            self.stop, self.why, self.stop_time = stop, why, time.monotonic()
             self.process.terminate()
 
-    def follow(self, pruner_is_asked: bool, beat_s: float) -> bool:
-        """Tell Optuna what is new, and stop what loses; whether anything was new."""
+    def follow(self, prune: bool, beat_s: float) -> bool:
+        """Reports new losses to Optuna and stops bad trials; returns whether there were any."""
         now = time.monotonic()
-        if now - self.beaten > beat_s:
-            self.beaten = now
+        if now - self.last_beat > beat_s:
+            self.last_beat = now
             beat(self.trial)
-        if self.stop and now - self.stopped > STOP_S:
+        if self.stop and now - self.stop_time > STOP_S:
             self.process.kill()
         try:
             size = self.run.metrics_file.stat().st_size
@@ -132,27 +133,27 @@ class Work:
         if size == self.size:
             return False
         self.size = size
-        news = [(t, loss) for t, loss in curve(self.run) if t not in self.reported]
-        for tokens, loss in news:
+        new = [(t, loss) for t, loss in curve(self.run) if t not in self.reported]
+        for tokens, loss in new:
             self.trial.report(loss, tokens)
             self.reported[tokens] = loss
-            self._judge(tokens, loss, pruner_is_asked)
-        return bool(news)
+            self._check_loss(tokens, loss, prune)
+        return bool(new)
 
-    def _judge(self, tokens: int, loss: float, pruner_is_asked: bool) -> None:
+    def _check_loss(self, tokens: int, loss: float, prune: bool) -> None:
         untrained = self.reported.get(0)
         if untrained is not None and loss > DIVERGED * untrained:
             why = f"val_loss {loss:.3f} after {tokens:,} tokens, untrained {untrained:.3f}"
-            self.tell_to_stop("diverged", why)
-        elif pruner_is_asked and self.trial.should_prune():
-            self.tell_to_stop("pruned", f"val_loss {loss:.3f} after {tokens:,} tokens loses")
+            self.request_stop("diverged", why)
+        elif prune and self.trial.should_prune():
+            self.request_stop("pruned", f"val_loss {loss:.3f} after {tokens:,} tokens is too high")
 
 
-def start(trial: optuna.Trial, slot: int, run: Run, words: list[str], share: Share | None) -> Work:
-    """Start the training of a trial; its output goes to a file beside the run.
+def start(trial: optuna.Trial, slot: int, run: Run, words: list[str], share: Share | None) -> Job:
+    """Starts the process of a trial; its output goes to logs/ next to the run directory.
 
     Raises:
-      OSError: it cannot be started.
+      OSError: the process cannot be started.
     """
     log = run.path.parent / "logs" / f"{run.path.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -160,20 +161,24 @@ def start(trial: optuna.Trial, slot: int, run: Run, words: list[str], share: Sha
     if share and share.gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = share.gpus
     if " ".join(words[:2]) == TRAIN:
-        # Ours, from where we were imported, whatever PATH says.
+        # Uses this interpreter and package, regardless of PATH.
         words = [sys.executable, "-m", "gpt3jax", *words[1:]]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            env=environment, preexec_fn=partial(prepare_child, share and share.cores),
-            # Ctrl-C is for the sweep, which stops its trials in order.
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            preexec_fn=partial(prepare_child, share and share.cores),
+            # Ctrl-C must reach only the sweep, which then stops its trials.
             start_new_session=True,
-        )  # fmt: skip
-    return Work(trial, trial.user_attrs["place"], slot, run, log, process)
+        )
+    return Job(trial, trial.user_attrs["place"], slot, run, log, process)
 
 
 def curve(run: Run) -> Iterable[tuple[int, float]]:
-    """Tokens seen and validation loss (nats/token), wherever it was measured and is finite."""
+    """Yields tokens and validation loss (nats/token) for each record with a finite loss."""
     for record in run.metrics():
         loss, tokens = record.get("val_loss"), record.get("tokens")
         if loss is not None and tokens is not None:
@@ -181,13 +186,13 @@ def curve(run: Run) -> Iterable[tuple[int, float]]:
 
 
 def has_diverged(run: Run) -> bool:
-    """Whether its steps were not finite at the end."""
+    """Whether the last events of a run include a non-finite step."""
     events = [e["event"] for e in read_events(run.ledger_file) if e["event"] != "clock"]
     return "not finite" in events[-8:]
 
 
-def last_words(log: Path) -> str:
-    """The error that a process ended with, or its last line."""
+def error_message(log: Path) -> str:
+    """The error message at the end of a log, or else its last line."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines[-20:] if line.startswith("error: ")]
-    return (errors or lines or ["it said nothing"])[-1].removeprefix("error: ")[:300]
+    return (errors or lines or ["there was no output"])[-1].removeprefix("error: ")[:300]

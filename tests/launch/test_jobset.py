@@ -77,18 +77,18 @@ def unknown_to_kubernetes(kind, document):
 
 
 @BOTH
-def test_the_jobset_has_only_fields_that_the_api_knows(name):
+def test_the_jobset_has_only_known_fields(name):
     assert unknown_to_jobset(of_kind(name, "JobSet")) == []
 
 
 @BOTH
-def test_its_jobs_have_only_fields_that_kubernetes_knows(name):
+def test_its_jobs_have_only_known_fields(name):
     (replicated,) = of_kind(name, "JobSet")["spec"]["replicatedJobs"]
     assert list(unknown_to_kubernetes("V1JobTemplateSpec", replicated["template"])) == []
 
 
 @pytest.mark.parametrize("kind", ["ServiceAccount", "Role", "RoleBinding"])
-def test_the_permissions_have_only_fields_that_kubernetes_knows(kind):
+def test_the_role_has_only_known_fields(kind):
     assert list(unknown_to_kubernetes(f"V1{kind}", of_kind("gpu", kind))) == []
 
 
@@ -103,7 +103,7 @@ MISSPELT = [
 
 
 @pytest.mark.parametrize(("path", "right", "wrong"), MISSPELT)
-def test_the_check_sees_a_misspelt_field(path, right, wrong):
+def test_the_check_detects_a_misspelt_field(path, right, wrong):
     document = copy.deepcopy(of_kind("tpu", "JobSet"))
     place = document["spec"]
     for step in path.split("."):
@@ -120,7 +120,7 @@ def test_the_check_sees_a_misspelt_field(path, right, wrong):
 
 
 @BOTH
-def test_one_indexed_pod_per_host_and_none_alone_is_started_again(name):
+def test_pods_are_indexed_and_restart_only_together(name):
     jobset, job, pod, _ = parts(name)
     assert job["completionMode"] == "Indexed", "the index is JAX's process"
     assert job["parallelism"] == job["completions"]
@@ -130,7 +130,7 @@ def test_one_indexed_pod_per_host_and_none_alone_is_started_again(name):
 
 
 @BOTH
-def test_exit_codes_that_starting_again_would_not_change_are_final(name):
+def test_exit_codes_1_and_2_are_final(name):
     jobset, job, _, container = parts(name)
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob"
@@ -142,14 +142,14 @@ def test_exit_codes_that_starting_again_would_not_change_are_final(name):
 
 
 @BOTH
-def test_sigterm_reaches_training_and_leaves_it_time(name):
+def test_training_receives_sigterm_with_time_to_save(name):
     _, _, pod, container = parts(name)
     assert container["command"][0] == "gpt3jax", "a shell as process 1 would keep the signal"
     assert pod["terminationGracePeriodSeconds"] >= 60
 
 
 @BOTH
-def test_the_command_is_one_that_trains_into_the_shared_volume(name, monkeypatch):
+def test_the_command_trains_into_the_shared_volume(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     _, _, pod, container = parts(name)
     program, command, *words = [*container["command"], *container["args"]]
@@ -163,11 +163,11 @@ def test_the_command_is_one_that_trains_into_the_shared_volume(name, monkeypatch
 
 
 @pytest.mark.parametrize(("name", "chip"), [("tpu", "google.com/tpu"), ("gpu", "nvidia.com/gpu")])
-def test_each_pod_asks_for_the_chips_of_its_host(name, chip):
+def test_each_pod_requests_the_chips_of_its_host(name, chip):
     assert int(parts(name)[3]["resources"]["limits"][chip]) > 0
 
 
-def test_a_tpu_slice_is_a_node_pool_of_its_own():
+def test_a_tpu_slice_has_its_own_node_pool():
     pool = "cloud.google.com/gke-nodepool"
     annotations = of_kind("tpu", "JobSet")["metadata"]["annotations"]
     assert annotations == {"alpha.jobset.sigs.k8s.io/exclusive-topology": pool}
@@ -176,7 +176,7 @@ def test_a_tpu_slice_is_a_node_pool_of_its_own():
     assert set(selector) == {f"cloud.google.com/gke-tpu-{kind}" for kind in kinds}
 
 
-def test_the_coordinator_of_tpus_has_its_port():
+def test_the_tpu_coordinator_has_a_port():
     tpus = pytest.importorskip("jax._src.clusters.cloud_tpu_cluster")
     ports = [port["containerPort"] for port in parts("tpu")[3]["ports"]]
     assert int(tpus.coordinator_port) in ports
@@ -207,7 +207,7 @@ class FakeApi:
         return SimpleNamespace(metadata=SimpleNamespace(name=name, labels=labels), spec=spec)
 
 
-def test_jax_finds_its_processes_with_the_permissions_it_has(monkeypatch):
+def test_jax_discovers_processes_with_these_permissions(monkeypatch):
     """JAX's own detection against a fake of what it asks: that is what the Role allows."""
     found = pytest.importorskip("jax._src.clusters.k8s_cluster")
     api = FakeApi()
@@ -240,7 +240,7 @@ def test_jax_finds_its_processes_with_the_permissions_it_has(monkeypatch):
     assert allowed == api.asked
 
 
-def test_the_pods_have_those_permissions():
+def test_the_pods_have_these_permissions():
     account = of_kind("gpu", "ServiceAccount")["metadata"]["name"]
     binding = of_kind("gpu", "RoleBinding")
     assert parts("gpu")[2]["serviceAccountName"] == account

@@ -68,7 +68,7 @@ def children(process):
     return sorted(int(pid) for pid in found.stdout.split())
 
 
-def test_two_processes_train_as_one_does_and_write_one_run(file, tmp_path):
+def test_two_processes_train_like_one_and_write_one_run(file, tmp_path):
     code, alone = finish(launch(file, tmp_path / "one", processes=1, devices=4))
     assert code == 0, alone
     code, together = finish(launch(file, tmp_path / "two"))
@@ -85,7 +85,7 @@ def test_two_processes_train_as_one_does_and_write_one_run(file, tmp_path):
 
 
 @pytest.mark.long
-def test_a_killed_process_ends_the_job_and_the_relaunch_goes_on_to_the_same_bits(file, tmp_path):
+def test_a_killed_process_ends_the_job_and_a_restart_gives_the_same_bits(file, tmp_path):
     overrides = ("--train.save-every", "4")
     assert finish(launch(file, tmp_path / "whole", *overrides))[0] == 0
     job = launch(file, tmp_path / "killed", *overrides, "--train.steps", "100000")
@@ -131,7 +131,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def test_a_stuck_process_is_found_named_and_its_stacks_are_kept(file, tmp_path):
+def test_a_stuck_process_is_named_and_its_stacks_are_saved(file, tmp_path):
     program = tmp_path / "stuck_local.py"
     (tmp_path / "stuck.py").write_text(STUCK)
     program.write_text(LOCAL.read_text().replace('"-m", "gpt3jax"', f'"{tmp_path / "stuck.py"}"'))
@@ -143,7 +143,7 @@ def test_a_stuck_process_is_found_named_and_its_stacks_are_kept(file, tmp_path):
     assert "in stuck" in stacks and "phase data" in stacks
 
 
-def test_hosts_that_would_not_run_the_same_are_named_and_all_stop(file, tmp_path):
+def test_hosts_that_differ_are_named_and_all_stop(file, tmp_path):
     program = tmp_path / "mixed_local.py"
     program.write_text(
         LOCAL.read_text().replace(
@@ -156,7 +156,7 @@ def test_hosts_that_would_not_run_the_same_are_named_and_all_stop(file, tmp_path
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_mistake_that_one_host_sees_ends_all_with_its_name(file, prepared, tmp_path):
+def test_an_error_on_one_host_ends_all_and_names_it(file, prepared, tmp_path):
     program = tmp_path / "lost_local.py"
     program.write_text(
         LOCAL.read_text().replace(
@@ -180,7 +180,7 @@ def test_a_mistake_that_one_host_sees_ends_all_with_its_name(file, prepared, tmp
         ([], {"KUBERNETES_SERVICE_HOST": "127.0.0.1"}, "--distributed off trains alone"),
     ],
 )
-def test_what_cannot_be_joined_is_refused_in_one_line(file, tmp_path, flags, variables, words):
+def test_an_unreachable_cluster_is_an_error_of_one_line(file, tmp_path, flags, variables, words):
     command = [sys.executable, "-m", "gpt3jax", "train", str(file), "--run", str(tmp_path), *flags]
     done = subprocess.run(
         command, env={**ENVIRONMENT, **variables}, capture_output=True, text=True, timeout=100

@@ -133,7 +133,7 @@ def test_a_run_that_is_preempted_and_requeued_equals_one_that_is_not(cluster, tr
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_mistake_is_said_once_per_node_and_does_not_come_again(cluster, train, tmp_path):
+def test_a_user_error_is_printed_once_per_node_and_not_requeued(cluster, train, tmp_path):
     job = cluster.wait(train("run", "--mesh.data", "3"))
     log = (tmp_path / "run.out").read_text()
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "0"), log
@@ -141,7 +141,7 @@ def test_a_mistake_is_said_once_per_node_and_does_not_come_again(cluster, train,
 
 
 @pytest.mark.parametrize("code", [1, 2, 137])
-def test_a_failure_does_not_come_again(cluster, pretend, code):
+def test_a_failure_is_not_requeued(cluster, pretend, code):
     number, output = pretend(f"(( SLURM_PROCID )) && exit {code}; sleep 2; echo error: why")
     job, log = cluster.wait(number), output.read_text()
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", f"{code}:0", "0"), log
@@ -157,7 +157,7 @@ while [ $SECONDS -lt 300 ]; do sleep 0.1; done
 
 
 @pytest.mark.long
-def test_out_of_time_it_saves_and_goes_on(cluster, pretend, tmp_path):
+def test_a_job_out_of_time_saves_and_resumes(cluster, pretend, tmp_path):
     script = f"echo attempt; (( SLURM_RESTART_COUNT )) && exit; {WAITS.format(tmp_path)}"
     number, output = pretend(script, "--time=3")  # The signal comes between 30 s and 60 s.
     job = cluster.wait(number)
@@ -167,7 +167,7 @@ def test_out_of_time_it_saves_and_goes_on(cluster, pretend, tmp_path):
     assert log.count("attempt\n") == 4, "what was printed before is kept"
 
 
-def test_cancelled_it_saves_and_does_not_come_again(cluster, pretend, tmp_path):
+def test_a_cancelled_job_saves_and_is_not_requeued(cluster, pretend, tmp_path):
     number, output = pretend(WAITS.format(tmp_path))
     until(lambda: len([*tmp_path.glob("up-*")]) == 2, 30, "the job")
     cluster.run("scancel", number)
@@ -176,7 +176,7 @@ def test_cancelled_it_saves_and_does_not_come_again(cluster, pretend, tmp_path):
     assert (tmp_path / "saved").read_text() == "saved\nsaved\n"
 
 
-def test_one_process_per_node_has_all_cpus_and_gpus_of_it(cluster, pretend):
+def test_one_process_per_node_has_all_its_cpus_and_gpus(cluster, pretend):
     shown = "$SLURM_NODEID of $SLURM_NTASKS: $SLURM_CPUS_ON_NODE, $CUDA_VISIBLE_DEVICES"
     number, output = pretend(f'echo "{shown}, $JAX_LOCAL_DEVICE_IDS," "$@"', "--gpus-per-node=4")
     assert cluster.wait(number)["JobState"] == "COMPLETED"
@@ -208,7 +208,7 @@ def test_an_array_of_workers_shares_a_sweep(cluster, experiment_file, tmp_path):
     assert all(step.isdecimal() for _, step in logs), "srun started them"
 
 
-def test_an_array_of_shards_is_merged_to_what_one_process_writes(cluster, prepared, corpus):
+def test_merged_shards_equal_the_output_of_one_process(cluster, prepared, corpus):
     """Four shards, two at a time, and the job that waits for them."""
     folder = prepared.parent / "array"
     folder.mkdir()

@@ -63,7 +63,7 @@ def tpu(capsys):
 # What is asked for.
 
 
-def test_create_asks_for_one_node_then_waits(fake, tpu):
+def test_create_requests_one_node_then_waits(fake, tpu):
     assert tpu("create", TPU)[0] == 0
     queue = ["gcloud", "compute", "tpus", "queued-resources"]
     assert fake.calls() == [
@@ -73,7 +73,7 @@ def test_create_asks_for_one_node_then_waits(fake, tpu):
     ]  # fmt: skip
 
 
-def test_create_asks_for_all_slices_at_once(fake, tpu):
+def test_create_requests_all_slices_at_once(fake, tpu):
     tpu("create", f"{TPU} --slices 3 --spot --project lab")
     assert fake.calls()[0] == [
         "gcloud", "compute", "tpus", "queued-resources", "create", "gpt", "--node-count=3",
@@ -82,13 +82,13 @@ def test_create_asks_for_all_slices_at_once(fake, tpu):
     ]  # fmt: skip
 
 
-def test_delete_takes_the_nodes_too(fake, tpu):
+def test_delete_also_deletes_the_nodes(fake, tpu):
     assert tpu("delete", HERE)[0] == 0
     end = ["delete", "gpt", "--force", "--zone=us-east5-b", "--quiet"]
     assert fake.calls() == [["gcloud", "compute", "tpus", "queued-resources", *end]]
 
 
-def test_setup_then_run_on_every_worker_of_every_slice(fake, tpu, tmp_path, repository):
+def test_setup_and_run_reach_every_worker_of_every_slice(fake, tpu, tmp_path, repository):
     fake.installs()
     assert tpu("setup", f"{HERE} --slices 2")[0] == 0
     says(tpu("run", f"{HERE} --slices 2 {TRAIN}"), "gpt-0-w-0: training started", "gpt-1-w-1")
@@ -114,7 +114,7 @@ def test_setup_then_run_on_every_worker_of_every_slice(fake, tpu, tmp_path, repo
 
 
 @pytest.mark.parametrize("command", [*tpu_vm_plan.SUMMARY, "up --slices 2"])
-def test_a_dry_run_prints_what_a_run_does_and_does_nothing(fake, tpu, command):
+def test_a_dry_run_only_prints_the_commands_of_a_run(fake, tpu, command):
     command, *slices = command.split(" ", 1)
     before = " ".join([TPU if command in ("create", "up") else HERE, *slices])
     after = TRAIN if command in ("run", "up") else ""
@@ -158,12 +158,12 @@ def test_gcloud_has_every_flag_that_is_used(tmp_path, monkeypatch):
 # Waiting for the TPU.
 
 
-def test_each_state_is_said_once(fake, tpu):
+def test_each_state_is_printed_once(fake, tpu):
     waiting = queued("WAITING_FOR_RESOURCES")
     fake.answers(waiting, waiting, queued("PROVISIONING"), queued("ACTIVE"))
     code, _, err = tpu("create", TPU)
     said = [line.split(" ", 2)[2] for line in err.splitlines()]
-    states = ["asked for", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+    states = ["requested", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
     assert (code, said) == (0, [f"gpt: {state}" for state in states])
     assert fake.verbs() == ["create", *["describe"] * 4]
 
@@ -171,7 +171,7 @@ def test_each_state_is_said_once(fake, tpu):
 @pytest.mark.parametrize(
     ("state", "why"), [("FAILED", "No v6e"), ("SUSPENDED", ""), ("DELETING", "")]
 )
-def test_a_request_that_is_not_met_is_an_error(fake, tpu, state, why):
+def test_a_failed_request_is_an_error(fake, tpu, state, why):
     fake.answers(queued("WAITING_FOR_RESOURCES"), queued(state, why))
     one_error(tpu("create", TPU), 1, f"gpt is {state}: {why}")
 
@@ -180,26 +180,26 @@ def test_a_request_that_is_not_met_is_an_error(fake, tpu, state, why):
     "answer",
     [refused("create", f"RESOURCE_EXHAUSTED: {QUOTA} in zone x."), queued("FAILED", QUOTA)],
 )
-def test_no_quota_is_one_line_with_the_fix_and_not_asked_for_again(fake, tpu, answer):
+def test_exceeded_quota_is_an_error_with_a_fix_and_not_retried(fake, tpu, answer):
     fake.answers(answer)
     one_error(tpu("up", UP), 1, QUOTA, "Delete queued resources that are SUSPENDED or FAILED")
     assert fake.verbs().count("create") == 1
 
 
-def test_what_is_refused_for_good_is_not_tried_again(fake, tpu):
+def test_permanent_errors_are_not_retried(fake, tpu):
     fake.answers(refused("describe", "PERMISSION_DENIED: No. This command is authenticated as x."))
-    one_error(tpu("status", HERE), 1, "queued-resources describe gpt: PERMISSION_DENIED: No. Mend")
+    one_error(tpu("status", HERE), 1, "queued-resources describe gpt: PERMISSION_DENIED: No. Fix")
     assert len(fake.calls()) == 1
 
 
-def test_what_passes_by_itself_is_waited_for(fake, tpu):
+def test_transient_errors_are_retried(fake, tpu):
     down = ("describe", 1, "", "ERROR: gcloud crashed (ConnectionError): no route")
     fake.answers(down, down, refused("describe", "Quota exceeded: 'Read requests per minute'"))
     assert tpu("create", TPU)[0] == 0
     assert fake.verbs() == ["create", *["describe"] * 4]
 
 
-def test_deleting_what_is_gone_is_fine(fake, tpu):
+def test_deleting_a_missing_tpu_succeeds(fake, tpu):
     fake.answers(refused("delete", "NOT_FOUND: Resource 'gpt' was not found"))
     says(tpu("delete", HERE), "gpt: already gone")
 
@@ -214,7 +214,7 @@ def test_up_trains_to_the_end(fake, tpu):
     assert fake.verbs() == FRESH
 
 
-def test_a_preempted_tpu_is_made_again_and_training_resumes(fake, tpu):
+def test_a_preempted_tpu_is_recreated_and_training_resumes(fake, tpu):
     """The queued resource is SUSPENDED, ssh fails: delete, create, and the same command."""
     gone = refused("tail", "This TPU has terminal state PREEMPTED, so it cannot be used anymore")
     fake.answers(gone, queued("ACTIVE"), queued("SUSPENDED"))
@@ -224,7 +224,7 @@ def test_a_preempted_tpu_is_made_again_and_training_resumes(fake, tpu):
     assert fake.starts() == [f"train {TRAIN}"] * 2
 
 
-def test_a_node_that_is_preempted_counts_too(fake, tpu):
+def test_a_preempted_node_is_detected(fake, tpu):
     node = ("tpu-vm describe", 0, '{"state": "PREEMPTED"}', "")
     fake.answers(refused("tail", "ssh", 255), node)
     fake.codes("stay 0")
@@ -232,26 +232,26 @@ def test_a_node_that_is_preempted_counts_too(fake, tpu):
     assert fake.verbs() == [*FRESH[:5], "log", "describe", "describe", "delete", *FRESH]
 
 
-def test_preemption_while_installing_is_seen(fake, tpu):
+def test_preemption_during_installation_is_detected(fake, tpu):
     fake.answers(queued("ACTIVE"), refused("bash -ec", "exit status 255"), queued("SUSPENDING"))
     says(tpu("up", UP), "gpt is SUSPENDING: starting again", "exited with 0")
     assert fake.verbs() == [*FRESH[:4], "describe", "delete", *FRESH]
 
 
-def test_a_tpu_that_cannot_be_reached_is_not_deleted(fake, tpu):
+def test_an_unreachable_tpu_is_not_deleted(fake, tpu):
     fake.answers(refused("bash -ec", "[ssh] exited with return code [255].", 255))
     says(tpu("up", UP), "exited with return code [255]: starting again", "exited with 0")
     assert "delete" not in fake.verbs()
 
 
-def test_a_tpu_of_more_slices_than_said_is_not_deleted(fake, tpu):
+def test_a_tpu_with_a_different_number_of_slices_is_not_deleted(fake, tpu):
     absent = [refused(verb, "NOT_FOUND: Resource 'gpt'") for verb in ("tpu-vm ssh", "tpu-vm desc")]
     fake.answers(EXISTS, *absent)
     one_error(tpu("up", UP), 1, "gpt: gpt has no such node. Check --slices")
     assert "delete" not in fake.verbs()
 
 
-def test_a_lost_connection_loses_and_repeats_no_line(fake, tpu):
+def test_a_lost_connection_neither_loses_nor_repeats_lines(fake, tpu):
     """ssh breaks twice; gcloud itself starts the command over once."""
     broken = ("tail", 255, state("running", "thr"), "ssh: broken pipe")
     fake.answers(
@@ -265,7 +265,7 @@ def test_a_lost_connection_loses_and_repeats_no_line(fake, tpu):
     assert re.findall(r"tail -c \+(\d+)", str(fake.calls())) == ["1", "9", "9", "9", "15"]
 
 
-def test_following_has_an_end_where_nothing_answers(fake, tpu, monkeypatch):
+def test_following_stops_after_repeated_failures(fake, tpu, monkeypatch):
     monkeypatch.setattr(tpu_vm, "PATIENCE", 3)
     fake.answers(*[refused("tail", "ssh: no route", 255)] * 3)
     one_error(tpu("logs", f"{HERE} --follow"), 1, "no connection", "no route")
@@ -278,7 +278,7 @@ def test_a_failure_of_training_is_final(fake, tpu, code):
     assert fake.verbs() == FRESH
 
 
-def test_the_worker_that_failed_decides_not_its_peers(fake, tpu):
+def test_the_exit_code_of_the_failed_worker_wins(fake, tpu):
     fake.codes("70 70", "-gpt-w-0")
     fake.codes("1 1", "-gpt-w-1")
     assert tpu("up", UP)[0] == 1
@@ -293,10 +293,10 @@ def test_other_exit_codes_resume_on_the_same_tpu(fake, tpu, code):
     assert fake.verbs() == [*FRESH, *AGAIN]
 
 
-def test_starting_again_has_an_end(fake, tpu):
+def test_restarts_are_limited(fake, tpu):
     fake.codes("70 70 70 70")
     result = tpu("up", f"{TPU} --max-recreations 2 {TRAIN}")
-    one_error(result, 1, "gave up after 2 new starts: training ended with 70")
+    one_error(result, 1, "gave up after 2 restarts: training ended with 70")
     assert len(fake.starts()) == 3
     git = [call[3] for call in fake.calls() if call[0] == "git"]
     assert git == ["diff", "bundle"], "what trains is the commit of the beginning"
@@ -318,7 +318,7 @@ def test_up_again_attaches_to_training_that_runs(fake, tpu, monkeypatch):
 # On a worker.
 
 
-def test_run_is_harmless_twice_stop_saves_and_run_goes_on(fake, tpu):
+def test_run_is_idempotent_and_resumes_after_stop(fake, tpu):
     fake.is_impatient()
     fake.codes("stay stay")
     fake.installs()
@@ -326,7 +326,7 @@ def test_run_is_harmless_twice_stop_saves_and_run_goes_on(fake, tpu):
     says(tpu("run", f"{HERE} {TRAIN}"), "gpt-w-0: training started")
     says(tpu("run", f"{HERE} {TRAIN}"), "gpt-w-0: training runs already", "gpt-w-1")
     assert tpu("status", HERE)[1] == "gpt ACTIVE\ngpt-w-0 running\ngpt-w-1 running\n"
-    one_error(tpu("setup", HERE), 1, "training runs there")
+    one_error(tpu("setup", HERE), 1, "training is running")
     assert tpu("stop", HERE)[0] == 0
     assert tpu("status", HERE)[1] == "gpt ACTIVE\ngpt-w-0 exit 143\ngpt-w-1 exit 143\n"
     assert tpu("logs", HERE)[1] == "start 1\nsaved\n"
@@ -334,12 +334,12 @@ def test_run_is_harmless_twice_stop_saves_and_run_goes_on(fake, tpu):
     assert fake.starts() == [f"train {TRAIN}"] * 2
 
 
-def test_a_host_that_shuts_down_leaves_143_one_that_is_cut_off_nothing(fake, tpu):
+def test_a_shutdown_leaves_143_and_a_power_cut_no_exit_code(fake, tpu):
     fake.is_impatient()
     fake.codes("stay")
     tpu("setup", HERE)
     assert tpu("status", HERE)[1].endswith("gpt-w-1 idle\n")
-    one_error(tpu("logs", f"{HERE} --follow"), 1, "training was not started")
+    one_error(tpu("logs", f"{HERE} --follow"), 1, "training was never started")
     tpu("run", f"{HERE} {TRAIN}")
     for worker, number in (("gpt-w-0", signal.SIGTERM), ("gpt-w-1", signal.SIGKILL)):
         job = fake.folder / "homes" / worker / "gpt3jax-job"
@@ -352,7 +352,7 @@ def test_a_host_that_shuts_down_leaves_143_one_that_is_cut_off_nothing(fake, tpu
 # Mistakes.
 
 
-def test_uncommitted_changes_are_refused(fake, tpu, repository):
+def test_uncommitted_changes_are_rejected(fake, tpu, repository):
     file = repository / "experiments/tiny.py"
     file.write_text("changed")
     try:
@@ -379,13 +379,13 @@ def test_uncommitted_changes_are_refused(fake, tpu, repository):
         ("up", f"{UP} --zone=b", "--zone: comes after the experiment"),
     ],
 )
-def test_mistakes_are_one_line_before_anything_is_asked(fake, tpu, command, line, part):
+def test_user_errors_are_one_line_before_any_command(fake, tpu, command, line, part):
     result = tpu(command, line)
     one_error(result, 2, part)
     assert (len(result[2].splitlines()), fake.calls()) == (1, [])
 
 
-def test_a_missing_gcloud_is_said(fake, tpu, monkeypatch, tmp_path):
+def test_a_missing_gcloud_is_reported(fake, tpu, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     one_error(tpu("create", TPU), 2, "gcloud: not found on PATH")
 

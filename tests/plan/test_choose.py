@@ -29,7 +29,7 @@ def of_size(size, **changes):
         ("6b7", 64, "NVIDIA H100 80GB HBM3"),
     ],
 )
-def test_an_auto_mesh_is_legal_and_says_why(size, devices, kind):
+def test_an_auto_mesh_is_legal_and_explained(size, devices, kind):
     experiment = of_size(size, mesh=AUTO)
     mesh, why = choose(experiment, devices, kind)
     assert mesh.data * mesh.fsdp * mesh.tensor == devices
@@ -37,7 +37,7 @@ def test_an_auto_mesh_is_legal_and_says_why(size, devices, kind):
     assert f"fsdp {mesh.fsdp}" in why and "fastest by estimate" in why
 
 
-def test_what_is_given_stays_and_only_the_rest_is_chosen():
+def test_only_auto_axes_are_chosen():
     experiment = of_size("13b", mesh=Mesh("auto", "auto", 4))
     assert choose(experiment, 256, "TPU v5")[0].tensor == 4
     given = Mesh(1, -1, 8)
@@ -49,12 +49,12 @@ def test_slices_lie_along_data():
     assert mesh.data % 2 == 0
 
 
-def test_a_model_that_no_mesh_holds_is_refused_in_words():
+def test_a_model_that_fits_no_mesh_is_rejected():
     with pytest.raises(ConfigError, match="does not fit"):
         choose(of_size("175b", mesh=AUTO), 16, "TPU v5 lite")
 
 
-def test_an_illegal_mesh_is_refused_with_the_nearest_legal_ones():
+def test_an_illegal_mesh_is_rejected_with_the_closest_legal_ones():
     with pytest.raises(ConfigError) as refused:
         check_fits(of_size("125m"), 1, 1, 8)
     words = str(refused.value)
@@ -63,7 +63,7 @@ def test_an_illegal_mesh_is_refused_with_the_nearest_legal_ones():
     assert "--mesh.data 1 --mesh.fsdp 2 --mesh.tensor 4" in words
 
 
-def test_training_takes_the_chosen_mesh_and_records_why(experiment, tmp_path, capsys):
+def test_training_uses_the_chosen_mesh_and_records_the_reason(experiment, tmp_path, capsys):
     experiment = dataclasses.replace(
         experiment, mesh=AUTO, train=dataclasses.replace(experiment.train, steps=1)
     )
@@ -75,6 +75,6 @@ def test_training_takes_the_chosen_mesh_and_records_why(experiment, tmp_path, ca
 
 
 @pytest.mark.parametrize("sizes", [(-1, "auto", 1), (0, 1, 1), (-1, -1, 1), (-2, 1, 1)])
-def test_meshes_that_say_two_things_are_refused(sizes):
+def test_contradictory_meshes_are_rejected(sizes):
     with pytest.raises(ConfigError, match="mesh"):
         Mesh(*sizes)

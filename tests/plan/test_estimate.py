@@ -63,14 +63,14 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: f"{row[1]} {row[0].model.d_model}")
-def test_the_rates_of_published_runs_come_out_within_15_percent(row):
+def test_estimates_are_within_15_percent_of_published_runs(row):
     experiment, chips, remat, microbatch, published, _ = row
     slice = parse(chips)
     found = Estimate(experiment, Layout(1, slice.chips, 1, remat, microbatch), slice)
     assert found.tokens_per_s / slice.chips == pytest.approx(published, rel=0.15)
 
 
-def test_along_both_axes_of_a_flat_torus_gradients_are_sent_twice():
+def test_reduce_scatter_over_a_2d_torus_sends_twice_the_bytes():
     """As libtpu makes it; weights are fetched twice in a step, and gradients summed once."""
     layout = Layout(1, 64, 1, "full", 512)
     flat, cube = (Estimate(of_size("1b3"), layout, parse(c)) for c in ("v5e:8x8", "v5p:4x4x4"))
@@ -79,14 +79,14 @@ def test_along_both_axes_of_a_flat_torus_gradients_are_sent_twice():
     assert on_one_axis.wire["weights"] / (7 / 8) == pytest.approx(cube.wire["weights"] / (63 / 64))
 
 
-def test_the_articles_gpu_years_and_dollars_come_out():
+def test_gpu_years_and_dollars_match_the_article():
     years, dollars = show.article(of_size("175b"))
     assert f"{years:,.0f}" == "355"
     assert years == pytest.approx(3.14e23 / 28e12 / (365.25 * 24 * 3600))
     assert dollars == pytest.approx(4.6e6, rel=0.01)
 
 
-def test_flops_are_those_of_table_d_1():
+def test_flops_match_table_d_1():
     for size, flops in {"125m": 2.25e20, "2b7": 4.77e21, "13b": 2.31e22, "175b": 3.14e23}.items():
         experiment = of_size(size)
         total = 6 * show.count_params(experiment.model) * experiment.train.tokens
@@ -108,7 +108,7 @@ def test_every_layout_is_legal_and_the_best_is_the_fastest_that_fits():
     assert all(each.peak_bytes > each.budget_bytes for each in found.others)
 
 
-def test_finalists_begin_with_the_best_and_differ_in_mesh_or_policy():
+def test_finalists_start_with_the_best_and_differ_in_mesh_or_remat():
     found = plan(of_size("6b7"), parse("v5p:4x4x4"))
     finalists = found.shortlist(3)
     assert finalists[0] == found.best and len(finalists) == 3
@@ -116,7 +116,7 @@ def test_finalists_begin_with_the_best_and_differ_in_mesh_or_policy():
     assert len(kinds) == 3
 
 
-def test_slices_lie_along_data_and_pay_for_it():
+def test_slices_lie_along_data_and_cost_time():
     experiment = of_size("6b7")
     one, four = parse("v5e:16x16"), parse("v5e:16x16*4")
     assert all(data % 4 == 0 for data, _, _ in meshes(experiment, four.devices, 4))
@@ -124,7 +124,7 @@ def test_slices_lie_along_data_and_pay_for_it():
     assert together.seconds["replicas"] > plan(experiment, one).best.seconds["replicas"]
 
 
-def test_more_recomputing_takes_less_memory_and_more_work():
+def test_more_recomputation_needs_less_memory_and_more_flops():
     experiment, slice = of_size("6b7"), parse("v5p:4x4x4")
     by_policy = [
         Estimate(experiment, Layout(1, 64, 1, remat, 256), slice)
@@ -136,7 +136,7 @@ def test_more_recomputing_takes_less_memory_and_more_work():
     assert work == sorted(work)
 
 
-def test_what_does_not_fit_is_said_in_words_with_three_ways_out():
+def test_an_error_for_too_large_models_lists_three_remedies():
     found = plan(of_size("175b"), parse("v5e:4x4"))
     with pytest.raises(ConfigError) as refused:
         _ = found.best
@@ -146,8 +146,8 @@ def test_what_does_not_fit_is_said_in_words_with_three_ways_out():
     assert too_big(found.others[0]) == words
 
 
-def test_devices_that_cannot_share_the_batch_are_refused_with_those_that_can():
-    with pytest.raises(ConfigError, match="numbers near it that work are"):
+def test_an_indivisible_batch_is_rejected_with_device_counts_that_work():
+    with pytest.raises(ConfigError, match="the closest counts that work are"):
         plan(of_size("125m"), parse("h100:7"))
 
 
@@ -157,17 +157,17 @@ def test_devices_that_cannot_share_the_batch_are_refused_with_those_that_can():
         ("v5p", "KIND:TOPOLOGY"),
         ("v5q:4x4x4", "Did you mean"),
         ("v5p:4x4", "3 axes"),
-        ("h100:8x8", "counted"),
+        ("h100:8x8", "takes a count"),
         ("v5e:0x4", "no chips"),
         ("v5e:32x32", "at most 256"),
     ],
 )
-def test_chips_that_there_are_not_are_refused_in_words(text, words):
+def test_invalid_chips_are_rejected(text, words):
     with pytest.raises(ConfigError, match=words):
         parse(text)
 
 
-def test_chips_are_known_by_what_jax_calls_them():
+def test_chips_are_found_by_their_jax_device_kind():
     kinds = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU7x": "v7x", "NVIDIA H100 80GB HBM3": "h100"}
     assert {kind: chip_of(kind).name for kind in kinds} == kinds
     assert chip_of("cpu") is None and peak_flops("TPU7x") == CHIPS["v7x"].peak / 2
@@ -175,7 +175,7 @@ def test_chips_are_known_by_what_jax_calls_them():
     assert parse("v5e:16x16").accelerator_type == "v5litepod-256"
 
 
-def test_a_budget_buys_what_the_laws_say():
+def test_budgets_match_the_scaling_laws():
     best = budget.best_by_chinchilla(5.76e23)  # Chinchilla's own compute: about 70B and 1.4T.
     # By their parametric fit, which their paper says favours smaller models.
     assert 3e10 < best.parameters < 8e10
@@ -185,7 +185,7 @@ def test_a_budget_buys_what_the_laws_say():
     assert budget.best_by_paper(3640 * budget.PF_DAY).loss == pytest.approx(1.734, abs=1e-3)
 
 
-def test_the_plan_as_json_has_what_scripts_rely_on(capsys):
+def test_plan_json_has_the_documented_keys(capsys):
     show.show(plan(of_size("175b"), parse("v5p:8x8x16")), None, [], as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["parameters"] == 174_604_259_328
@@ -200,7 +200,7 @@ def test_the_plan_as_json_has_what_scripts_rely_on(capsys):
     [("v5e:16x16", 0, ""), ("v5p:4x4x8", 5, "LIBTPU_INIT_ARGS"), ("h100:64", 2, "XLA_FLAGS"),
      ("v5p:4x4x4*2", 7, "LIBTPU_INIT_ARGS")],
 )  # fmt: skip
-def test_flags_are_recommended_with_their_reasons(chips, count, variable, capsys):
+def test_recommended_flags_have_reasons(chips, count, variable, capsys):
     found = plan(of_size("13b"), parse(chips))
     show.show(found, None, [], as_json=False)
     _, _, said = capsys.readouterr().out.partition("flags   ")
@@ -218,7 +218,7 @@ def test_xla_knows_the_flags_for_gpus():
         assert bool(done.returncode) == bool(code), done.stderr[-300:]
 
 
-def test_what_is_not_trained_takes_neither_gradients_nor_moments():
+def test_frozen_parameters_have_no_gradients_or_moments():
     whole = of_size("13b")
     lora = dataclasses.replace(whole, model=dataclasses.replace(whole.model, lora_rank=8))
     layout, slice_ = Layout(1, 8, 1, "full", 1024), parse("v5p:2x2x2")

@@ -68,7 +68,7 @@ ENTRY %main (p: bf16[8,4]) -> bf16[8,4] {
 """
 
 
-def test_each_collective_counts_as_often_as_its_loop_runs_and_sends_what_a_ring_sends():
+def test_collectives_count_trip_counts_and_ring_bytes():
     found = {(each.kind, each.group): each for each in collectives(PROGRAM)}
     gathered = 12 * (32 * 4 * 2 + 32 * 2) * 3 / 4  # Both gathers; the chain once.
     assert found["all-gather", 4] == Collective("all-gather", 4, 24, gathered)
@@ -78,7 +78,7 @@ def test_each_collective_counts_as_often_as_its_loop_runs_and_sends_what_a_ring_
     assert kernels(PROGRAM) == {"kernel": 1}
 
 
-def test_products_count_as_often_as_their_loop_runs():
+def test_products_are_multiplied_by_trip_counts():
     assert product_flops(PROGRAM) == 12 * 2 * 16 * 32 * 8 + 2 * 4 * 6 * 5
     transposed = PROGRAM.replace("bf_io->bf", "fb_oi->bf").replace(
         "w = bf16[8,32]", "w = bf16[32,8]"
@@ -99,7 +99,7 @@ def test_products_count_as_often_as_their_loop_runs():
          "window={size=1 pad=0_1 lhs_dilate=2}, dim_labels=0bf_0io->0bf", 8 / 2),
     ],
 )  # fmt: skip
-def test_axes_in_space_are_summed_or_kept_as_the_window_says(left, right, result, how, flops):
+def test_convolution_windows_contract_spatial_axes(left, right, result, how, flops):
     text = f"""\
 ENTRY %main (p: bf16[8,4]) -> bf16[8,4] {{
   %l = bf16[{left}]{{1,0}} parameter(0)
@@ -110,7 +110,7 @@ ENTRY %main (p: bf16[8,4]) -> bf16[8,4] {{
     assert product_flops(text) == 2 * math.prod(map(int, result.split(","))) * flops
 
 
-def test_a_loop_of_unknown_length_runs_as_often_as_it_is_told():
+def test_loops_of_unknown_length_use_the_given_trip_count():
     unknown = PROGRAM.replace("condition=%condition", "condition=%unknown")
     once, thrice = collectives(unknown), collectives(unknown, dynamic=3)
     of = {each.kind: each for each in once}
@@ -145,7 +145,7 @@ ENTRY %main (p: bf16[8,4]) -> bf16[8,4] {
 """
 
 
-def test_a_program_for_gpus_is_read_too():
+def test_gpu_programs_are_parsed():
     """What starts a collective names what it takes and gives; libraries compute products; a loop
     says how often it runs."""
     found = {each.kind: each for each in collectives(GPUS)}

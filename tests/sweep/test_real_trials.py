@@ -66,7 +66,7 @@ def curve(path):
 
 
 @pytest.mark.long
-def test_killed_workers_are_replaced_and_their_runs_go_on(file):
+def test_killed_workers_are_replaced_and_their_runs_resume(file):
     """Six trials by two commands, as of two machines; one of them and a run are killed."""
     words = ("--trials", "6", "--sampler", "random", "--pruner", "none")
     victim = start(file, *words)

@@ -14,7 +14,7 @@ def written(path, text):
     return path / "x.py"
 
 
-def test_a_space_has_ranges_and_what_comes_first(tmp_path):
+def test_a_space_has_ranges_and_first_params(tmp_path):
     file = written(
         tmp_path,
         f'def space(trial):\n    return {{"schedule.peak-learning-rate": {RATE}}}\n'
@@ -25,7 +25,7 @@ def test_a_space_has_ranges_and_what_comes_first(tmp_path):
     assert space.first == ({"rate": 6e-4},)
 
 
-def test_overrides_are_words_whose_numbers_read_back_as_they_were():
+def test_numbers_in_overrides_round_trip():
     values = {"a.b-c": 0.1 + 0.2, "n": 3, "flag": True, "many": (1, 2), "name": "x y"}
     words = as_words(values, "x.py")
     assert words == ["--a.b-c", repr(0.1 + 0.2), "--n", "3", "--flag", "True", "--many", "1", "2",
@@ -47,16 +47,16 @@ def test_overrides_are_words_whose_numbers_read_back_as_they_were():
         ("def space(trial:", "x.py:1: SyntaxError"),
         (f'def space(trial):\n    return {{"x": {RATE}}}\nfirst = lambda: [{{"r": 1}}]', "'r', wh"),
         (f'def space(trial):\n    return {{"x": {RATE}}}\nfirst = lambda: [{{"rate": 1}}]', "outs"),
-        (f'def space(trial):\n    return {{"x": {RATE}}}\nfirst = lambda: [1]', "holds int"),
+        (f'def space(trial):\n    return {{"x": {RATE}}}\nfirst = lambda: [1]', "contains int"),
     ],
 )
-def test_a_bad_space_is_refused_in_words(tmp_path, text, words):
+def test_an_invalid_space_is_rejected(tmp_path, text, words):
     with pytest.raises(ConfigError) as refusal:
         load(written(tmp_path, text))
     assert words in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-def test_a_grid_holds_both_ends_of_each_range_and_every_choice():
+def test_a_grid_contains_both_ends_of_each_range_and_every_choice():
     ranges = {
         "rate": FloatDistribution(1e-4, 1e-1, log=True),
         "layers": IntDistribution(2, 8, step=2),

@@ -39,7 +39,7 @@ def attempt(study):
     return trial
 
 
-def test_those_who_join_find_the_same_places_and_more_can_be_asked_for(name):
+def test_joining_finds_the_same_places_and_can_add_more(name):
     first, second = joined(name), joined(name)
     assert [t.number for t in store.read(second)] == [0, 1, 2]
     assert store.read(second)[0].params == {"x": 1.0}
@@ -51,7 +51,7 @@ def test_those_who_join_find_the_same_places_and_more_can_be_asked_for(name):
         store.join(store.open_storage(name), TERMS | {"seed": 1}, ())
 
 
-def test_the_trial_of_a_killed_worker_is_queued_again_with_its_values(name):
+def test_the_trial_of_a_killed_worker_is_queued_again_with_its_params(name):
     study = joined(name)
     trial = attempt(study)
     assert store.reap(study) == []
@@ -66,7 +66,7 @@ def test_the_trial_of_a_killed_worker_is_queued_again_with_its_values(name):
     assert store.take(study) is None
 
 
-def test_a_worker_elsewhere_is_dead_when_it_gives_no_sign_of_life(name, monkeypatch):
+def test_a_remote_worker_without_heartbeat_is_dead(name, monkeypatch):
     study = joined(name)
     trial = attempt(study)
     trial.set_user_attr("worker", "1@another-host")
@@ -80,7 +80,7 @@ def test_a_worker_elsewhere_is_dead_when_it_gives_no_sign_of_life(name, monkeypa
     assert len(study.get_trials(states=(TrialState.WAITING,))) == 3
 
 
-def test_a_place_that_was_lost_between_two_queues_is_found_at_the_next_start(name):
+def test_a_failed_place_not_queued_again_is_recovered_at_the_next_start(name):
     study = joined(name)
     trial = attempt(study)
     study.tell(trial, state=TrialState.FAIL)
@@ -89,7 +89,7 @@ def test_a_place_that_was_lost_between_two_queues_is_found_at_the_next_start(nam
     assert len(study.get_trials(states=(TrialState.WAITING,))) == 3
 
 
-def test_the_best_is_complete_and_of_equals_the_first(name):
+def test_best_is_the_first_complete_trial_with_the_lowest_loss(name):
     study = joined(name)
     assert store.best(store.read(study)) is None
     trials = [attempt(study) for _ in range(3)]
@@ -104,15 +104,15 @@ def test_the_best_is_complete_and_of_equals_the_first(name):
 @pytest.mark.parametrize(
     ("storage", "words"),
     [
-        ("x.txt", "of no kind that is known"),
-        ("grpc://here", "is no address"),
-        ("grpc://127.0.0.1:99999", "is no address"),
+        ("x.txt", "of an unknown kind"),
+        ("grpc://here", "is not an address"),
+        ("grpc://127.0.0.1:99999", "is not an address"),
         ("folder.journal", "cannot be read"),
         ("file/x.journal", "cannot be read"),
         ("damaged.db", "cannot be read"),
     ],
 )
-def test_a_storage_that_cannot_be_is_refused_in_words(tmp_path, monkeypatch, storage, words):
+def test_an_invalid_storage_is_rejected(tmp_path, monkeypatch, storage, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.journal").mkdir()
     (tmp_path / "file").touch()
@@ -122,7 +122,7 @@ def test_a_storage_that_cannot_be_is_refused_in_words(tmp_path, monkeypatch, sto
     assert "\n" not in str(refusal.value)
 
 
-def test_a_damaged_journal_and_a_silent_server_are_told_in_words(tmp_path, monkeypatch):
+def test_a_damaged_journal_and_an_unreachable_server_are_reported(tmp_path, monkeypatch):
     (tmp_path / "x.journal").write_text("{not json}\n")
     with pytest.raises((ConfigError, RunError), match="the storage|cannot be read"):
         joined(str(tmp_path / "x.journal"))
@@ -131,7 +131,7 @@ def test_a_damaged_journal_and_a_silent_server_are_told_in_words(tmp_path, monke
         store.open_storage(f"grpc://127.0.0.1:{free_port()}")
 
 
-def test_machines_without_a_shared_disk_join_by_a_server(tmp_path, monkeypatch):
+def test_machines_without_a_shared_disk_join_through_a_server(tmp_path, monkeypatch):
     """Four ask at once, again and again; none gets what another has."""
     found = TrialModel.find_or_raise_by_id
 

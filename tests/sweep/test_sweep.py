@@ -55,13 +55,13 @@ def plan(file, trials, name="s", **changes):
 
 
 def swept(made_plan):
-    return Sweep(made_plan, store.open_storage(made_plan.storage)).go(lambda trials: None)
+    return Sweep(made_plan, store.open_storage(made_plan.storage)).run(lambda trials: None)
 
 
 WIDE = '{"x": trial.suggest_float("x", 0, 9)}'
 
 
-def test_losers_are_pruned_and_what_diverged_or_failed_is_kept_and_explained(made, monkeypatch):
+def test_trials_are_pruned_diverged_or_failed_with_a_reason(made, monkeypatch):
     monkeypatch.setattr("gpt3jax.sweep.driver.STARTUP", 3)
     file = made(0.5, 6.0, 3.0, 0.1, 0.3, 2.5, 0.05, space=WIDE)
     monkeypatch.setattr("gpt3jax.sweep.driver.POLL_S", 0.01)
@@ -79,7 +79,7 @@ def test_losers_are_pruned_and_what_diverged_or_failed_is_kept_and_explained(mad
     ]
     diverged, failed, pruned = trials[1], trials[2], trials[5]
     # The first measurement after a quarter of the tokens.
-    assert max(pruned.curve) == 200 and "after 200 tokens loses" in pruned.why
+    assert max(pruned.curve) == 200 and "after 200 tokens is too high" in pruned.why
     assert diverged.why == "step 3: loss is nan. training diverged" and len(diverged.curve) == 3
     assert failed.attempts == 3 and "the disk is full" in failed.why
     assert Path("s/trial-002/starts").read_text() == "xxx"
@@ -93,7 +93,7 @@ def test_losers_are_pruned_and_what_diverged_or_failed_is_kept_and_explained(mad
     assert rows[6]["command"] == trials[6].command
 
 
-def test_a_loss_above_the_untrained_models_has_diverged(made, tmp_path):
+def test_a_loss_above_the_untrained_loss_is_divergence(made, tmp_path):
     rises = tmp_path / "rises.py"
     text = Path(FAKE.split()[-1]).read_text().replace("x * x + 5 / (1 + k)", "x + k")
     rises.write_text(text)
@@ -117,16 +117,16 @@ def test_the_same_seed_gives_the_same_trials_and_the_same_best(made, sampler):
         assert [p["x"] for p in best[0][1][1:]] == pytest.approx([i / 3 for i in range(7)])
 
 
-def test_a_mistake_ends_the_sweep_in_words_and_others_are_given_back(made):
+def test_invalid_overrides_end_the_sweep_and_requeue_other_trials(made):
     file = made(1.0, 4.0, space=WIDE)
     with pytest.raises(ConfigError, match="trial 1 cannot be trained: --x is 4") as refusal:
         swept(plan(file, 3, launch=FAKE))
-    assert "Mend space() of" in str(refusal.value)
+    assert "Fix space() of" in str(refusal.value)
     with pytest.raises(ConfigError, match="its seed is 0, not 3"):
         swept(plan(file, 3, seed=3))
 
 
-def test_more_trials_may_be_asked_for_and_nothing_is_trained_twice(made):
+def test_trials_can_be_added_without_repeating_others(made):
     file = made(0.5)
     first = swept(plan(file, 2))
     more = swept(plan(file, 4))
@@ -134,7 +134,7 @@ def test_more_trials_may_be_asked_for_and_nothing_is_trained_twice(made):
     assert all(Path(f"s/trial-{n:03}/starts").read_text() == "x" for n in range(4))
 
 
-def test_a_stopped_sweep_goes_on_where_it_was(made):
+def test_a_stopped_sweep_resumes(made):
     file = made(0.5)
     words = [
         sys.executable, "-m", "gpt3jax", "sweep", str(file), "--trials", "4", "--workers", "2",
@@ -158,14 +158,14 @@ def test_a_stopped_sweep_goes_on_where_it_was(made):
     assert Path("s/trial-000/starts").read_text() == "xx"
 
 
-def test_what_a_trial_says_cannot_become_markup(made):
+def test_texts_of_trials_are_escaped(made):
     file = made(1.0, space='{"x": trial.suggest_float("x", 0, 2)}')
     trials = swept(plan(file, 1, overrides=("--name", "<script>a</script>")))
     page = write_results(trials, {}, Path("s")).read_text()
     assert "<script" not in page and "&lt;script&gt;" in page
 
 
-def test_json_holds_every_trial_and_importance_where_there_is_some(made, capsys):
+def test_json_has_every_trial_and_the_importances(made, capsys):
     space = '{"x": trial.suggest_float("x", 0, 2), "y": trial.suggest_categorical("y", [1, "b"])}'
     code = run_sweep(plan(made(space=space), 8, sampler="random"), None, as_json=True)
     said = json.loads(capsys.readouterr().out)

@@ -56,14 +56,14 @@ def test_what_does_not_fit_is_said_in_words():
     `plan` would not come so far with this layout, whose estimate is too large already."""
     layout = Layout(data=1, fsdp=8, tensor=1, remat="none", microbatch=64)
     experiment = load_experiment("experiments/gpt3_13b.py")
-    why = "does not fit: the compiled step needs 1[0-9][0-9].* GiB, 73.30 GiB are there.* saves "
+    why = "the compiled step needs 1[0-9][0-9].* GiB, but the device has 73.30 GiB.* saves "
     with pytest.raises(ConfigError, match=why):
         compile_step(Estimate(experiment, layout, slices.parse("h100:8")))
 
 
 @pytest.mark.parametrize(
     ("chips", "why"),
-    [("v100:8", "no compiler for v100.*h100"), ("h100:12", "whole nodes.*h100:16")],
+    [("v100:8", "no compiler for v100.*h100"), ("h100:12", "complete nodes.*h100:16")],
 )
 def test_what_no_compiler_knows_is_refused(chips, why):
     with pytest.raises(ConfigError, match=why):

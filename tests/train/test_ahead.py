@@ -69,6 +69,6 @@ def test_what_the_compiler_refuses_is_said_in_words():
     """`plan` would not come so far with this layout, whose estimate is too large already."""
     layout = Layout(data=1, fsdp=16, tensor=1, remat="none", microbatch=256)
     experiment = load_experiment("experiments/gpt3_350m.py")
-    why = "does not fit: the compiled step needs .* GiB.*15.75 GiB are there.* saves "
+    why = "does not fit: the compiled step needs .* GiB.*the device has 15.75 GiB.* saves "
     with pytest.raises(ConfigError, match=why):
         compile_step(Estimate(experiment, layout, parse("v5e:4x4")))
