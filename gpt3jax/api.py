@@ -22,7 +22,7 @@ from gpt3jax.checkpoint.load import LoadedModel, load_model
 from gpt3jax.config import Mesh
 from gpt3jax.decoding.decode import Sampling
 from gpt3jax.decoding.generator import Generator
-from gpt3jax.evals.protocol import Protocol, ask_setting, settings_of
+from gpt3jax.evals.protocol import Protocol, evaluate_setting, settings_of
 from gpt3jax.evals.scoring import Scorer
 from gpt3jax.evals.summary import summarise
 from gpt3jax.evals.tasks.files import load_tasks
@@ -91,7 +91,9 @@ def evaluate(
         scorer = Scorer(model.params, model.model, model.tokenizer, mesh)
         loaded = load_tasks(tasks, words=words, count=examples, seed=seed)
         settings = settings_of(scorer, loaded, protocol)
-        return summarise([ask_setting(scorer, each, protocol, lambda _: None) for each in settings])
+        return summarise(
+            [evaluate_setting(scorer, each, protocol, lambda _: None) for each in settings]
+        )
 
 
 def _one_device() -> jax.sharding.Mesh:

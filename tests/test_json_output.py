@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 def typed(folder, experiment, one_device, monkeypatch):
     """What the names in `WORDS` stand for: a run, an experiment file with a space, and a task."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("gpt3jax.runtime.memory.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("gpt3jax.runtime.memory.retain_freed_memory", lambda: None)
     small = changed(experiment, model={"n_layers": 1}, train={"steps": 2})
     run, file, task = folder / "run", folder / "file.py", folder / "task.jsonl"
     if not run.exists():

@@ -6,7 +6,7 @@ import pytest
 
 from gpt3jax.config import Mesh
 from gpt3jax.errors import ConfigError
-from gpt3jax.plan.choose import choose
+from gpt3jax.plan.choose import choose, mesh_for
 from gpt3jax.plan.layouts import check_fits
 from gpt3jax.run_dir import Run
 from gpt3jax.train.monitor import event_log
@@ -67,7 +67,8 @@ def test_training_uses_the_chosen_mesh_and_records_the_reason(experiment, tmp_pa
     experiment = dataclasses.replace(
         experiment, mesh=AUTO, train=dataclasses.replace(experiment.train, steps=1)
     )
-    train(experiment, tmp_path)
+    mesh, why = mesh_for(experiment)
+    train(experiment, tmp_path, mesh=mesh, why=why)
     start = event_log.read(Run(tmp_path).ledger_file)[0]
     assert start["mesh"]["data"] * start["mesh"]["fsdp"] * start["mesh"]["tensor"] == 8
     assert "the fastest by estimate" in start["why"]
