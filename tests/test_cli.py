@@ -19,7 +19,7 @@ TINY = str(ROOT / "experiments/tiny.py")
 @pytest.fixture
 def gpt3jax(capsys, monkeypatch, tmp_path):
     """Run a command line in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr("gpt3jax.runtime.memory.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("gpt3jax.runtime.memory.retain_freed_memory", lambda: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 

@@ -42,7 +42,7 @@ def experiment():
 @pytest.fixture
 def gpt3jax(capsys, monkeypatch):
     """Run a command line in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr("gpt3jax.runtime.memory.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("gpt3jax.runtime.memory.retain_freed_memory", lambda: None)
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*words):

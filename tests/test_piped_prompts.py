@@ -104,4 +104,4 @@ def test_a_pipe_writes_what_the_flag_writes(experiment, tmp_path):
 
 def test_more_samples_than_beams_are_refused(capsys):
     assert cli.main(["generate", "run", "--prompt", "", "--beams", "2", "--samples", "3"]) == 2
-    assert "--samples is 3: 2 beams find at most as many" in capsys.readouterr().err
+    assert "--samples is 3: 2 beams give at most as many samples" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def test_what_was_left_out_is_said_with_its_reasons(folder, tmp_path, capsys):
     assert cli.main(["data", "prepare", "--corpus", str(tmp_path / "in"), "--out", str(out),
                      *SMALL]) == 0  # fmt: skip
     line = capsys.readouterr().out.splitlines()[-1]
-    assert "skipped 10 (7 binary, 3 empty)" in line and "; 1 not UTF-8, read with U+FFFD" in line
+    assert "skipped 10 (7 binary, 3 empty)" in line and "; 1 not UTF-8, read as U+FFFD" in line
     tokenizer = Tokenizer.load(out / "tokenizer.model")
     tokens = sum(len(tokenizer.encode(text.decode())) + 1 for text in texts)
     tokens += len(tokenizer.encode("caf\ufffd window\n")) + 1

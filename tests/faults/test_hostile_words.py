@@ -228,7 +228,7 @@ def tree(folder):
 def test_hostile_words_are_refused_in_a_line_at_once_and_nothing_is_made(
     command, given_words, here, capsys, monkeypatch
 ):
-    monkeypatch.setattr("gpt3jax.runtime.memory.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("gpt3jax.runtime.memory.retain_freed_memory", lambda: None)
     monkeypatch.chdir(here)
 
     @tries(40, cost=10)
@@ -264,7 +264,7 @@ def run_line(words, folder, capsys, seconds=SECONDS):
 @pytest.mark.parametrize("out", ["/dev/full", "/dev/null/x", "/proc/x", "x" * 300, "small.py"])
 def test_places_that_cannot_be_written_are_refused(given_words, here, capsys, monkeypatch, out):
     monkeypatch.chdir(here)
-    monkeypatch.setattr("gpt3jax.runtime.memory.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("gpt3jax.runtime.memory.retain_freed_memory", lambda: None)
     # The run of another test file has metrics, so that its report comes to be written.
     run = write_run(here / "logged").path
     small, prepare = given_words["train"][0], given_words["data prepare"]

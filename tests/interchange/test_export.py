@@ -74,7 +74,7 @@ def test_a_folder_has_what_transformers_looks_for(experiment, make_run, tmp_path
     card = (tmp_path / "out/README.md").read_text()
     manifest = run.identity()["data"]["sources"][0]["manifest"]
     for fact in ("1,920 tokens in 5 steps", manifest, "3.2500 nats/token at step 4", found.state,
-                 "1.750 bits/byte", "Licence: none is stated", found.line):  # fmt: skip
+                 "1.750 bits/byte", "Licence: not stated", found.line):  # fmt: skip
         assert fact in card
     assert "1.0000" not in card, "of a later step"
     assert not list(tmp_path.glob("*.partial*"))
@@ -207,7 +207,7 @@ def test_shapes_that_have_no_name_there_are_refused_at_once(dense, make_run, tmp
 def test_a_folder_that_holds_something_is_left_alone(experiment, make_run, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious").write_text("x")
-    with pytest.raises(ConfigError, match="holds something"):
+    with pytest.raises(ConfigError, match="is not empty"):
         export.export(make_run(experiment).path, tmp_path / "out")
     assert os.listdir(tmp_path / "out") == ["precious"]
 

@@ -144,8 +144,8 @@ def test_the_shapes_that_table_2_1_prints_for_xl_and_13b_are_refused(d_model, n_
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "llama"}, "GPT-2 .* and GPT-Neo are read"),
-        ({"model_type": ["gpt2"]}, "are read"),
+        ({"model_type": "llama"}, "only GPT-2 .* and GPT-Neo are supported"),
+        ({"model_type": ["gpt2"]}, "are supported"),
         ({"n_inner": 1024}, "MLP is 1024 wide"),
         ({"activation_function": "relu"}, "activation_function is 'relu'"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
@@ -198,7 +198,7 @@ def test_global_and_local_layers_in_turn_are_taken_over(types, dense_every):
     ],
 )
 def test_other_orders_of_layers_are_refused(types):
-    with pytest.raises(ConfigError, match="config.json cannot be taken over"):
+    with pytest.raises(ConfigError, match="config.json cannot be imported"):
         from_config(NEO | {"attention_types": types})
 
 

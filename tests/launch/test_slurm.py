@@ -226,7 +226,7 @@ def test_an_array_of_shards_is_merged_to_what_one_process_writes(cluster, prepar
     job = cluster.wait(merge)
     said = "".join(path.read_text() for path in sorted(folder.glob("*.out")))
     assert job["JobState"] == "COMPLETED", said
-    assert said.count("When all are: gpt3jax data merge") == 4
+    assert said.count("Then run: gpt3jax data merge") == 4
     one = prepare(str(corpus), str(folder / "one"), context=48, vocabulary=300,
                   tokenizer=str(prepared), workers=1)  # fmt: skip
     assert verify(folder / "many") == one
