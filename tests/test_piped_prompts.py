@@ -19,7 +19,9 @@ def read(monkeypatch):
     """(*words) -> the prompt that a command takes; what is computed of it is left out."""
     taken = []
     monkeypatch.setattr(generate, "write", lambda run, prompt, **_: taken.append(prompt))
-    monkeypatch.setattr(record, "look", lambda run, writing, **_: taken.append(writing.prompt))
+    monkeypatch.setattr(
+        record, "inspect_run", lambda run, settings, **_: taken.append(settings.prompt)
+    )
     monkeypatch.setattr(record, "write_page", lambda *_: None)
 
     def read(*words):
