@@ -83,19 +83,19 @@ def test_each_list_of_where_a_head_looks_is_numpys_sort_of_its_weights(model, tm
         weights = of_layers[layer][h, t, : t + 1]
         order = np.argsort(-weights, kind="stable")
         seen = t + 1 if model.is_dense(layer) else min(t + 1, model.band)
-        shown = re.findall(r"#(\d+) ([\d.<]+%)", text.split(" most to ")[1])
+        shown = re.findall(r"#(\d+) ([\d.<]+%)", text.split(" mostly to ")[1])
         best = order[: min(4, seen)]
         assert [int(token) for token, _ in shown] == tokens[best].tolist(), (head, t, text)
         shares = in_percent([share for _, share in shown])
         np.testing.assert_allclose(shares, weights[best], rtol=0.06, atol=1e-4)
         left = sorted(order[44:]) if model.is_dense(layer) else []
         assert dotted == [s for s in left if s != t], (head, t)
-    assert "the 44 largest weights are on this page" in found["text"]
+    assert "stores the 44 largest weights" in found["text"]
 
 
 @needs_browser
-def test_what_one_token_alone_does_not_tell_is_not_shown_as_0(model, tmp_path):
-    """No token before it, and no loss of what followed."""
+def test_undefined_statistics_of_a_single_token_are_shown_as_n_a(model, tmp_path):
+    """A single token has no previous token and no next token."""
     _, record = of_text(model, np.array([5]))
     assert np.isnan(record["heads"]["facts"]["previous"]).all()
     watcher = LISTS.replace("[0, 2, 30, 43, 44, 70, 80, 110, 140]", "[0]").replace(
@@ -105,7 +105,7 @@ def test_what_one_token_alone_does_not_tell_is_not_shown_as_0(model, tmp_path):
     )
     found, _, log = opened(page("One", record), watcher, tmp_path)
     assert "CONSOLE" not in log and "error" not in found, (log, found.get("error"))
-    assert found["text"].count("not known") >= 16 and "NaN" not in found["text"]
+    assert found["text"].count("n/a") >= 16 and "NaN" not in found["text"]
     assert "mean 0.00 nats" not in found["text"]
 
 
@@ -162,8 +162,8 @@ def test_a_browser_draws_every_section_and_all_of_it_moves(run, asked, tmp_path,
     assert all(found[name] for name in ("sorted", "chosen", "checkpoint", "shots", "theme"))
     assert found["checkpoint"] == "untrained"
     exact, to_come, area = found["tips"]
-    assert "hidden by the band" in exact or re.search(r"\n0\.\d{7}|\n[\d.]+e-\d+", exact), exact
-    assert "it cannot be seen" in to_come and "% of all" in area
+    assert "outside the band" in exact or re.search(r"\n0\.\d{7}|\n[\d.]+e-\d+", exact), exact
+    assert "which is masked" in to_come and "% of all" in area
 
 
 @needs_browser
