@@ -60,6 +60,14 @@ def evaluate(
     from gpt3jax.evals.run import evaluate_runs
 
     evaluate_runs(
-        runs, tasks, Protocol(shots, draws, seed, shared, beams), examples=examples, words=words,
-        mesh=mesh, step=step, out=out, draw_plot=plot, as_json=json,
-    )  # fmt: skip
+        runs,
+        tasks,
+        Protocol(shots, draws, seed, shared, beams),
+        examples=examples,
+        words=words,
+        mesh=mesh,
+        step=step,
+        out=out,
+        draw_plot=plot,
+        as_json=json,
+    )

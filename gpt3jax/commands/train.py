@@ -79,9 +79,14 @@ def train_and_report(
     try:
         mesh, why = mesh_for(experiment)
         outcome = run_train(
-            experiment, path, mesh=mesh, why=why, stuck_after=stuck_after, changes=changes,
+            experiment,
+            path,
+            mesh=mesh,
+            why=why,
+            stuck_after=stuck_after,
+            changes=changes,
             began=began,
-        )  # fmt: skip
+        )
     except Exception as error:
         processes.end_together(error)
         raise

@@ -138,23 +138,38 @@ def from_config(config: dict[str, Any]) -> tuple[Family, Model]:
 def _from_gpt2(config: dict[str, Any]) -> Model:
     fields = _build(_Gpt2, config)
     _check_supported(
-        fields, config, fields.n_embd, fields.n_inner,
-        scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False,
-    )  # fmt: skip
+        fields,
+        config,
+        fields.n_embd,
+        fields.n_inner,
+        scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False,
+        add_cross_attention=False,
+    )
     return _model(
-        fields.n_layer, fields.n_embd, fields.n_head, fields.vocab_size, fields.n_positions,
-        fields.activation_function, dense_every=1,
-    )  # fmt: skip
+        fields.n_layer,
+        fields.n_embd,
+        fields.n_head,
+        fields.vocab_size,
+        fields.n_positions,
+        fields.activation_function,
+        dense_every=1,
+    )
 
 
 def _from_gpt_neo(config: dict[str, Any]) -> Model:
     fields = _build(_GptNeo, config)
     _check_supported(fields, config, fields.hidden_size, fields.intermediate_size)
     return _model(
-        fields.num_layers, fields.hidden_size, fields.num_heads, fields.vocab_size,
-        fields.max_position_embeddings, fields.activation_function, band=max(1, fields.window_size),
+        fields.num_layers,
+        fields.hidden_size,
+        fields.num_heads,
+        fields.vocab_size,
+        fields.max_position_embeddings,
+        fields.activation_function,
+        band=max(1, fields.window_size),
         dense_every=_dense_every(_kinds(fields)),
-    )  # fmt: skip
+    )
 
 
 def _build(kind: Any, config: dict[str, Any]) -> Any:
@@ -185,15 +200,29 @@ def _check_supported(
 
 
 def _model(
-    n_layers: int, d_model: int, n_heads: int, vocabulary: int, context: int, activation: str,
-    *, dense_every: int, band: int = Model.band,
-) -> Model:  # fmt: skip
+    n_layers: int,
+    d_model: int,
+    n_heads: int,
+    vocabulary: int,
+    context: int,
+    activation: str,
+    *,
+    dense_every: int,
+    band: int = Model.band,
+) -> Model:
     if n_heads < 1 or d_model % n_heads:
         raise ValueError(f"{n_heads} heads do not divide a width of {d_model}")
     return Model(
-        n_layers, d_model, n_heads, d_model // n_heads, vocabulary, context,
-        activation=ACTIVATIONS[activation], band=band, dense_every=dense_every,
-    )  # fmt: skip
+        n_layers,
+        d_model,
+        n_heads,
+        d_model // n_heads,
+        vocabulary,
+        context,
+        activation=ACTIVATIONS[activation],
+        band=band,
+        dense_every=dense_every,
+    )
 
 
 def _kinds(fields: _GptNeo) -> list[str]:

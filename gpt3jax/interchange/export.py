@@ -47,9 +47,13 @@ Progress = Callable[[str, float], None]
 
 
 def export(
-    path: Path, out: Path, *, dtype: Dtype = "float32", step: int | None = None,
+    path: Path,
+    out: Path,
+    *,
+    dtype: Dtype = "float32",
+    step: int | None = None,
     progress: Progress = lambda what, share: None,
-) -> Certificate:  # fmt: skip
+) -> Certificate:
     """Write an exported model to `out`, which is created atomically once it is verified.
 
     Args:
@@ -81,9 +85,16 @@ def export(
         progress("comparing", 0.0)
         manifest = read_manifest(run.checkpoints / str(step))
         certificate = certify(
-            folder, params, model, tokenizer, family=family, dtype=dtype,
-            parameters=count_params(model), step=step, state=manifest.state,
-        )  # fmt: skip
+            folder,
+            params,
+            model,
+            tokenizer,
+            family=family,
+            dtype=dtype,
+            parameters=count_params(model),
+            step=step,
+            state=manifest.state,
+        )
         certificate.write(folder)
         text = card(run, run.experiment(), manifest, certificate)
         (folder / "README.md").write_text(text, encoding="utf-8")

@@ -212,9 +212,13 @@ def _write(
     identity = {**experiment.identity(), "data": data}
     write_atomic(run.identity_file, json.dumps(identity, indent=2) + "\n")
     event_log.record(
-        run.ledger_file, "import", folder=folder.resolve().name, family=imported.family,
-        parameters=imported.parameters, **event_log.code_version(),
-    )  # fmt: skip
+        run.ledger_file,
+        "import",
+        folder=folder.resolve().name,
+        family=imported.family,
+        parameters=imported.parameters,
+        **event_log.code_version(),
+    )
 
     def on_saved(manifest: CheckpointManifest) -> None:
         event_log.record(run.ledger_file, "save", step=0, sequences=0, state=manifest.state)

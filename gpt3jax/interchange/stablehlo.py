@@ -97,9 +97,13 @@ sys.stderr.write(b"".join(bytes.fromhex(model["tokens"][t]) for t in new).decode
 
 
 def export(
-    path: Path, out: Path, *, dtype: Dtype = "float32", step: int | None = None,
+    path: Path,
+    out: Path,
+    *,
+    dtype: Dtype = "float32",
+    step: int | None = None,
     progress: Progress = lambda what, share: None,
-) -> Certificate:  # fmt: skip
+) -> Certificate:
     """Write programs and weights to `out`, which is created atomically once it is verified.
 
     Args:
@@ -144,9 +148,16 @@ def export(
         tokenizer.save(folder / "tokenizer.model")
         progress("comparing", 0.0)
         certificate = certify(
-            folder, params, model, tokenizer, family="stablehlo", dtype=dtype,
-            parameters=count_params(model), step=step, state=manifest.state,
-        )  # fmt: skip
+            folder,
+            params,
+            model,
+            tokenizer,
+            family="stablehlo",
+            dtype=dtype,
+            parameters=count_params(model),
+            step=step,
+            state=manifest.state,
+        )
         certificate.write(folder)
     progress("comparing", 1.0)
     return certificate

@@ -271,10 +271,18 @@ def make_server(
     """
     names = LOOPBACK_NAMES if is_loopback(bound.getsockname()[0]) else None
     config = uvicorn.Config(
-        Server(served, owner, token, names).app(), http=_Protocol, ws="none", loop="asyncio",
-        lifespan="on", access_log=False, log_level="error", server_header=False,
-        proxy_headers=False, backlog=BACKLOG, timeout_graceful_shutdown=2,
-    )  # fmt: skip
+        Server(served, owner, token, names).app(),
+        http=_Protocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        access_log=False,
+        log_level="error",
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=2,
+    )
     return uvicorn.Server(config)
 
 

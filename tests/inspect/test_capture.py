@@ -88,7 +88,7 @@ def test_attention_weights_are_those_that_the_heads_used(run, params, tokens):
         assert (np.asarray(weights)[..., hidden] == 0).all()
 
 
-def test_facts_of_heads_that_look_at_one_place():
+def test_head_stats_of_one_hot_and_uniform_attention():
     T = 6
     before = np.eye(T, k=-1)
     before[0, 0] = 1
@@ -213,7 +213,7 @@ def test_a_mesh_fetches_weights_layer_by_layer(model, params, tokens):
     assert 0 < gathered <= tables + of_layers // run.n_layers
 
 
-def test_what_cannot_be_captured_or_patched_is_said(model, params, tokens):
+def test_unsupported_captures_and_patches_are_refused(model, params, tokens):
     with pytest.raises(ConfigError, match="no activation 'logits'"):
         capture(params, tokens, model, ("logits",))
     devices = make_mesh(Mesh(2, 1, 4))

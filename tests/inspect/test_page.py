@@ -67,7 +67,7 @@ def in_percent(text):
 
 
 @needs_browser
-def test_each_list_of_where_a_head_looks_is_numpys_sort_of_its_weights(model, tmp_path):
+def test_attention_lists_match_numpy_sort_of_the_weights(model, tmp_path):
     """Of 141 tokens, of which a query's 44 largest weights are on the page."""
     model = dataclasses.replace(model, context=160)
     tokens = np.random.default_rng(0).integers(0, 300, 141)
@@ -167,7 +167,7 @@ def test_a_browser_draws_every_section_and_all_of_it_moves(run, asked, tmp_path,
 
 
 @needs_browser
-def test_hostile_texts_are_shown_and_do_nothing(run, asked, tmp_path):
+def test_hostile_texts_are_shown_but_not_executed(run, asked, tmp_path):
     """As tokens, title, demonstrations and answers; with less motion, which shows no half steps."""
     mesh = Mesh(data=2, fsdp=2, tensor=2)
     record = inspect_run(run.path, asked, layers=(1, 2), task="hidden_rule", mesh=mesh, step=5)
@@ -238,7 +238,7 @@ def test_a_run_without_its_data_is_still_shown(run, asked, prepared, tmp_path, m
         (["--step", "3"], "has no checkpoint of step 3"),
     ],
 )
-def test_what_cannot_be_shown_is_refused(run, words, message, capsys):
+def test_invalid_arguments_are_refused(run, words, message, capsys):
     assert main(["inspect", str(run.path), "--prompt", "the cat", *words]) == 2
     assert message in capsys.readouterr().err
 

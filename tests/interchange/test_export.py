@@ -159,7 +159,7 @@ def test_large_models_are_cut_into_files_with_an_index(dense, make_run, tmp_path
     )
 
 
-def test_the_newest_checkpoint_that_is_whole_is_taken_or_the_one_named(
+def test_the_newest_intact_or_the_named_checkpoint_is_exported(
     experiment, make_run, tmp_path, capsys
 ):
     make_run(experiment, seed=1, step=3)

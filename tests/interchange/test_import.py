@@ -263,7 +263,7 @@ WTE, UP = "transformer.wte.weight", "transformer.h.1.mlp.c_fc.weight"
         (lambda folder: (folder / "tokenizer.model").write_bytes(b"x"), "cannot be imported"),
     ],
 )
-def test_a_folder_that_cannot_be_trusted_is_refused_in_words(folder, tmp_path, harm, words):
+def test_damaged_or_inconsistent_folders_are_refused(folder, tmp_path, harm, words):
     harm(folder)
     with pytest.raises(ConfigError, match=words) as error:
         import_.import_(folder, tmp_path / "run")

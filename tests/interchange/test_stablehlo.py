@@ -64,7 +64,7 @@ def test_alone_it_writes_what_generate_writes(wide, make_run, tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "count"), [("float32", 3), ("bfloat16", 1)])
-def test_rows_of_any_number_and_length_get_the_logits_of_a_forward_pass(
+def test_batches_of_any_size_and_length_get_the_logits_of_forward(
     wide, make_run, tmp_path, dtype, count
 ):
     wide = changed(wide, model={"lora_rank": 2})
@@ -146,7 +146,7 @@ def test_a_decoding_program_that_is_wrong_breaks_the_certificate(
     fails(make_run(wide), tmp_path, "the export is not valid")
 
 
-def test_where_nothing_can_be_compared_the_certificate_says_why(
+def test_the_certificate_gives_a_reason_if_nothing_can_be_compared(
     wide, make_run, tmp_path, monkeypatch
 ):
     run = make_run(wide)
