@@ -47,7 +47,7 @@ def test_it_serves_what_generate_writes_until_it_is_interrupted(run, capsys):
             served.kill()
     assert served.returncode == 130
     first, *lines = said.splitlines()
-    assert first == f"reading {run.path}"
+    assert first == f"loading {run.path}"
     assert all(re.match(r"compil(ing|ed) .*\b\d+ of \d+ programs", line) for line in lines), said
     assert lines[0].startswith("compiling for a first answer: 0 of ")
     asked = ["--prompt", "the cat", "--new-tokens", "60", "--seed", "7", "--json"]
