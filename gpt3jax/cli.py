@@ -1,7 +1,7 @@
-"""The command line: words to a command and its arguments, and errors to one line.
+"""The command line: parses arguments, runs a command and prints errors as one line.
 
-Exit codes: 0 done, 1 failure, 2 a user's mistake, 128 + n stopped by signal n
-after saving.
+Exit codes: 0 success, 1 failure, 2 invalid input, 128 + n stopped by signal n after saving a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from gpt3jax.errors import ConfigError, RunError, truncate
 from gpt3jax.runtime.compilation_cache import enable_compilation_cache
 
 LINE = 300
-"""Characters that are shown of an error, at most."""
+"""Maximum length of an error message, in characters."""
 
 
 def usage() -> str:
-    """What there is to type."""
+    """The text of `gpt3jax --help`."""
     width = max(map(len, COMMANDS))
     lines = [f"  gpt3jax {name:<{width}}  {_summary(f)}" for name, f in COMMANDS.items()]
     return "\n".join(
@@ -40,13 +40,13 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "Each takes --help. Errors take one line; --debug shows where they come from.",
+            "Each command takes --help. Errors print as one line; --debug prints a traceback.",
         ]
     )
 
 
 def parse(name: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """The arguments of a command, by tyro; those that take an experiment read its file first."""
+    """Parse the arguments of a command with tyro, after loading its experiment file, if any."""
     function = COMMANDS[name]
     prog = f"gpt3jax {name}"
     parameters = inspect.signature(function, eval_str=True).parameters
@@ -76,35 +76,35 @@ def parse(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     shown = [
         _for_tyro(parameter, fields)
         for name, parameter in parameters.items()
-        if name != "experiment" or fields  # One that may be left out, and is.
+        if name != "experiment" or fields  # Hide an optional experiment that is not given.
     ]
     call.__doc__ = function.__doc__
-    call.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature(shown)  # pyright: ignore[reportFunctionMemberAccess]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return tyro.cli(call, args=rest, prog=prog)
 
 
 def _refuse_empty_paths(words: Sequence[str], parameters: Mapping[str, inspect.Parameter]) -> None:
-    """A name that is empty, as of a variable that is not set, would be the folder we are in."""
+    """Reject empty paths, e.g. from an unset variable: Path("") is the current folder."""
     names = [name for name, parameter in parameters.items() if "Path" in str(parameter)]
     for flag, word in itertools.pairwise(words):
         if flag.removeprefix("--").replace("-", "_") in names and not word:
-            raise ConfigError(f"{flag} is empty: it names a file or folder. Name one, or . (here)")
+            raise ConfigError(f"{flag} is empty: it must be a path. Give one, or . (this folder)")
 
 
 def _for_tyro(parameter: inspect.Parameter, fields: dict[str, Any]) -> inspect.Parameter:
-    """A parameter as tyro should see it: the experiment's fields without a prefix, and filled."""
+    """The parameter for tyro: an experiment's fields have no prefix and its values as defaults."""
     kind = inspect.Parameter.KEYWORD_ONLY
     if parameter.name in ("hosts", "changes"):
         annotation = Annotated[parameter.annotation, tyro.conf.arg(name="")]
         return parameter.replace(annotation=annotation, kind=kind)
     if parameter.name in fields:
-        # Booleans as `--model.scan-layers True`, which sweeps and resumed commands can set.
-        made = fields[parameter.name]
+        # Booleans are `--model.scan-layers True`, a form that sweeps and resumed commands can set.
+        default = fields[parameter.name]
         annotation = Annotated[
-            type(made), tyro.conf.arg(name=""), FlagConversionOff, AvoidSubcommands
+            type(default), tyro.conf.arg(name=""), FlagConversionOff, AvoidSubcommands
         ]
-        return parameter.replace(annotation=annotation, default=made, kind=kind)
+        return parameter.replace(annotation=annotation, default=default, kind=kind)
     return parameter.replace(kind=kind)
 
 
@@ -113,11 +113,11 @@ def _summary(function: Callable[..., Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # Names of files need not be UTF-8.
+            stream.reconfigure(errors="backslashreplace")  # File names may not be UTF-8.
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help", "help"):
@@ -127,11 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gpt3jax {__version__}")
         return 0
     if not debug:
-        _speak_plainly()
+        _silence_tracebacks()
     try:
         return _dispatch(words)
     except BrokenPipeError:
-        # The reader has gone (`| head`): no more to say. Python would complain at exit.
+        # The reader has exited (`| head`). Without this, Python reports an error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -139,13 +139,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        error = _of_platform(error)
+        error = _explain_platform(error)
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
 
 
-def _speak_plainly() -> None:
-    """Warnings in a line; and no pages from libraries' threads: what failed reaches us, too."""
+def _silence_tracebacks() -> None:
+    """Print warnings as one line and no tracebacks from threads, whose errors are also raised."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
@@ -161,34 +161,34 @@ def _dispatch(words: list[str]) -> int:
     if name not in COMMANDS:
         import difflib
 
-        near = difflib.get_close_matches(name, COMMANDS, 1, cutoff=0)
-        raise ConfigError(f"there is no command {name!r}. Did you mean `gpt3jax {near[0]}`?")
+        closest = difflib.get_close_matches(name, COMMANDS, 1, cutoff=0)
+        raise ConfigError(f"there is no command {name!r}. Did you mean `gpt3jax {closest[0]}`?")
     values = parse(name, words[size:])
     enable_compilation_cache()
     return COMMANDS[name](**values) or 0
 
 
-def _of_platform(error: Exception) -> Exception:
-    """The same, but where jax does not find what JAX_PLATFORMS asks for: it may not say so."""
-    asked, frames = os.environ.get("JAX_PLATFORMS"), traceback.extract_tb(error.__traceback__)
-    if not asked or not frames or os.path.basename(frames[-1].filename) != "xla_bridge.py":
+def _explain_platform(error: Exception) -> Exception:
+    """Replace jax's error for an unavailable JAX_PLATFORMS, which may not mention the variable."""
+    platforms, frames = os.environ.get("JAX_PLATFORMS"), traceback.extract_tb(error.__traceback__)
+    if not platforms or not frames or os.path.basename(frames[-1].filename) != "xla_bridge.py":
         return error
     why = (
         str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
         or "no plugin for it is installed"
     )
     return ConfigError(
-        f"JAX_PLATFORMS is {asked!r}, which jax cannot use here: {why}. Unset JAX_PLATFORMS, or "
-        "install jax for it, as jax[cuda13] or jax[tpu]"
+        f"JAX_PLATFORMS is {platforms!r}, which jax cannot use here: {why}. Unset JAX_PLATFORMS, "
+        "or install jax for it, e.g. jax[cuda13] or jax[tpu]"
     )
 
 
 def one_line(error: Exception) -> str:
-    """An error as one line, fit for a terminal; a library's is shown with its kind."""
+    """An error as one printable line; a library's error is prefixed with its type."""
     text = " ".join(str(error).split())
-    # What a file holds must not steer the terminal.
+    # Text from files must not control the terminal.
     text = "".join(each if each.isprintable() else "\ufffd" for each in text)
     if isinstance(error, ConfigError | RunError):
         return truncate(text, LINE)
-    hint = " (--debug shows where)"
+    hint = " (--debug prints a traceback)"
     return truncate(f"{type(error).__name__}: {text}", LINE - len(hint)) + hint

@@ -1,8 +1,8 @@
-"""Everything a run is told: frozen dataclasses, checked when they are made.
+"""The configuration of a run: frozen dataclasses that validate themselves on construction.
 
-An experiment file returns one `Experiment`. Values that can be derived are properties, never
-fields. A wrong value raises `ConfigError` before anything is allocated, with what is wrong, why,
-and the fix. Importing this file does not import jax.
+An experiment file returns one `Experiment`. Derived values are properties, never fields. An
+invalid value raises `ConfigError`, with the reason and a fix, before anything is allocated.
+Importing this module does not import jax.
 
 Numbers come from Brown et al. 2020 (arXiv 2005.14165), section 2.1, Table 2.1 and Appendix B,
 unless a comment says otherwise.
@@ -22,35 +22,35 @@ from gpt3jax.errors import RunError as RunError
 from gpt3jax.serde import short_hash as short_hash
 
 VOCABULARY_MULTIPLE = 128
-"""Embedding rows are padded to this multiple, so that any mesh divides them."""
+"""The embedding table is padded to this multiple of rows so that it divides over any mesh."""
 
 MOST_LAYERS = 10_000
 MOST_WINDOWS = 2**20
-"""Of a batch: what is one entry each in lists."""
+"""Maximum number of windows in a batch."""
 
 Activation = Literal["gelu_tanh", "gelu"]
-"""GELU in its tanh form (GPT-2's, which section 2.1 takes over), or exact (Cerebras-GPT's)."""
+"""GELU with the tanh approximation (GPT-2, adopted in section 2.1), or exact (Cerebras-GPT)."""
 
 Remat = Literal["none", "dots", "mlp", "full"]
-"""What the backward pass recomputes: nothing; all but matrix products; the MLP's too; all."""
+"""Remat policy: recompute nothing; all but matrix products; also the MLP's products; everything."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float8"]
-"""auto: float32 on CPU, bfloat16 elsewhere; float8: the same, but while a model is trained its
-layers' matrices multiply in float8 (model/float8.py)."""
+"""auto: float32 on CPU, bfloat16 elsewhere; float8: as auto, but training multiplies the layers'
+matrices in float8 (model/float8.py)."""
 
 Weights = Literal["full", "bfloat16", "int8"]
-"""How matrices are stored for generation: as computed, or in fewer bits (model/quantized.py)."""
+"""Storage of matrices for decoding: in the activation dtype, or quantized (model/quantized.py)."""
 
 Matrix = Literal["qkv", "out", "up", "down"]
-"""The matrices of a layer."""
+"""The weight matrices of a layer."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """The shape of a GPT-3 (section 2.1) and how it is computed.
+    """The architecture of a GPT-3 (section 2.1) and how it is computed.
 
-    `band` and `dense_every` describe the alternating dense and banded layers, which the paper
-    does not publish; as in GPT-Neo, even layers are dense, odd ones see the last 256 tokens.
+    `band` and `dense_every` describe the alternating dense and banded layers. The paper does not
+    give their pattern; as in GPT-Neo, even layers are dense and odd ones attend to 256 tokens.
     """
 
     n_layers: int
@@ -59,9 +59,9 @@ class Model:
     d_head: int
     vocabulary: int = 50_257
     context: int = 2048
-    """Tokens the model sees at once; also the rows of the position table."""
+    """Maximum sequence length in tokens; also the rows of the position embedding."""
     band: int = 256
-    """Keys a banded layer sees, the token itself included."""
+    """Keys that a query of a banded layer attends to, its own token included."""
     dense_every: int = 2
     """Layer i is dense when i is a multiple of this; 1 makes every layer dense."""
     free_head_width: bool = False
@@ -69,18 +69,18 @@ class Model:
     activation: Activation = "gelu_tanh"
     init_std: float = 0.02
     dtype: Dtype = "auto"
-    """Of activations; parameters stay float32."""
+    """Dtype of activations; parameters are float32."""
     scan_layers: bool = True
-    """Compile one layer and loop (large models), or unroll (faster on CPU). Same numbers."""
+    """Compile one layer and scan (large models), or unroll (faster on CPU). Same numbers."""
     remat: Remat = "none"
     lora_rank: int = 0
-    """Of the changes that low-rank adaptation learns (arXiv 2106.09685); 0: none."""
+    """Rank of LoRA's low-rank updates (arXiv 2106.09685); 0: no LoRA."""
     lora_matrices: tuple[Matrix, ...] = ("qkv", "out")
-    """Which matrices of each layer they change."""
+    """The matrices of each layer that LoRA adapts."""
     lora_alpha: float = 16.0
-    """A change is alpha / rank times the product of its two factors."""
+    """LoRA updates are scaled by alpha / rank."""
     mup_base: tuple[int, int] | None = None
-    """d_model and d_head from which muP scales to this width (model/mup.py); None: no muP."""
+    """d_model and d_head of muP's base model (model/mup.py); None: no muP."""
 
     def __post_init__(self) -> None:
         check_numbers(
@@ -89,12 +89,12 @@ class Model:
         )  # fmt: skip
         check(
             self.n_layers <= MOST_LAYERS,
-            f"--model.n-layers is {self.n_layers}: over {MOST_LAYERS:,} no model has. Lower it",
+            f"--model.n-layers is {self.n_layers}: at most {MOST_LAYERS:,} are supported. Lower it",
         )
         check(
             self.parameters_estimate < 1e14,
-            f"the model has about {self.parameters_estimate:.1e} parameters: no machine holds "
-            "that. Lower --model.d-model or --model.n-layers",
+            f"the model has about {self.parameters_estimate:.1e} parameters: at most 1e14 are "
+            "supported. Lower --model.d-model or --model.n-layers",
         )
         check_choice("--model.dtype", self.dtype, get_args(Dtype))
         check_choice("--model.remat", self.remat, get_args(Remat))
@@ -104,52 +104,52 @@ class Model:
         distinct = len(set(self.lora_matrices))
         check(
             distinct == len(self.lora_matrices) and (distinct > 0 or self.lora_rank == 0),
-            f"--model.lora-matrices is {list(self.lora_matrices)}: each is named once, and one at "
-            f"least. Choose of {', '.join(get_args(Matrix))}",
+            f"--model.lora-matrices is {list(self.lora_matrices)}: it must have at least one name, "
+            f"without repeats. Choose from {', '.join(get_args(Matrix))}",
         )
         check(
             self.lora_rank <= self.d_model,
-            f"--model.lora-rank is {self.lora_rank}, over the width {self.d_model}: no matrix has "
-            "that rank. Lower it",
+            f"--model.lora-rank is {self.lora_rank}, above d_model {self.d_model}: no matrix has "
+            "such a rank. Lower it",
         )
         base = (1, 1) if self.mup_base is None else self.mup_base
         check(
             len(base) == 2 and all(1 <= width <= LARGEST for width in base),
-            f"--model.mup-base is {list(base)}: it is the d_model and d_head of a model. Give both",
+            f"--model.mup-base is {list(base)}: it must be a d_model and a d_head. Give both",
         )
         width = self.n_heads * self.d_head
         check(
             width == self.d_model or self.free_head_width,
             f"--model.n-heads {self.n_heads} x --model.d-head {self.d_head} = {width}, not d_model "
-            f"{self.d_model}: the heads share the model's width. Change one of the three, or pass "
-            "--model.free-head-width True (Table 2.1 prints such shapes for XL and 13B)",
+            f"{self.d_model}: the heads must split d_model. Change one of the three, or pass "
+            "--model.free-head-width True (Table 2.1 has such shapes for XL and 13B)",
         )
 
     @property
     def d_ff(self) -> int:
-        """Width of the MLP: four times the model's (Table 2.1)."""
+        """Width of the MLP: 4 d_model (Table 2.1)."""
         return 4 * self.d_model
 
     @property
     def padded_vocabulary(self) -> int:
-        """Rows of the embedding table in memory; rows past `vocabulary` are never predicted."""
+        """Rows of the token embedding in memory; rows beyond `vocabulary` are never predicted."""
         return -(-self.vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
     @property
     def parameters_estimate(self) -> float:
-        """Parameters, without biases and gains; the exact count is model.table.count."""
+        """Parameter count without biases and gains; see param_specs.count_params for the exact."""
         attention = 4 * self.d_model * self.n_heads * self.d_head
         layers = self.n_layers * (attention + 2 * self.d_model * self.d_ff)
         return layers + float(self.vocabulary + self.context) * self.d_model
 
     def is_dense(self, layer: int) -> bool:
-        """Whether a layer sees the whole past rather than a band."""
+        """Whether a layer attends to the full context rather than to a band."""
         return layer % self.dense_every == 0 or self.band >= self.context
 
 
 @dataclass(frozen=True)
 class Source:
-    """One prepared data set and its share of the training examples."""
+    """A prepared data set and its share of the training windows."""
 
     name: str
     path: str
@@ -158,17 +158,17 @@ class Source:
     def __post_init__(self) -> None:
         check(
             0 < self.weight <= LARGEST,
-            f"data source {self.name!r} has weight {self.weight}: a share must be above 0, and "
-            "finite. Change it, or leave the source out",
+            f"data source {self.name!r} has weight {self.weight}: it must be positive and finite. "
+            "Change it, or remove the source",
         )
 
 
 @dataclass(frozen=True)
 class Data:
-    """What the model reads: prepared data sets, mixed by weight (weights need not sum to 1)."""
+    """The training data: prepared data sets, mixed by weight (weights need not sum to 1)."""
 
     sources: tuple[Source, ...]
-    """Only a run that was imported has none; it cannot be trained."""
+    """Empty only in imported runs, which cannot be trained."""
 
     def __post_init__(self) -> None:
         names = [source.name for source in self.sources]
@@ -177,10 +177,10 @@ class Data:
 
 @dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay (Appendix B). Biases and gains are not decayed.
+    """Adam with decoupled weight decay (Appendix B).
 
-    The paper does not say what is left out of the decay; we follow GPT-2's
-    successors: only matrices and embeddings decay.
+    The paper does not say which parameters decay. As in most GPT-2 reimplementations, matrices
+    and embeddings do; biases and gains do not.
     """
 
     b1: float = 0.9
@@ -196,7 +196,7 @@ class AdamW:
         check_numbers(self, "optimizer", b1=0, b2=0, epsilon=0, clip_norm=1e-12, weight_decay=0)
         for name in ("b1", "b2"):
             value = getattr(self, name)
-            check(value < 1, f"--optimizer.{name} is {value}: a decay rate is below 1. Lower it")
+            check(value < 1, f"--optimizer.{name} is {value}: it must be below 1. Lower it")
 
 
 Optimizer = AdamW
@@ -205,12 +205,12 @@ Optimizer = AdamW
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate as a function of tokens seen (Appendix B): warm-up, cosine, constant."""
+    """Learning rate by tokens consumed (Appendix B): linear warm-up, cosine decay, constant."""
 
     peak_learning_rate: float
     warmup_tokens: int = 375_000_000
     decay_tokens: int = 260_000_000_000
-    """The cosine reaches its floor here, counted from the start of training."""
+    """Tokens, from the start of training, at which the cosine reaches its floor."""
     final_fraction: float = 0.1
 
     def __post_init__(self) -> None:
@@ -221,38 +221,38 @@ class Schedule:
         check(
             self.decay_tokens > self.warmup_tokens,
             f"--schedule.decay-tokens is {self.decay_tokens}, within the warm-up of "
-            f"{self.warmup_tokens} tokens: the cosine has no room. Raise it",
+            f"{self.warmup_tokens} tokens: it must be above it. Raise it",
         )
 
 
 @dataclass(frozen=True)
 class Train:
-    """How long, in what batches, and what is kept."""
+    """The length of training, its batches and its checkpoints."""
 
     batch_tokens: int
     """Tokens in a full batch, a multiple of the context."""
     tokens: int = 300_000_000_000
-    """Tokens to train on in all."""
+    """Total number of training tokens."""
     steps: int | None = None
     """Stop after this many steps, if that comes before `tokens`."""
     ramp_from_tokens: int = 32_768
-    """Batch at the start of the ramp."""
+    """Batch size at the start of the ramp, in tokens."""
     ramp_tokens: int = 0
-    """The batch grows linearly to full over this many tokens; 0: full from the start."""
+    """Tokens over which the batch size grows linearly to full; 0: full from the start."""
     microbatch: int = 0
-    """Windows per forward pass over the mesh; gradients add up; the last may be padded. 0: all."""
+    """Windows per forward pass over the mesh (gradient accumulation); 0: the full batch."""
     log_every: int = 10
     save_every: int = 1000
     keep: int = 3
-    """Newest checkpoints kept; the last one always is."""
+    """Number of newest checkpoints to retain."""
     only: tuple[str, ...] = ()
     """Parameters to train, by path: layers/qkv, */bias, layers[8:12], position_embedding. Empty:
-    all; with LoRA, its factors."""
+    all, or with LoRA its factors."""
     noise_scale: bool = False
     """Estimate the gradient noise scale where gradients are accumulated; costs memory traffic."""
     patience: int = 0
-    """Evaluations without a better val_loss after which the run ends, at its best checkpoint; 0:
-    however many."""
+    """Early stopping at the best checkpoint, after this many evaluations without a better val_loss;
+    0: off."""
 
     def __post_init__(self) -> None:
         check_numbers(
@@ -261,58 +261,58 @@ class Train:
         )  # fmt: skip
         check(
             self.steps is None or self.steps >= 1,
-            f"--train.steps is {self.steps}: a run takes at least one step. Raise it, or None",
+            f"--train.steps is {self.steps}: it must be at least 1. Raise it, or give None",
         )
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices along each axis: a number; -1 for all that remain; auto, to be chosen by `plan`."""
+    """Devices along each axis: a number, -1 for all remaining devices, or auto (`plan` chooses)."""
 
     data: int | Literal["auto"] = -1
-    """Copies of the parameters, each of which reads its own windows."""
+    """Data parallelism: each replica of the parameters reads its own windows."""
     fsdp: int | Literal["auto"] = 1
-    """Parts of the parameters, fetched layer by layer; each reads its own windows."""
+    """Parameters are sharded, with an all-gather per layer; each shard reads its own windows."""
     tensor: int | Literal["auto"] = 1
-    """Parts of each head, MLP and window."""
+    """Heads, MLPs and windows are sharded."""
 
     def __post_init__(self) -> None:
         sizes = dataclasses.asdict(self)
-        found = list(sizes.values())
+        values = list(sizes.values())
         check(
-            all(size == "auto" or size == -1 or (size != 0 and size > 0) for size in found),
-            f"mesh {sizes}: an axis has 1 or more devices, -1 for the rest, or auto. Change it",
+            all(size in ("auto", -1) or size > 0 for size in values),
+            f"mesh {sizes}: an axis must be 1 or more devices, -1 for the rest, or auto. Change it",
         )
         check(
-            found.count(-1) <= 1 and not (-1 in found and "auto" in found),
-            f"mesh {sizes}: only one axis can take the rest, and none beside auto. "
+            values.count(-1) <= 1 and not (-1 in values and "auto" in values),
+            f"mesh {sizes}: only one axis can be -1, and none if another is auto. "
             "Give the others a number",
         )
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """What is measured and shown while training."""
+    """What is measured and sampled during training."""
 
     every: int = 1000
-    """Steps between validation losses and samples."""
+    """Steps between evaluations."""
     windows: int = 256
-    """Held-out windows per measurement, the same ones each time; 0: all."""
+    """Held-out windows per evaluation, always the same ones; 0: all."""
     prompt: str = ""
-    """Text a sample starts from; empty: a new document."""
+    """Prompt of the samples; empty: start a new document."""
     sample_tokens: int = 128
     tasks: tuple[str, ...] = ()
-    """Asked at each evaluation, as `gpt3jax evaluate --beams 0` asks them."""
+    """Tasks scored at each evaluation, as with `gpt3jax evaluate --beams 0`."""
     shots: tuple[int, ...] = (0, 8)
-    """Demonstrations."""
+    """Numbers of demonstrations."""
     examples: int = 100
-    """Of each task."""
+    """Examples of each task."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "evaluate", every=1, windows=0, sample_tokens=0, examples=1)
         check(
             all(0 <= shots <= MOST_WINDOWS for shots in self.shots),
-            f"--evaluate.shots is {list(self.shots)}: it counts demonstrations. Use 0 or more",
+            f"--evaluate.shots is {list(self.shots)}: shots are at least 0. Change them",
         )
         check(
             not re.search("[\ud800-\udfff]", self.prompt),
@@ -322,7 +322,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training run, whole."""
+    """The complete configuration of one training run."""
 
     name: str
     model: Model
@@ -334,30 +334,30 @@ class Experiment:
     evaluate: Evaluate = field(default_factory=Evaluate)
     seed: int = 0
     init_from: str = ""
-    """Start from the parameters of a run, RUN or RUN@STEP (the newest); empty: from the seed."""
+    """Initialize from a run, RUN (its newest checkpoint) or RUN@STEP; empty: from the seed."""
 
     def __post_init__(self) -> None:
         batch, context = self.train.batch_tokens, self.model.context
         check(
             re.fullmatch(r"\w[\w.,=+-]{0,99}", self.name) is not None,
-            f"--name is {self.name!r}: a run's folder is named so. Use letters, digits and _.,=+-",
+            f"--name is {self.name!r}: it names the run directory. Use letters, digits and _.,=+-",
         )
         check(
             batch % context == 0,
             f"--train.batch-tokens is {batch}, not a multiple of the context {context}: a batch "
-            f"is whole windows. Use {max(1, round(batch / context)) * context}",
+            f"consists of windows. Use {max(1, round(batch / context)) * context}",
         )
         check(
             self.batch_sequences <= MOST_WINDOWS,
             f"--train.batch-tokens is {batch}, {self.batch_sequences:,} windows of {context}: "
-            f"over {MOST_WINDOWS:,} are too many to list. Lower it",
+            f"at most {MOST_WINDOWS:,} are supported. Lower it",
         )
         check(
             self.batch_sequences % self.microbatch == 0,
             f"--train.microbatch is {self.microbatch}, but the batch has {self.batch_sequences} "
             "windows: it must divide them. Use a divisor",
         )
-        check(0 <= self.seed < 2**32, f"--seed is {self.seed}: it is from 0 to 2^32 - 1. Change it")
+        check(0 <= self.seed < 2**32, f"--seed is {self.seed}: not in 0 to 2^32 - 1. Change it")
 
     @property
     def batch_sequences(self) -> int:
@@ -366,16 +366,16 @@ class Experiment:
 
     @property
     def microbatch(self) -> int:
-        """Windows per forward pass over the whole mesh."""
+        """Windows per forward pass over the mesh."""
         return self.train.microbatch or self.batch_sequences
 
     def to_json(self) -> str:
-        """The resolved experiment as a run stores it."""
+        """The resolved experiment as JSON, as stored in experiment.json."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @staticmethod
     def from_json(text: str) -> Experiment:
-        """Read what `to_json` wrote.
+        """Parse the output of `to_json`.
 
         Raises:
           ConfigError: the text is not an experiment of this version.
@@ -383,14 +383,14 @@ class Experiment:
         try:
             return serde.build(Experiment, serde.parse(text))
         except ValueError as error:
-            raise ConfigError(f"this is not an experiment: {error}. Mend it") from error
+            raise ConfigError(f"this is not an experiment: {error}. Fix it") from error
 
     def identity(self) -> dict[str, Any]:
-        """The fields that decide the numbers of a run; two runs that differ here do not mix.
+        """The fields that determine the numbers of a run; a checkpoint only resumes if they match.
 
-        What only decides how it is computed or shown (mesh, kernels, logging,
-        when to stop) is left out and may change at a resume. So are fields that
-        have no say, so that runs from before there were such fields are the same.
+        Fields that only affect how the run is computed, logged or stopped are excluded and may
+        change on resume. So are fields that are turned off, so that runs from before these
+        fields existed have the same identity.
         """
         fields = dataclasses.asdict(self)
         top = ["name", "mesh", "evaluate"] + ([] if self.init_from else ["init_from"])

@@ -1,4 +1,4 @@
-"""Errors that take one line, and the checks of values that raise them."""
+"""Errors that print as one line, and the value checks that raise them."""
 
 from __future__ import annotations
 
@@ -6,54 +6,56 @@ import math
 from typing import Any
 
 LARGEST, FLOAT32 = 10**18, 3e38
-"""No whole number is larger, and no other."""
+"""Upper bounds for integers and for floats."""
 
 
 class ConfigError(Exception):
-    """A value that cannot work. The message is `WHAT: WHY. FIX`.
+    """An invalid value given by the user; exit code 2. The message is `WHAT: WHY. FIX`.
 
-    Not a ValueError, which tyro would take for its own and reword.
+    Not a ValueError, because tyro would catch and reword it.
     """
 
 
 class RunError(Exception):
-    """What went wrong and is nobody's mistake: a full disk, a damaged file, a diverged run.
+    """A failure the user did not cause: a full disk, a damaged file, a diverged run; exit code 1.
 
-    Told in one line, as ConfigError is; the exit code is 1.
+    It prints as one line, like ConfigError.
     """
 
 
 def check(ok: bool, message: str) -> None:
-    """Refuse what is not so.
-
-    Raises:
-      ConfigError: with this message.
-    """
+    """Raise ConfigError with this message unless `ok`."""
     if not ok:
         raise ConfigError(message)
 
 
 def truncate(text: str, length: int) -> str:
-    """A text of at most so many characters: of a longer one, what it begins and ends with."""
+    """Shorten a text to at most `length` characters by cutting out its middle."""
     half = (length - 3) // 2
     return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
 
 
 def check_numbers(config: Any, group: str, **minimum: float) -> None:
-    """Refuse fields that are not finite or lie below their minimum."""
+    """Check that the named fields are finite and at least their minimum.
+
+    Raises:
+      ConfigError: a field is not; the message names its flag.
+    """
     for name, least in minimum.items():
         value = getattr(config, name)
         flag = f"--{group}.{name.replace('_', '-')}"
-        # A whole number may be too large to be made a float.
+        # math.isfinite overflows on integers that do not fit a float.
         is_finite = isinstance(value, int) or math.isfinite(value)
         check(is_finite, f"{flag} is {value}: it must be a finite number. Give one")
-        is_whole = isinstance(value, int) or config.__annotations__[name] != "int"
-        check(is_whole, f"{flag} is {value}: it counts something. Give a whole number")
+        has_type = isinstance(value, int) or config.__annotations__[name] != "int"
+        check(has_type, f"{flag} is {value}: it must be an integer. Give one")
         check(value >= least, f"{flag} is {value}: it must be at least {least}. Raise it")
         most = LARGEST if isinstance(value, int) else FLOAT32
-        check(value <= most, f"{flag} is {value}: no machine does that much. Lower it")
+        check(value <= most, f"{flag} is {value}: it must be at most {most:g}. Lower it")
 
 
 def check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is none of the choices."""
-    check(value in choices, f"{flag} is {value!r}: it is one of {', '.join(choices)}. Choose one")
+    """Raise ConfigError unless the value is one of the choices."""
+    check(
+        value in choices, f"{flag} is {value!r}: it must be one of {', '.join(choices)}. Choose one"
+    )

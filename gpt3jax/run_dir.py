@@ -1,4 +1,4 @@
-"""A run is a folder, complete in itself; this is what lies where in it."""
+"""The layout of a run directory, and reading its JSON files without importing jax."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from gpt3jax.errors import ConfigError
 from gpt3jax.serde import Count
 
 LONGEST_LOG = 1 << 30
-"""Bytes of a JSON-lines file."""
+"""Maximum size of a JSON-lines file, in bytes."""
 
 
 @dataclass(frozen=True)
 class Skip:
-    """A stretch of the data that the run passes over, after a loss spike."""
+    """A range of the data that the run skips, usually after a loss spike."""
 
     step: Count
-    """Taken from the checkpoint of this step on."""
+    """Step of the checkpoint from which the data is skipped."""
     sequences: Count
     """Windows consumed at that step."""
     windows: Count
-    """How many are passed over."""
+    """Number of windows skipped."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What is to be done to a run before it goes on; each is recorded in it."""
+    """Changes made to a run before it resumes; each is recorded in its event log."""
 
     allow_change: tuple[str, ...] = ()
     """Fields that may differ from the run's, by dotted name or group: schedule, data."""
     rewind_to: int | None = None
-    """Go back to the checkpoint of this step."""
+    """Rewind to the checkpoint of this step."""
     skip: int = 0
-    """Batches to pass over from there."""
+    """Number of batches to skip from there."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Paths of a run, and what can be read from them without jax."""
+    """The paths in a run directory, and the contents that can be read without jax."""
 
     path: Path
 
@@ -98,80 +98,81 @@ class Run:
         return self.path / "samples"
 
     def stuck_file(self, process: int) -> Path:
-        """Where a process that got stuck leaves the stacks of its threads."""
+        """The file to which the watchdog of a process writes the stacks of its threads."""
         return self.path / f"stuck-{process}.txt"
 
     def exists(self) -> bool:
-        # os.path takes a name that no file can have for one that is not there.
+        # Unlike Path.exists, os.path.exists does not raise on invalid names.
         return os.path.exists(self.experiment_file)
 
     def experiment(self) -> Experiment:
-        """The experiment as it was resolved when the run started; data paths as in `located`."""
+        """The experiment as resolved when the run started, with data paths as in `located`."""
         return self.located(_read_json(self.experiment_file, Experiment))
 
     def located(self, experiment: Experiment) -> Experiment:
-        """The experiment with absolute data paths, so that it does not depend on where we are."""
+        """The experiment with absolute data paths, independent of the working directory."""
         sources = experiment.data.sources
-        known = {}
-        are_found = all(_is_found(source.path) for source in sources)
-        if not are_found and os.path.isfile(self.identity_file):
-            known = {each["name"]: each["manifest"] for each in self.identity()["data"]["sources"]}
+        hashes = {}
+        all_exist = all(_is_absolute_dir(source.path) for source in sources)
+        if not all_exist and os.path.isfile(self.identity_file):
+            hashes = {each["name"]: each["manifest"] for each in self.identity()["data"]["sources"]}
 
-        def moved(source: Source) -> Source:
-            path = self.locate(source.path, lambda at: _data_hash(at) == known.get(source.name))
+        def locate_source(source: Source) -> Source:
+            path = self.locate(source.path, lambda at: _data_hash(at) == hashes.get(source.name))
             return replace(source, path=path)
 
         return replace(
-            experiment, data=replace(experiment.data, sources=tuple(map(moved, sources)))
+            experiment, data=replace(experiment.data, sources=tuple(map(locate_source, sources)))
         )
 
-    def locate(self, path: str, is_it: Callable[[Path], bool]) -> str:
+    def locate(self, path: str, is_match: Callable[[Path], bool]) -> str:
         """The absolute path of a folder that the run depends on.
 
-        A relative path is tried from the current folder, then from each folder above the
-        run. Where a run was moved or copied together with what it depends on, the last
-        parts of the path are tried there as well, if `is_it` recognises the folder.
+        A relative path is resolved against the current folder, then against each parent of the
+        run directory. To support runs that were moved together with their dependencies, the
+        last one to three components of the path are also tried there. `is_match` decides
+        whether a candidate is the right folder.
         """
-        if _is_found(path):
+        if _is_absolute_dir(path):
             return path
         here, parts = Path(os.path.abspath(path)), Path(path).parts
-        above = self.path.resolve().parents
-        as_named = [here, *(folder / path for folder in above)]
-        shorter = [folder.joinpath(*parts[-k:]) for k in (3, 2, 1) for folder in above]
-        found = filter(is_it, (*as_named, *shorter))
-        return str(next(found, next(filter(os.path.isdir, as_named), here)))
+        parents = self.path.resolve().parents
+        as_named = [here, *(folder / path for folder in parents)]
+        suffixes = [folder.joinpath(*parts[-k:]) for k in (3, 2, 1) for folder in parents]
+        matches = filter(is_match, (*as_named, *suffixes))
+        return str(next(matches, next(filter(os.path.isdir, as_named), here)))
 
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers of this run: experiment and data."""
-        found = _read_json(self.identity_file, dict[str, Any])
+        """The settings and data hashes that determine the numbers of this run."""
+        identity = _read_json(self.identity_file, dict[str, Any])
         try:
-            names = [found["data"]["tokenizer"]]
-            names += [each[name] for each in found["data"]["sources"] for name in _OF_SOURCES]
+            names = [identity["data"]["tokenizer"]]
+            names += [source[key] for source in identity["data"]["sources"] for key in _SOURCE_KEYS]
         except (KeyError, TypeError):
             names = [None]
         if not all(isinstance(name, str) for name in names):
             raise ConfigError(
-                f"{self.identity_file} cannot be read: it does not say which data. "
+                f"{self.identity_file} cannot be read: it does not name the data. "
                 "Restore it, or start a new run"
             )
-        return found
+        return identity
 
     @property
     def tokenizer_hash(self) -> str:
-        """Of the tokenizer that made the run's data."""
+        """The hash of the tokenizer that prepared the run's data."""
         return self.identity()["data"]["tokenizer"]
 
     def skips(self) -> tuple[Skip, ...]:
-        """What is passed over, in order of the data."""
+        """The skipped ranges, in data order."""
         if not self.skips_file.exists():
             return ()
         return _read_json(self.skips_file, tuple[Skip, ...])
 
     def metrics(self) -> list[dict[str, Any]]:
-        """What was logged: one record per logged step, in their order; NaN is None.
+        """The logged metrics: one record per logged step, in order of step; NaN is None.
 
-        An evaluation's numbers may be a record of their own. Of a field that several
-        records of a step have, the last one counts.
+        Several lines may belong to one step, because evaluations are logged separately. They
+        are merged; where they share a field, the last line wins.
         """
         steps: dict[int, dict[str, Any]] = {}
         for record in filter(is_logged, read_records(self.metrics_file)):
@@ -180,22 +181,22 @@ class Run:
 
 
 def is_logged(record: dict[str, Any]) -> bool:
-    """Whether training could have logged it: a step, and numbers that float32 can hold."""
+    """Whether a record is valid: an integer step, and numbers within the range of float32."""
     numbers = [value for value in record.values() if value is not None]
     are_numbers = all(isinstance(value, int | float) and abs(value) < 1e39 for value in numbers)
     return are_numbers and isinstance(record.get("step"), int)
 
 
-_OF_SOURCES = ("name", "manifest")
+_SOURCE_KEYS = ("name", "manifest")
 
 
-def _is_found(path: str) -> bool:
-    """Whether a path names a folder, wherever we are."""
+def _is_absolute_dir(path: str) -> bool:
+    """Whether a path is absolute and names an existing folder."""
     return os.path.isabs(path) and os.path.isdir(path)
 
 
 def _data_hash(folder: Path) -> str:
-    """The hash in the manifest of a prepared data folder; empty if there is none."""
+    """The hash in the manifest of a prepared data folder, or "" without a manifest."""
     try:
         return str(serde.read(folder / "manifest.json")["hash"])
     except (OSError, ValueError, TypeError, KeyError):
@@ -203,10 +204,10 @@ def _data_hash(folder: Path) -> str:
 
 
 def _read_json(file: Path, kind: Any) -> Any:
-    """A value of a type, as `stored.build` makes it, from a JSON file of a run.
+    """Read a JSON file of a run and build a value of type `kind` with `serde.build`.
 
     Raises:
-      ConfigError: the file is not there, or does not hold one.
+      ConfigError: the file is missing or invalid.
     """
     try:
         return serde.build(kind, serde.read(file))
@@ -217,20 +218,20 @@ def _read_json(file: Path, kind: Any) -> Any:
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file, in their order; none if there is no file.
+    """The objects in a JSON-lines file, in order; empty if the file does not exist.
 
-    A line that a crash left half-written, or that is damaged, is skipped; NaN
-    and infinities are None. Raises as `read_lines`.
+    Damaged and incomplete lines, which a crash may leave, are skipped. NaN and infinities are
+    None. Raises the same errors as `read_lines`.
     """
     records = map(parse_record, read_lines(file))
     return [record for record in records if record is not None]
 
 
 def read_lines(file: Path) -> list[str]:
-    """Lines of a file; none if it is not there.
+    """The lines of a file; empty if it does not exist.
 
     Raises:
-      ConfigError: it cannot be read.
+      ConfigError: the file cannot be read.
     """
     try:
         return serde.read_bytes(file, LONGEST_LOG).decode(errors="replace").splitlines()
@@ -241,12 +242,12 @@ def read_lines(file: Path) -> list[str]:
 
 
 def read_events(ledger: Path) -> list[dict[str, Any]]:
-    """What happened in a run, oldest first; each record has its name as `event`."""
+    """The records of an event log, oldest first; `event` is the name of each."""
     return [event for event in read_records(ledger) if isinstance(event.get("event"), str)]
 
 
 def parse_record(line: str) -> dict[str, Any] | None:
-    """The object in a line of a JSON-lines file; None if there is none."""
+    """Parse a line of a JSON-lines file; None unless it is a JSON object."""
     try:
         record = json.loads(line, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
@@ -255,10 +256,10 @@ def parse_record(line: str) -> dict[str, Any] | None:
 
 
 def open_run(path: str | Path) -> Run:
-    """An existing run.
+    """Open an existing run.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: the folder is not a run directory.
     """
     run = Run(Path(path))
     if not run.exists():
@@ -269,32 +270,32 @@ def open_run(path: str | Path) -> Run:
     return run
 
 
-def check_output_folder(folder: Path, *left_out: str) -> None:
-    """Refuse a folder with links, FIFOs or devices in it: what is written there would go elsewhere.
+def check_output_folder(folder: Path, *excluded: str) -> None:
+    """Check that a folder has no links, FIFOs or devices: writes to them would land elsewhere.
 
     Args:
-      folder: need not be there.
-      left_out: names of folders that are not looked at.
+      folder: the folder; it need not exist.
+      excluded: names of subfolders that are not checked.
 
     Raises:
-      ConfigError: it has one, which is named.
+      ConfigError: the folder contains one; the message names it.
     """
     for here, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name not in left_out]
+        folders[:] = [name for name in folders if name not in excluded]
         for path in (Path(here, name) for name in folders + files):
             try:
                 mode = path.lstat().st_mode
-            except FileNotFoundError:  # Gone since: a run may be under way.
+            except FileNotFoundError:  # A run that is in progress may have deleted it.
                 continue
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise ConfigError(
-                    f"{path} is a link or a device: what is written there goes elsewhere. Put a "
-                    "plain file or folder in its place"
+                    f"{path} is a link or a device: writes to it would land elsewhere. Replace it "
+                    "with a regular file or folder"
                 )
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that a crash leaves the old one or the new one."""
+    """Write a file atomically: after a crash it has either the old or the new contents."""
     replacement = path.with_name(path.name + ".new")
     with replacement.open("w") as file:
         file.write(text)

@@ -109,7 +109,7 @@ def test_a_platform_that_jax_cannot_use_is_one_line_from_every_command(
         assert line.startswith(f"error: JAX_PLATFORMS is '{platform}', which jax cannot"), words
         assert "plugin" in line if platform == "cuda" else "'none' is not in the list" in line
         assert line.endswith(
-            ". Unset JAX_PLATFORMS, or install jax for it, as jax[cuda13] or jax[tpu]"
+            ". Unset JAX_PLATFORMS, or install jax for it, e.g. jax[cuda13] or jax[tpu]"
         )
     assert said[1::2] == ["code 2"] * len(lines)
 
@@ -286,7 +286,7 @@ def test_a_failure_is_one_line_with_its_kind_and_exit_code_1(gpt3jax, monkeypatc
     monkeypatch.setattr(cli, "parse", lambda name, words: {})
     code, out, err = gpt3jax("report", "x")
     assert (code, out) == (1, "")
-    assert err == "error: OSError: disk full (--debug shows where)\n"
+    assert err == "error: OSError: disk full (--debug prints a traceback)\n"
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

@@ -100,7 +100,7 @@ def use_paths_as_named(project):
     assert Run(project / "runs/tuned").identity()["parent"]["path"] == "runs/words"
 
 
-def test_a_run_is_used_from_another_folder_and_after_its_project_was_moved(
+def test_a_run_works_from_any_folder_and_after_its_project_was_moved(
     project, gpt3jax, tmp_path, monkeypatch
 ):
     stored = json.loads(Run(project / "runs/words").experiment_file.read_text())
@@ -119,9 +119,7 @@ def test_a_run_is_used_from_another_folder_and_after_its_project_was_moved(
     assert each_command(gpt3jax, moved) == said
 
 
-def test_a_run_whose_data_or_parent_is_gone_says_which_and_goes_on_with_it_elsewhere(
-    project, gpt3jax
-):
+def test_a_run_names_its_missing_data_or_parent_and_resumes_once_it_is_found(project, gpt3jax):
     run, data = project / "runs/words", project / "data/words"
     away = data.rename(project / "away")
     for line in (("perplexity", run), ("data", "show", run), ("verify", run)):

@@ -40,7 +40,7 @@ def script(tmp_path):
 )
 def test_exported_programs_say_how_they_are_called_without_jax(script, words, expected):
     rc, out, error = run_without("jax", script, *words)
-    assert (rc, error) == (expected, "") and "python run.py HOW-MANY [ID ...]" in out
+    assert (rc, error) == (expected, "") and "python run.py NEW-TOKENS [ID ...]" in out
 
 
 @pytest.mark.parametrize("package", ["jax", "flatbuffers"])

@@ -19,7 +19,9 @@ def read(monkeypatch):
     """(*words) -> the prompt that a command takes; what is computed of it is left out."""
     taken = []
     monkeypatch.setattr(generate, "write", lambda run, prompt, **_: taken.append(prompt))
-    monkeypatch.setattr(record, "look", lambda run, writing, **_: taken.append(writing.prompt))
+    monkeypatch.setattr(
+        record, "inspect_run", lambda run, settings, **_: taken.append(settings.prompt)
+    )
     monkeypatch.setattr(record, "write_page", lambda *_: None)
 
     def read(*words):
@@ -104,4 +106,4 @@ def test_a_pipe_writes_what_the_flag_writes(experiment, tmp_path):
 
 def test_more_samples_than_beams_are_refused(capsys):
     assert cli.main(["generate", "run", "--prompt", "", "--beams", "2", "--samples", "3"]) == 2
-    assert "--samples is 3: 2 beams find at most as many" in capsys.readouterr().err
+    assert "--samples is 3: 2 beams give at most as many samples" in capsys.readouterr().err

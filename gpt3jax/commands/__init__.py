@@ -1,8 +1,7 @@
-"""The commands: one function each, as `gpt3jax NAME` calls it.
+"""The commands, one function each. cli.py derives flags from arguments and help from docstrings.
 
-Their arguments are the flags, their docstrings the help (cli.py reads both).
-jax and everything heavy is imported inside, so that help and refusals are
-immediate.
+Commands import jax and other heavy modules inside the function, so that help and errors about
+arguments appear immediately.
 """
 
 from __future__ import annotations

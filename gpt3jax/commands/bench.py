@@ -1,4 +1,4 @@
-"""`gpt3jax bench`: speed at the shape of an experiment."""
+"""`gpt3jax bench`: benchmarks at the model shape of an experiment."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def bench(
     repeats: int = 5,
     json: bool = False,
 ) -> None:
-    """Measure training, generation, the data pipeline or saving at the shape of an experiment.
+    """Benchmark training, decoding, data loading or saving at the model shape of an experiment.
 
     Examples:
       gpt3jax bench train experiments/tiny.py
       gpt3jax bench decode experiments/tiny.py --model.n-layers 8 --json
 
     Args:
-      what: train: whole steps on random tokens. decode: cached generation of one sample, random
-        weights, whole and packed. data: the loader alone, which needs the experiment's prepared
-        data. save: a checkpoint, and its hashes.
-      experiment: The experiment.
-      repeats: Timed repetitions; the median is reported.
-      json: Print the figures as JSON.
+      what: train: training steps on random tokens. decode: cached decoding of one sequence with
+        random weights, unquantized and quantized. data: the data loader alone; needs the
+        experiment's prepared data. save: saving a checkpoint and hashing it.
+      experiment: The experiment file.
+      repeats: Number of timed repetitions, of which the median is reported.
+      json: Print the results as JSON.
     """
     if what in ("train", "save"):
         from gpt3jax.runtime.memory import retain_freed_memory

@@ -1,10 +1,11 @@
-"""Commands about text and data."""
+"""`gpt3jax data`: prepare, merge and inspect training data."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
@@ -30,7 +31,7 @@ def data_prepare(
     seed: int = 0,
     shard: str | None = None,
 ) -> None:
-    """Turn text into a tokenizer and shards of token windows.
+    """Train a tokenizer on text and write the text as shards of token windows.
 
     Examples:
       gpt3jax data prepare --corpus python-library --out data/python-library
@@ -40,20 +41,21 @@ def data_prepare(
       gpt3jax data prepare --corpus 'web/*.jsonl' --out /shared/web --tokenizer T --shard 3/16
 
     Args:
-      corpus: Files, folders and globs: .jsonl, .ndjson, .json and .parquet are records, all others
-        text; hidden files are left out. Or python-library; hf:NAME; or generated:FILE.py, whose
-        function documents() yields each text.
-      out: Folder to write; it appears when all of it is there.
-      context: Tokens a model will see at once.
-      vocabulary: Size of the tokenizer to train; 2048 if not given.
+      corpus: Files, folders and globs: .jsonl, .ndjson, .json and .parquet hold records, all other
+        files text; hidden files are skipped. Or python-library; hf:NAME; or generated:FILE.py,
+        whose function documents() yields each text.
+      out: Folder to write; it is created once it is complete.
+      context: Context length of the model, in tokens.
+      vocabulary: Size of the tokenizer to train; default 2048.
       tokenizer: An existing tokenizer.model to use instead, or a run or data folder with one.
-      field: Of records, where the text is; `text` if not given.
-      pairs: Of such records, where a prompt is, and its completion: only that is learned.
-      validation_fraction: Share of the documents held out, whole.
-      workers: Processes; all cores if not given.
-      seed: Of the order of the text; which documents are held out does not depend on it.
-      shard: I/N: only this share of the files, I from 0 to N-1; each of N processes, on machines
-        that see one file system, makes one, in any order, and then `data merge` makes the folder.
+      field: Field of a record that holds the text; default `text`.
+      pairs: Fields of a record that hold a prompt and its completion; the loss covers only the
+        completion.
+      validation_fraction: Fraction of the documents that are held out.
+      workers: Number of processes; default: one per core.
+      seed: Seed of the order of the text; it does not affect which documents are held out.
+      shard: I/N: prepare only this data shard, I from 0 to N-1. Each of N processes, which share a
+        file system, prepares one in any order; `data merge` then combines them.
     """
     from gpt3jax.data.prepare.prepare import prepare, request, tokenizer_file
     from gpt3jax.data.prepare.shards import parse_shard, prepare_shard
@@ -67,68 +69,67 @@ def data_prepare(
                 f"--vocabulary is {vocabulary}, but --tokenizer {tokenizer} has {own} tokens: "
                 "their number cannot be changed. Leave out one of the two"
             )
-    asked = {
+    settings: dict[str, Any] = {
         "context": context, "vocabulary": vocabulary, "tokenizer": tokenizer and str(tokenizer),
         "field": field, "pairs": pairs, "validation_fraction": validation_fraction,
         "workers": workers, "seed": seed,
     }  # fmt: skip
-    which = parse_shard(shard) if shard is not None else None
-    with progress() as report:
-        if which:
-            made = prepare_shard(request(corpus, str(out), **asked), which, report)
-        else:
-            made = prepare(corpus, str(out), **asked, progress=report)
-    if which:
-        _print_shard(out, shard, made)
+    if shard is None:
+        with progress() as report:
+            manifest = prepare(corpus, str(out), **settings, progress=report)
+        _print_prepared(out, manifest)
     else:
-        _print_prepared(out, made)
+        index = parse_shard(shard)
+        with progress() as report:
+            piece = prepare_shard(request(corpus, str(out), **settings), index, report)
+        _print_shard(out, shard, piece)
 
 
 def data_merge(path: Positional[Path], workers: int | None = None) -> None:
-    """Make a data folder of its shards, once all of `data prepare --shard I/N` are there.
+    """Combine the data shards of `data prepare --shard I/N` into a data folder.
 
-    Every byte of every shard is compared with what was written; a line says which cannot be used.
+    The hash of each shard is verified; damaged shards are listed.
 
     Examples:
       gpt3jax data merge /shared/web
 
     Args:
-      path: The --out that the shards were given.
-      workers: Processes; all cores if not given.
+      path: The --out of the shards.
+      workers: Number of processes; default: one per core.
     """
     if workers is not None:
         check_range(1, MOST_WINDOWS, workers=workers)
     from gpt3jax.data.prepare.merge import merge_shards
     from gpt3jax.runtime.progress import progress
 
-    def tell(line: str) -> None:
+    def log(line: str) -> None:
         print(line, file=sys.stderr)
 
     with progress() as report:
-        manifest = merge_shards(str(path), tell, workers, report)
+        manifest = merge_shards(str(path), log, workers, report)
     _print_prepared(path, manifest)
 
 
 def _print_shard(out: Path, shard: str, piece: Piece | None) -> None:
     if piece is None:
-        print(f"{out} is there already, of all its shards")
+        print(f"{out} exists already: all its shards are merged")
         return
     documents = sum(
         group.train.documents + group.validation.get("documents", 0) for group in piece.groups
     )
-    there, count = finished(str(out))
+    done, count = finished(str(out))
     print(
-        f"{out}: shard {shard} is there, {documents:,} of {count_of(piece.documents, 'document')}; "
-        f"{there} of {count_of(count, 'shard')} {'are' if count > 1 else 'is'}. When all are: "
-        f"gpt3jax data merge {out}"
+        f"{out}: shard {shard} is finished, {documents:,} of "
+        f"{count_of(piece.documents, 'document')}; {done} of {count_of(count, 'shard')} "
+        f"{'are' if count > 1 else 'is'} finished. Then run: gpt3jax data merge {out}"
     )
 
 
 def _print_prepared(out: Path, manifest: Manifest) -> None:
     train, validation, skipped = manifest.train, manifest.validation, Counter(manifest.skipped)
     kind, learned = ("pair", " to learn") if manifest.pairs else ("document", "")
-    whole = validation.documents or not validation.windows
-    held_out = count_of(validation.documents, kind) if whole else "the end of a document"
+    is_split = validation.windows and not validation.documents
+    held_out = "the end of a document" if is_split else count_of(validation.documents, kind)
     dropped = train.dropped_tokens + validation.dropped_tokens
     replaced = train.invalid_utf8 + validation.invalid_utf8
     print(
@@ -137,27 +138,27 @@ def _print_prepared(out: Path, manifest: Manifest) -> None:
         f"{manifest.context}; held out {held_out}, {count_of(validation.windows, 'window')}; "
         f"skipped {skipped.total():,}{f' ({count_reasons(skipped)})' if skipped else ''}"
         f"{f'; dropped {dropped:,} tokens that fill no window' if dropped else ''}"
-        f"{f'; {replaced:,} not UTF-8, read with U+FFFD' if replaced else ''}"
+        f"{f'; {replaced:,} not UTF-8, read as U+FFFD' if replaced else ''}"
     )
 
 
 def data_show(
     path: Positional[Path], batch: int = 0, rows: int = 4, batch_sequences: int = 16, seed: int = 0
 ) -> None:
-    """Decode exactly what a model sees at a batch: of a run, or of prepared data.
+    """Print the text of a training batch of a run or of prepared data.
 
-    What is read but not learned (prompts, padding) is between [[ and ]].
+    Tokens without loss (prompts, padding) are between [[ and ]].
 
     Examples:
       gpt3jax data show runs/tiny --batch 100
       gpt3jax data show data/python-library --rows 2
 
     Args:
-      path: A run, or a folder that `data prepare` made.
-      batch: Which batch, from 0. Of a run, as its record has it: what step BATCH + 1 read.
-      rows: How many of its windows to print.
-      batch_sequences: Windows in a batch; of a run, the run's own are taken.
-      seed: Of the order; of a run, the run's own is taken.
+      path: A run, or a folder made by `data prepare`.
+      batch: Index of the batch, from 0. For a run, what step BATCH + 1 read by its event log.
+      rows: Number of windows to print.
+      batch_sequences: Windows per batch; ignored for a run.
+      seed: Seed of the order; ignored for a run.
     """
     check_range(0, MOST_BATCHES, batch=batch)
     check_range(1, MOST_WINDOWS, rows=rows, batch_sequences=batch_sequences)
@@ -197,20 +198,20 @@ def data_overlap(
     seed: int = 0,
     json: bool = False,
 ) -> None:
-    """Was the test in the training text? N words in a row, as the paper looked for them.
+    """Search the training text for task examples by shared N-grams (the paper's Appendix C).
 
     Examples:
       gpt3jax data overlap data/books --task mine.jsonl
       gpt3jax data overlap runs/tiny --task arithmetic --results out/results.json
 
     Args:
-      path: A run, or a folder that `data prepare` made.
-      task: Tasks, as `evaluate` names them.
-      results: An evaluation of these tasks: its scores on clean and dirty examples apart.
-      words: A word list for the scrambles; the training text's own if not given.
-      examples: As the evaluation had it.
-      seed: As the evaluation had it.
-      json: Print all figures, and what was found of each dirty example.
+      path: A run, or a folder made by `data prepare`.
+      task: Names of tasks, as for `evaluate`.
+      results: A results.json of these tasks, to compare scores on clean and dirty examples.
+      words: A word list for the scrambles; default: words of the training text.
+      examples: As in the evaluation.
+      seed: As in the evaluation.
+      json: Print all results as JSON, with the N-grams found in each dirty example.
     """
     check_range(1, 10**7, examples=1 if examples is None else examples)
     check_range(0, 2**32 - 1, seed=seed)

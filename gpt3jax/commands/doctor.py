@@ -1,4 +1,4 @@
-"""`gpt3jax doctor`: what a run needs, checked."""
+"""`gpt3jax doctor`: check the requirements of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpt3jax.config import Experiment
 def doctor(
     experiment: Experiment | None = None, run: Path | None = None, json: bool = False
 ) -> int:
-    """Check what a run needs before it starts: one line each, and what cures a failure.
+    """Check the requirements of a run before it starts, and suggest a fix for each failure.
 
     Examples:
       gpt3jax doctor
@@ -18,8 +18,8 @@ def doctor(
       gpt3jax doctor experiments/gpt3_1b3.py --train.microbatch 8 --json
 
     Args:
-      experiment: The experiment, for its disk, memory and data; not needed for the rest.
-      run: Folder of the run, there or not; runs/NAME if not given.
+      experiment: The experiment file, for checks of disk space, memory and data; optional.
+      run: The run directory, which need not exist; default runs/NAME.
       json: Print the checks as JSON.
     """
     from gpt3jax.doctor.diagnose import diagnose

@@ -1,4 +1,4 @@
-"""`gpt3jax evaluate`: tasks asked with no, one and few demonstrations."""
+"""`gpt3jax evaluate`: zero-shot, one-shot and few-shot evaluation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def evaluate(
     plot: bool = False,
     json: bool = False,
 ) -> None:
-    """Ask the models of runs tasks with no, one and few demonstrations; nothing is updated.
+    """Evaluate models on tasks in the zero-shot, one-shot and few-shot settings.
 
     Examples:
       gpt3jax evaluate runs/tiny --tasks arithmetic scrambles --shots 0 1 few --examples 200
@@ -35,22 +35,22 @@ def evaluate(
       gpt3jax evaluate runs/base runs/tuned --tasks mine.jsonl mine.py --beams 1 --out results
 
     Args:
-      runs: One run or more, for one table.
-      tasks: Names (two_digit_addition, reversed_words, ...), groups of them (arithmetic,
-        scrambles, patterns), .jsonl files, or .py files with a function task().
-      shots: Demonstrations in front of each question; few: the task's own number.
-      examples: Ask only so many of each task.
-      draws: Draw the demonstrations anew so often, for an error bar over draws.
-      seed: Of the drawings, and of generated tasks.
-      shared: Draw once for all questions, and read it once: faster, noisier.
-      beams: Of generated answers (the paper: 4); 1: greedy; 0: nothing is generated, and an
-        answer is right when each of its tokens is the likeliest.
-      words: A word list for the scrambles; the run's training data if not given.
-      mesh: How the devices are used.
-      step: The checkpoint; the newest if not given.
-      out: Folder to write, or of several runs one for each; RUN/evaluations/STEP if not given.
-        What it has already is kept, and not computed again.
-      plot: Also draw the scores against the shots: scores.png.
+      runs: One or more runs, which are compared in one table.
+      tasks: Task names (two_digit_addition, reversed_words, ...), groups (arithmetic, scrambles,
+        patterns), .jsonl files, or .py files with a function task().
+      shots: Numbers of demonstrations before each question; few: the task's own number.
+      examples: Maximum number of examples of each task.
+      draws: Number of times that demonstrations are drawn, for error bars.
+      seed: Seed of the drawn demonstrations and of generated tasks.
+      shared: Use the same demonstrations for all questions and prefill them once: faster, noisier.
+      beams: Beams for generated answers (the paper: 4); 1: greedy; 0: generate nothing, and count
+        an answer as correct if each of its tokens is the most likely one.
+      words: A word list for the scrambles; default: words of the run's training data.
+      mesh: Devices along each axis of the mesh.
+      step: Step of the checkpoint; default: the newest.
+      out: Folder to write, with a subfolder per run if there are several; default
+        RUN/evaluations/STEP. Existing results are reused.
+      plot: Also plot scores against shots, to scores.png.
       json: Print the scores as JSON.
     """
     check_range(1, 10**7, examples=1 if examples is None else examples, draws=draws)
@@ -60,6 +60,14 @@ def evaluate(
     from gpt3jax.evals.run import evaluate_runs
 
     evaluate_runs(
-        runs, tasks, Protocol(shots, draws, seed, shared, beams), examples=examples, words=words,
-        mesh=mesh, step=step, out=out, draw_plot=plot, as_json=json,
-    )  # fmt: skip
+        runs,
+        tasks,
+        Protocol(shots, draws, seed, shared, beams),
+        examples=examples,
+        words=words,
+        mesh=mesh,
+        step=step,
+        out=out,
+        draw_plot=plot,
+        as_json=json,
+    )

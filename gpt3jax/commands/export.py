@@ -1,4 +1,4 @@
-"""`gpt3jax export`: a run's model as a folder for others."""
+"""`gpt3jax export`: export a run's model for transformers or as StableHLO programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def export(
     dtype: Literal["float32", "bfloat16"] = "float32",
     step: int | None = None,
 ) -> None:
-    """Write a run's model as a folder for transformers, or as programs that only need jax.
+    """Export a run's model for transformers, or as StableHLO programs that only need jax.
 
     Examples:
       gpt3jax export runs/tiny --to huggingface --out exported/tiny
@@ -24,10 +24,11 @@ def export(
 
     Args:
       run: The run.
-      to: huggingface; or stablehlo, for CPU, CUDA and TPU. A certificate says that it is the same.
-      out: Folder to write; it appears when all of it is there and holds.
-      dtype: What weights are stored as; of programs, what they compute in.
-      step: The checkpoint; the newest if not given.
+      to: huggingface, or stablehlo for CPU, CUDA and TPU. A certificate records that the exported
+        model computes the same logits.
+      out: Folder to write; it is created once it is complete and verified.
+      dtype: Dtype of the weights; for programs, also of the activations.
+      step: Step of the checkpoint; default: the newest.
     """
     if to == "stablehlo":
         from gpt3jax.interchange.stablehlo import export as run_export
@@ -40,4 +41,4 @@ def export(
     print(f"{out}: {certificate.parameters:,} parameters of step {certificate.step} as {to}")
     print(certificate.line)
     if to == "stablehlo":
-        print(f"python {out / 'run.py'} 20 continues a new document; it needs jax and flatbuffers")
+        print(f"python {out / 'run.py'} 20 generates 20 tokens; it needs jax and flatbuffers")

@@ -1,4 +1,4 @@
-"""`gpt3jax generate`: continue a prompt."""
+"""`gpt3jax generate`: generate text from a prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpt3jax.config import Weights
 from gpt3jax.errors import ConfigError
 
 MOST_SAMPLES = 4096
-"""Written together: more would not fit."""
+"""Samples decoded in one batch; more would not fit in memory."""
 
 
 def generate(
@@ -31,7 +31,7 @@ def generate(
     step: int | None = None,
     json: bool = False,
 ) -> None:
-    """Continue a prompt, token by token.
+    """Generate text from a prompt.
 
     Examples:
       gpt3jax generate runs/tiny --prompt 'def main('
@@ -40,27 +40,27 @@ def generate(
       head -c 200 code.py | gpt3jax generate runs/tiny
 
     Args:
-      run: The run to write with.
-      prompt: Text to continue; empty starts a new document. -, or no prompt where standard input
-        is not a terminal: standard input, as it is.
+      run: The run.
+      prompt: Text to continue; empty: start a new document. With -, or without a prompt if
+        standard input is not a terminal, it is read from standard input, unmodified.
       prompt_file: A file with the text to continue.
-      new_tokens: At most this many; fewer at the end of a document or a stop string.
-      samples: How many continuations.
-      temperature: Below 1 is bolder in what is likely; 0 always takes the likeliest token.
-      top_k: Draw from the k likeliest tokens; 0 from all.
-      top_p: Draw from the fewest tokens whose probability adds up to this.
-      stop: End before any of these strings.
-      seed: The same seed writes the same text.
-      beams: Beam search of this width instead of drawing (the paper: 4, length penalty 0.6).
-      weights: Keep matrices in fewer bytes, a half or a quarter of float32's, of a slightly
-        different model (see `perplexity --weights`).
-      step: The checkpoint; the newest if not given.
-      json: One JSON object with the prompt and the texts.
+      new_tokens: Maximum number of new tokens; the end of a document or a stop string ends sooner.
+      samples: Number of samples.
+      temperature: Values below 1 sharpen the distribution; 0 is greedy.
+      top_k: Sample from the k most likely tokens; 0: from all.
+      top_p: Sample from the smallest set of tokens whose probabilities add up to this.
+      stop: Stop before any of these strings.
+      seed: Random seed.
+      beams: Use beam search of this width instead of sampling (the paper: 4, length penalty 0.6).
+      weights: Quantize matrices to a half or a quarter of the bytes of float32; this changes the
+        model slightly (see `perplexity --weights`).
+      step: Step of the checkpoint; default: the newest.
+      json: Print one JSON object with the prompt and the texts.
     """
     check_range(0, 2**32 - 1, seed=seed)
     check_range(1, MOST_SAMPLES, samples=samples)
     if prompt is not None and prompt_file is not None:
-        raise ConfigError("--prompt and --prompt-file are both given: which is it? Drop one")
+        raise ConfigError("--prompt and --prompt-file are both given: only one can be. Drop one")
     text = read_prompt(prompt, prompt_file)
     write(
         run, text, new_tokens=new_tokens, samples=samples, temperature=temperature,
@@ -85,35 +85,37 @@ def write(
     step: int | None,
     as_json: bool,
 ) -> None:
-    """Print continuations of a prompt; a single one appears as it is written."""
+    """Print generated text; a single sample is streamed."""
     import json
 
     from gpt3jax.decoding.decode import Sampling
     from gpt3jax.decoding.generator import load_generator
 
     if new_tokens < 1 or samples < 1 or beams < 0:
-        raise ConfigError("--new-tokens and --samples are at least 1, --beams 0. Raise them")
+        raise ConfigError(
+            "--new-tokens and --samples must be at least 1, --beams at least 0. Raise them"
+        )
     if 0 < beams < samples:
         raise ConfigError(
-            f"--samples is {samples}: {beams} beams find at most as many. Raise --beams"
+            f"--samples is {samples}: {beams} beams give at most as many samples. Raise --beams"
         )
     sampling = Sampling(temperature, top_k, top_p)
     generator = load_generator(path, step, weights)
-    drawing = {"new_tokens": new_tokens, "sampling": sampling, "seed": seed, "stop": stop}
+    settings = {"new_tokens": new_tokens, "sampling": sampling, "seed": seed, "stop": stop}
     if samples == 1 and not beams and not as_json:
         sys.stdout.write(prompt)
-        for piece in generator.text(prompt, **drawing):
+        for piece in generator.text(prompt, **settings):
             sys.stdout.write(piece)
             sys.stdout.flush()
         print()
         return
     if beams:
-        found = generator.beam_search(
+        results = generator.beam_search(
             generator.tokenizer.encode(prompt), new_tokens=new_tokens, width=beams
         )
-        texts = [generator.decode_until(each.tokens, stop) for each in found[:samples]]
+        texts = [generator.decode_until(beam.tokens, stop) for beam in results[:samples]]
     else:
-        texts = generator.samples(prompt, samples, **drawing)
+        texts = generator.samples(prompt, samples, **settings)
     if as_json:
         print(json.dumps({"prompt": prompt, "texts": texts, "seed": seed}, ensure_ascii=False))
         return

@@ -1,4 +1,4 @@
-"""`gpt3jax inspect`: the page about what happens inside."""
+"""`gpt3jax inspect`: an interpretability page for a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def inspect(
     step: int | None = None,
     out: Path | None = None,
 ) -> None:
-    """Make one page that shows how the model wrote each token, and what is inside it.
+    """Write an HTML page of a model's parameters, and of activations while it generates text.
 
     Examples:
       gpt3jax inspect runs/tiny --prompt 'def main('
@@ -32,34 +32,34 @@ def inspect(
       gpt3jax inspect experiments/gpt3_175b.py
 
     Args:
-      run: The run; or an experiment file, for the anatomy of a model without weights.
-      prompt: Text to continue, as `generate` takes and continues it with the same settings; empty
-        starts a new document.
-      new_tokens: At most this many; fewer at the end of a document.
-      temperature: Below 1 is bolder in what is likely; 0 always takes the likeliest token.
-      top_k: Draw from the k likeliest tokens; 0 from all.
-      top_p: Draw from the fewest tokens whose probability adds up to this.
-      seed: The same seed writes the same text.
-      layers: Whose attention and additions are shown; all if not given.
-      task: What is asked with 0, 1, 4 and 16 demonstrations: a name or file, as `evaluate` takes.
-      mesh: How the devices are used.
-      step: The checkpoint; the newest if not given.
-      out: The page; RUN/inspect.html if not given, or NAME.html of an experiment file.
+      run: The run, or an experiment file to show the parameter shapes of a model without weights.
+      prompt: Text to continue; empty: start a new document. `generate` with the same settings
+        gives the same text.
+      new_tokens: Maximum number of new tokens; the end of a document ends sooner.
+      temperature: Values below 1 sharpen the distribution; 0 is greedy.
+      top_k: Sample from the k most likely tokens; 0: from all.
+      top_p: Sample from the smallest set of tokens whose probabilities add up to this.
+      seed: Random seed.
+      layers: Layers whose attention and residual updates are shown; default: all.
+      task: Task to evaluate with 0, 1, 4 and 16 demonstrations: a name or file, as for `evaluate`.
+      mesh: Devices along each axis of the mesh.
+      step: Step of the checkpoint; default: the newest.
+      out: The HTML file; default RUN/inspect.html, or NAME.html for an experiment file.
     """
     check_range(0, 2**32 - 1, seed=seed)
     check_range(1, LONGEST_PROMPT, new_tokens=new_tokens)
-    from gpt3jax.inspect.record import Writing, look, look_at_shape, write_page
+    from gpt3jax.inspect.record import GenerationSettings, inspect_run, inspect_shape, write_page
 
     if run.suffix == ".py":
         from gpt3jax.user_code import load_experiment
 
         experiment = load_experiment(run)
-        write_page(look_at_shape(experiment), out or Path(f"{experiment.name}.html"))
+        write_page(inspect_shape(experiment), out or Path(f"{experiment.name}.html"))
     else:
         from gpt3jax.decoding.decode import Sampling
 
-        writing = Writing(
+        settings = GenerationSettings(
             read_prompt(prompt), new_tokens, Sampling(temperature, top_k, top_p), seed
         )
-        record = look(run, writing, layers=layers, task=task, mesh=mesh, step=step)
+        record = inspect_run(run, settings, layers=layers, task=task, mesh=mesh, step=step)
         write_page(record, out or run / "inspect.html")

@@ -1,4 +1,4 @@
-"""`gpt3jax perplexity`: how well a model predicts held-out text."""
+"""`gpt3jax perplexity`: perplexity on held-out text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def perplexity(
     step: int | None = None,
     json: bool = False,
 ) -> None:
-    """How well a run's model predicts held-out text: per token, byte, word, and place.
+    """Measure perplexity on held-out text, per token, byte, word and position.
 
     Examples:
       gpt3jax perplexity runs/tiny
@@ -27,12 +27,12 @@ def perplexity(
 
     Args:
       run: The run.
-      data: A folder that `data prepare` made with the run's tokenizer; the run's own if not given.
-      windows: So many held-out windows; 0: all.
-      mesh: How the devices are used.
-      weights: Of the model as `generate` writes with it.
-      step: The checkpoint; the newest if not given.
-      json: Print the figures as JSON.
+      data: A folder made by `data prepare` with the run's tokenizer; default: the run's own data.
+      windows: Number of held-out windows; 0: all.
+      mesh: Devices along each axis of the mesh.
+      weights: Storage of matrices, as for `generate`.
+      step: Step of the checkpoint; default: the newest.
+      json: Print the results as JSON.
     """
     check_range(0, 10**9, windows=windows)
     from gpt3jax.evals.run import measure_perplexity

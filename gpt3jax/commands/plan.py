@@ -1,4 +1,4 @@
-"""`gpt3jax plan`: what a training run takes, before it is started."""
+"""`gpt3jax plan`: estimate memory, speed and cost of a training run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plan(
     law: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Does it fit, how fast, how many days, what does it cost, how is it launched?
+    """Estimate memory, speed, duration and cost of a training run, and how to launch it.
 
     Examples:
       gpt3jax plan experiments/gpt3_175b.py --chips v5p:8x8x16
@@ -30,16 +30,16 @@ def plan(
       gpt3jax plan experiments/gpt3_1b3.py --budget 10000
 
     Args:
-      experiment: The experiment; each field can be overridden.
-      chips: KIND:TOPOLOGY or KIND:COUNT, and *N for N slices.
-      budget: Dollars: what is the best model for them, on each chip?
-      keep: Parts of the layout that stay as the experiment has them; the others are searched.
-      compile: Compile the best layout's step by the chip's own compiler, without a chip (extra tpu:
-        minutes; extra cuda: seconds).
-      finalists: Compile so many of the best, rather than one.
+      experiment: The experiment file; each field can be overridden.
+      chips: KIND:TOPOLOGY or KIND:COUNT, with *N for N slices.
+      budget: Find the best model for this many dollars, on each chip.
+      keep: Parts of the layout that are fixed to the experiment's values; the rest is searched.
+      compile: Compile the step of the best layout ahead of time with the chip's own compiler,
+        without a chip (extra tpu: minutes; extra cuda: seconds).
+      finalists: Number of best layouts to compile.
       price: Dollars per chip and hour, instead of the list price.
-      law: A scaling_law.json of `gpt3jax report --scaling-law`, for the loss to expect.
-      json: Print all figures as JSON.
+      law: A scaling_law.json of `gpt3jax report --scaling-law`, to predict the loss.
+      json: Print all results as JSON.
     """
     check_range(1, 10**15, budget=1 if budget is None else budget)
     check_range(0.001, 10**6, price=1 if price is None else price)
@@ -49,14 +49,14 @@ def plan(
         show.show_budget(experiment, budget, as_json=json)
         return
     if chips is None:
-        raise ConfigError("plan needs --chips, as v5p:8x8x16 or h100:64, or --budget DOLLARS")
+        raise ConfigError("plan needs --chips, e.g. v5p:8x8x16 or h100:64, or --budget DOLLARS")
     if finalists < 1:
-        raise ConfigError(f"--finalists is {finalists}: at least the best is compiled. Raise it")
+        raise ConfigError(f"--finalists is {finalists}: it must be at least 1. Raise it")
     laws = scaling_laws.read(law) if law else None
-    found = planner.plan(experiment, slices.parse(chips), keep)
+    result = planner.plan(experiment, slices.parse(chips), keep)
     compiled = []
     if compile:
         from gpt3jax.plan.aot_compile import compile_step
 
-        compiled = [(each, compile_step(each)) for each in found.shortlist(finalists)]
-    show.show(found, price, compiled, laws, as_json=json)
+        compiled = [(each, compile_step(each)) for each in result.shortlist(finalists)]
+    show.show(result, price, compiled, laws, as_json=json)

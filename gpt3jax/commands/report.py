@@ -1,4 +1,4 @@
-"""`gpt3jax report`: curves and laws of runs."""
+"""`gpt3jax report`: plot training curves and fit scaling laws."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def report(
     scaling_law: bool = False,
     json: bool = False,
 ) -> None:
-    """Draw and compare the curves of runs: one HTML page, and each figure as PNG.
+    """Plot and compare the curves of runs, as one HTML page and a PNG per figure.
 
     Examples:
       gpt3jax report runs/tiny
@@ -21,10 +21,10 @@ def report(
       gpt3jax report --scaling-law sweeps/scaling_law/trial-*
 
     Args:
-      runs: One run or more.
-      out: Folder to write. If not given: RUN/report; of several runs, RUN/report-OTHERS in the
-        first; of laws, scaling-law beside it.
-      scaling_law: Fit laws of scale to the runs instead, and predict the largest.
+      runs: One or more runs.
+      out: Folder to write. Default: RUN/report; for several runs, report-OTHERS in the first run;
+        for scaling laws, scaling-law beside the first run.
+      scaling_law: Fit scaling laws to the runs instead, and predict the largest from the others.
       json: Print the table as JSON.
     """
     if scaling_law:

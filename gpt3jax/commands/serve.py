@@ -1,4 +1,4 @@
-"""`gpt3jax serve`: OpenAI's completions on this machine."""
+"""`gpt3jax serve`: serve a model over OpenAI's completions API."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ def serve(
     token_file: Path | None = None,
     step: int | None = None,
 ) -> None:
-    """Answer OpenAI's /v1/completions on this machine, with a page to type at.
+    """Serve a model over OpenAI's /v1/completions API, with a web page to try it.
 
     Examples:
       gpt3jax serve runs/tiny
       gpt3jax serve runs/tiny --port 9000 --token-file token --host 0.0.0.0
 
     Args:
-      run: The run to write with.
-      host: The address to listen on; what is not loopback lets others use the model.
-      port: The port; 0 takes any that is free.
-      rows: Texts that are written together, at most; a power of two.
-      queue: Texts that wait for that, at most; further requests are answered with 429.
-      max_tokens: Of one text, at most.
+      run: The run.
+      host: Address to listen on; any but loopback lets other machines use the model.
+      port: Port to listen on; 0: any free port.
+      rows: Maximum batch size of batched decode; a power of two.
+      queue: Maximum number of queued sequences; further requests are answered with 429.
+      max_tokens: Maximum number of new tokens per sequence.
       token_file: A file with the bearer token that requests must carry.
-      step: The checkpoint; the newest if not given.
+      step: Step of the checkpoint; default: the newest.
     """
     check_range(0, 65_535, port=port)
     check_range(1, 1024, rows=rows)
     check_range(1, 10**6, queue=queue, max_tokens=max_tokens)
     if rows & (rows - 1):
-        raise ConfigError(f"--rows is {rows}: steps are compiled for powers of two. Use one")
+        raise ConfigError(f"--rows is {rows}: it must be a power of two. Change it")
     token = None
     if token_file:
         try:
@@ -53,8 +53,8 @@ def serve(
             raise ConfigError(f"--token-file cannot be read: {error}. Check it") from error
         if not token.isprintable() or not 0 < len(token) <= LONGEST_TOKEN:
             raise ConfigError(
-                f"--token-file {token_file} holds no token: one line of up to {LONGEST_TOKEN} "
-                "letters. Write one"
+                f"--token-file {token_file} has no token: it must be one line of up to "
+                f"{LONGEST_TOKEN} characters. Write one"
             )
     try:
         from gpt3jax.serve import server
@@ -67,14 +67,14 @@ def serve(
     from gpt3jax.serve.batching import Owner
 
     bound = server.listen(host, port)
-    server.warn_of_strangers(host, token)
-    say = partial(print, file=sys.stderr, flush=True)
-    say(f"reading {run}")
+    server.warn_if_public(host, token)
+    log = partial(print, file=sys.stderr, flush=True)
+    log(f"loading {run}")
     generator = load_generator(run, step)
     name = run.resolve().name
     served = Served(name, generator.model, generator.tokenizer, max_tokens, queue)
     owner = Owner(generator, rows, queue)
-    owner.start(say)
+    owner.start(log)
     bound.listen(server.BACKLOG)
-    print(f"{name} is served on {server.address_of(bound)} (Ctrl-C ends it)", flush=True)
+    print(f"{name} is served on {server.address_of(bound)} (Ctrl-C to stop)", flush=True)
     server.make_server(served, owner, bound, token).run(sockets=[bound])

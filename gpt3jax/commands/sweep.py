@@ -1,4 +1,4 @@
-"""The command that searches: many runs, of which one is the best."""
+"""`gpt3jax sweep`: hyperparameter search."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sweep(
     serve: str | None = None,
     json: bool = False,
 ) -> int:
-    """Search the space of an experiment file: each trial is one `gpt3jax train`, and one run.
+    """Search the hyperparameters of an experiment file. Each trial is a run of `gpt3jax train`.
 
     Examples:
       gpt3jax sweep experiments/sweep_learning_rate.py --trials 20 --workers 2
@@ -34,29 +34,29 @@ def sweep(
       gpt3jax sweep FILE.py --storage rates.db --serve 10.0.0.1:13000
       gpt3jax sweep FILE.py --storage grpc://10.0.0.1:13000
 
-    The same command goes on with a sweep that was stopped or killed; on another machine, it
-    joins it.
+    The same command resumes a sweep that was stopped or killed. On another machine it joins the
+    sweep.
 
     Args:
-      file: The experiment file, with a function space(trial); first() may name what is tried
-        before anything else.
-      overrides: For all trials, after --.
-      trials: In all, over all machines; more may be asked for later.
-      workers: Trials at a time on this machine, which share its cores and GPUs evenly.
-      storage: FILE.journal, on a disk that all machines share, FILE.db or grpc://HOST:PORT;
-        sweeps/NAME.journal if not given. The runs lie beside it, in a folder of that name.
-      sampler: tpe learns from the trials before; random; or a grid over the ranges.
-      pruner: Which losers are stopped: worse than the median, successive halving, or none.
-      seed: Of what is drawn.
-      launch: What trains one trial on one whole mesh.
-      serve: HOST:PORT for other machines to join by; for trusted networks only.
+      file: The experiment file, with a function space(trial); an optional function first() gives
+        the values to try first.
+      overrides: Overrides for all trials, after --.
+      trials: Total number of trials over all machines; it can be raised later.
+      workers: Concurrent trials on this machine, which share its cores and GPUs evenly.
+      storage: FILE.journal, on a disk that all machines share, FILE.db, or grpc://HOST:PORT;
+        default sweeps/NAME.journal. The runs are written to a folder of that name beside it.
+      sampler: tpe (Tree-structured Parzen Estimator), random, or a grid over the ranges.
+      pruner: Stop trials that are worse than the median, by successive halving, or never.
+      seed: Seed of the sampler.
+      launch: Command that trains one trial on one mesh.
+      serve: HOST:PORT on which other machines can join; for trusted networks only.
       json: Print the trials as JSON at the end.
     """
     check_range(1, 10**6, trials=trials)
     check_range(1, 1024, workers=workers)
     check_range(0, 2**32 - 1, seed=seed)
     if importlib.util.find_spec("optuna") is None:
-        raise ConfigError("sweep needs Optuna, which is not here. pip install 'gpt3jax[sweep]'")
+        raise ConfigError("sweep needs Optuna, which is missing. pip install 'gpt3jax[sweep]'")
     from gpt3jax.sweep.driver import Plan
     from gpt3jax.sweep.results import run_sweep
     from gpt3jax.user_code import load_experiment

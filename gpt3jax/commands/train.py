@@ -1,4 +1,4 @@
-"""`gpt3jax train`: start a run, or resume it; and what is printed at its end."""
+"""`gpt3jax train`: start or resume a run, and print its summary."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def train(
     stuck_after: float = 600.0,
     changes: Changes = Changes(),  # noqa: B008 (frozen)
 ) -> int:
-    """Start a run, or resume the one that is there. Alone, or the same command on every host.
+    """Start a run, or resume an existing one. For several hosts, run the same command on each.
 
     Examples:
       gpt3jax train experiments/tiny.py
@@ -38,12 +38,12 @@ def train(
       gpt3jax train experiments/tiny.py --schedule.peak-learning-rate 1e-3 --allow-change schedule
 
     Args:
-      experiment: The experiment; each field can be overridden.
-      run: Folder of the run, seen by all hosts; runs/NAME if not given.
-      hosts: How to find the other processes; a cluster is detected.
-      stuck_after: Of several processes: seconds without progress after which one says where it
-        is, and ends; 0: never.
-      changes: To a run that is there; each is recorded in its ledger.
+      experiment: The experiment file; each field can be overridden.
+      run: The run directory, shared by all hosts; default runs/NAME.
+      hosts: Coordinator and processes; detected on clusters.
+      stuck_after: Timeout of the watchdog with several processes: after this many seconds without
+        progress, a process writes its stacks and exits; 0: off.
+      changes: Changes to an existing run, which are recorded in its event log.
     """
     began = time.time()
     check_range(0, 10**9, stuck_after=stuck_after)
@@ -55,7 +55,7 @@ def train(
     path = run or Path("runs") / experiment.name
     experiment = Run(path).located(experiment)
     if not is_likely(hosts):
-        # What data and disk forbid is said before jax is imported.
+        # Report errors of data and disk before importing jax.
         check_writable(path)
         trained(experiment)
         data_identity(experiment)
@@ -65,13 +65,13 @@ def train(
 
     retain_freed_memory()
     join(hosts)
-    return train_and_tell(experiment, path, stuck_after, changes, began)
+    return train_and_report(experiment, path, stuck_after, changes, began)
 
 
-def train_and_tell(
+def train_and_report(
     experiment: Experiment, path: Path, stuck_after: float, changes: Changes, began: float
 ) -> int:
-    """Train, and print how it ended; returns the exit code."""
+    """Train, print a summary and return the exit code."""
     from gpt3jax.plan.choose import mesh_for
     from gpt3jax.sharding import processes
     from gpt3jax.train.train import train as run_train
@@ -79,9 +79,14 @@ def train_and_tell(
     try:
         mesh, why = mesh_for(experiment)
         outcome = run_train(
-            experiment, path, mesh=mesh, why=why, stuck_after=stuck_after, changes=changes,
+            experiment,
+            path,
+            mesh=mesh,
+            why=why,
+            stuck_after=stuck_after,
+            changes=changes,
             began=began,
-        )  # fmt: skip
+        )
     except Exception as error:
         processes.end_together(error)
         raise
@@ -91,7 +96,7 @@ def train_and_tell(
 
 
 def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:
-    """How training ended: before and after side by side, the figures, and what to type next."""
+    """Print samples from before and after training, the losses, and suggested next commands."""
     from rich.console import Console
     from rich.table import Table
 
@@ -102,11 +107,13 @@ def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:
     run = Run(path)
     step = outcome.position.step
     if outcome.signal:
-        console.print(f"stopped at step {step:,} and saved; the same command goes on from there")
+        console.print(f"stopped at step {step:,} and saved; the same command resumes from there")
         return
     if outcome.steps_taken == 0:
-        more = _limit(outcome.position, experiment)
-        console.print(f"{path} is done: {step:,} steps. To go on, raise {more}", soft_wrap=True)
+        flags = _limit(outcome.position, experiment)
+        console.print(
+            f"{path} is finished: {step:,} steps. To train further, raise {flags}", soft_wrap=True
+        )
     if _sample(run, 0).exists() and _sample(run, step).exists():
         side_by_side = Table.grid(expand=True)
         side_by_side.add_column(ratio=1)
@@ -119,23 +126,23 @@ def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:
     console.print(f"{path}: {size:,} parameters, {figures.get('tokens', 0):,} tokens", markup=False)
     for line in held_out_losses(figures):
         console.print(line)
-    of_base = [r["base_val_loss"] for r in measured if r.get("base_val_loss") is not None]
-    if of_base:
-        console.print(f"the base's validation was {of_base[0]:.3f} nats/token before")
+    base_losses = [r["base_val_loss"] for r in measured if r.get("base_val_loss") is not None]
+    if base_losses:
+        console.print(f"the validation loss of the base was {base_losses[0]:.3f} nats/token")
     first = measured[0]["val_loss"] if measured and measured[0]["step"] == 0 else None
     if first is not None and (figures["val_loss"] is None or figures["val_loss"] > first):
         console.print(
-            f"the model got worse: validation was {first:.3f} nats/token before the first step. "
-            "Training diverged, or overfits: in a new --run, lower --schedule.peak-learning-rate "
+            f"the model got worse: the validation loss was {first:.3f} nats/token before training. "
+            "Training diverged or overfit: in a new --run, lower --schedule.peak-learning-rate "
             f"({experiment.schedule.peak_learning_rate:g}) or stop sooner"
         )
-    console.print("To go on:")
+    console.print("Next:")
     for command in _next_commands(path, experiment, step):
         console.print(f"  {command}", markup=False, soft_wrap=True)
 
 
 def _limit(at: Position, experiment: Experiment) -> str:
-    """The fields that ended a run."""
+    """The flags whose limits ended a run."""
     train, tokens = experiment.train, at.sequences * experiment.model.context
     reached = ["--train.steps"] if train.steps is not None and at.step >= train.steps else []
     reached += ["--train.tokens"] if tokens >= train.tokens else []
@@ -143,31 +150,30 @@ def _limit(at: Position, experiment: Experiment) -> str:
 
 
 def _next_commands(path: Path, experiment: Experiment, step: int) -> list[str]:
-    """What to type after training: write, look, and the next size up."""
-    ours, run, prompt = _own_command(), shlex.quote(str(path)), experiment.evaluate.prompt
+    """Commands to generate text, plot the run, show its data, and train a wider model."""
+    program, run, prompt = _program(), shlex.quote(str(path)), experiment.evaluate.prompt
+    has_prompt = prompt and prompt.isprintable() and prompt[0] != "-"
     commands = [
-        f"{ours} generate {run} --prompt {shlex.quote(prompt)}"
-        if prompt and prompt.isprintable() and prompt[0] != "-"
-        else f"{ours} generate {run}",
-        f"{ours} report {run}",
-        f"{ours} data show {run} --batch {max(0, step - 1)}",
+        f"{program} generate {run}" + (f" --prompt {shlex.quote(prompt)}" if has_prompt else ""),
+        f"{program} report {run}",
+        f"{program} data show {run} --batch {max(0, step - 1)}",
     ]
     file, model = Path("experiments") / f"{experiment.name}.py", experiment.model
     if file.exists() and not experiment.init_from:
         wider = f"--model.d-model {2 * model.d_model} --model.n-heads {2 * model.n_heads}"
-        commands.append(f"{ours} train {file} --run {shlex.quote(f'{path}-wide')} {wider}")
+        commands.append(f"{program} train {file} --run {shlex.quote(f'{path}-wide')} {wider}")
     return commands
 
 
-def _own_command() -> str:
-    """What starts this program in the shell that started it, whatever its PATH."""
+def _program() -> str:
+    """A shell command that starts this program, even if it is not on the PATH."""
     script = Path(sys.executable).with_name("gpt3jax")
     if not script.exists():
         return f"{shlex.quote(sys.executable)} -m gpt3jax"
-    if (found := shutil.which("gpt3jax")) and os.path.samefile(found, script):
+    if (on_path := shutil.which("gpt3jax")) and os.path.samefile(on_path, script):
         return "gpt3jax"
-    is_here = script.is_relative_to(Path.cwd())
-    return shlex.quote(str(script.relative_to(Path.cwd()) if is_here else script))
+    is_below = script.is_relative_to(Path.cwd())
+    return shlex.quote(str(script.relative_to(Path.cwd()) if is_below else script))
 
 
 def _sample(run: Run, step: int) -> Path:

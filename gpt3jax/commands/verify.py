@@ -1,4 +1,4 @@
-"""`gpt3jax verify`: hashes of a run, and steps done again."""
+"""`gpt3jax verify`: verify the hashes of a run, or replay steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tyro.conf import Positional
 
 
 def verify(run: Positional[Path], replay: str | None = None, json: bool = False) -> int:
-    """Check every hash of a run, or do steps again and compare their bits.
+    """Verify every hash of a run, or replay steps and compare the results bit for bit.
 
     Examples:
       gpt3jax verify runs/tiny
@@ -16,9 +16,9 @@ def verify(run: Positional[Path], replay: str | None = None, json: bool = False)
 
     Args:
       run: The run.
-      replay: A:B does steps A+1 to B again, from a checkpoint at or before A, and compares what
-        was logged of them: another result on the same machine is a silent fault of one of them.
-      json: Print the verdicts as JSON.
+      replay: A:B repeats steps A+1 to B from a checkpoint at or before A and compares the logged
+        metrics. A difference on the same machine indicates silent data corruption.
+      json: Print the results as JSON.
     """
     from gpt3jax.doctor.verify import verify as run_verify
 

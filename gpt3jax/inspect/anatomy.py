@@ -1,12 +1,12 @@
-"""Where the parameters are: every array, how large, and what values it holds.
+"""The parameter arrays of a model: names, shapes, sizes and statistics of their values.
 
-Legend: N layers (1 for what is there once), M numbers of an array, B bins.
+Legend: N layers (1 for arrays outside the layers), M values of an array, B histogram bins.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,11 @@ from gpt3jax.model.param_specs import count_params, flops_per_token, named_specs
 
 BINS = 40
 REACH = 4.0
-"""The histogram goes so many standard deviations to either side; beyond lies in the last bins."""
+"""Range of the histogram in standard deviations; values beyond are counted in the outer bins."""
 
 
 def shape_of(model: Model) -> dict[str, Any]:
-    """A model's shape and size in numbers, for the page."""
+    """The hyperparameters and size of a model, for the page."""
     fields = ("n_layers", "d_model", "n_heads", "d_head", "vocabulary", "context", "band")
     return {name: getattr(model, name) for name in fields} | {
         "d_ff": model.d_ff,
@@ -34,16 +34,17 @@ def shape_of(model: Model) -> dict[str, Any]:
 
 
 def anatomy(model: Model, params: Params | None = None) -> dict[str, Any]:
-    """Every array of the model, in the order of the table.
+    """The arrays of a model, in the order of `param_specs`.
 
     Args:
-      model: its shape. Padding of the vocabulary is not counted.
-      params: the values, if there are any, laid out anyhow; they stay where they are.
+      model: the model. Padding of the vocabulary is not counted.
+      params: the values, if any, in any sharding; they are not moved.
 
     Returns:
-      `arrays`, each with its `name`, its `shape` in one layer, how many `copies` there are, its
-      `count_params` (of one), `share` of all, how it begins (`init`, `std`); with values, also
-      `histogram` (int32 [N, B] from `-reach` to `reach`), `mean` and `rms` [N].
+      `total`, the parameter count, and `arrays`. Each has a `name`, the `shape` and `count` of one
+      layer, the number of `copies`, its `share` of all parameters, and its initialization (`init`,
+      `std`); with values also `histogram` (int32 [N, B], from `-reach` to `reach` around the
+      initial value), `mean` and `rms` [N].
     """
     total, arrays = count_params(model), []
     for name, spec in named_specs(param_specs(model)):
@@ -57,8 +58,8 @@ def anatomy(model: Model, params: Params | None = None) -> dict[str, Any]:
             "share": size * copies / total, "init": spec.init, "std": spec.std,
         })  # fmt: skip
     if params is not None:
-        flat = traverse_util.flatten_dict(params, sep="/")
-        # Rows that pad the vocabulary come last.
+        flat = cast(dict[str, jax.Array], traverse_util.flatten_dict(params, sep="/"))
+        # The slice drops the rows that pad the vocabulary, which are last.
         leaves = [
             flat[each["name"]].reshape(each["copies"], -1)[:, : each["count"]] for each in arrays
         ]
@@ -68,23 +69,23 @@ def anatomy(model: Model, params: Params | None = None) -> dict[str, Any]:
 
 
 def _values(leaves: list[jax.Array], arrays: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How the values of each array are spread, layer by layer."""
+    """Mean, RMS and histogram of each array, per layer."""
     starts = [float(each["init"] == "ones") for each in arrays]
     moments = [[np.asarray(x, np.float64) for x in each] for each in _moments(leaves)]
-    found, edges = [], []
+    results, edges = [], []
     for each, start, (mean_N, square_N) in zip(arrays, starts, moments, strict=True):
         spread = float(np.sqrt((square_N - 2 * start * mean_N + start**2).clip(0).max()))
         reach = REACH * max(each["std"], spread) or 1.0
         edges.append(np.linspace(start - reach, start + reach, BINS + 1, dtype=np.float32)[1:-1])
         rms_N = np.sqrt(square_N)
-        found.append(
+        results.append(
             {"reach": reach, "mean": mean_N.astype(np.float32), "rms": rms_N.astype(np.float32)}
         )
-    for each, values, below in zip(arrays, found, _below(leaves, edges), strict=True):
+    for each, values, below in zip(arrays, results, _below(leaves, edges), strict=True):
         ends = [np.full((1, each["copies"]), n) for n in (0, each["count"])]
         counts = np.concatenate([ends[0], np.asarray(below), ends[1]])
         values["histogram"] = np.diff(counts, axis=0).T.astype(np.int32)
-    return found
+    return results
 
 
 @jax.jit
@@ -94,7 +95,7 @@ def _moments(leaves):
 
 @jax.jit
 def _below(leaves, edges):
-    """How many values lie below each edge, [B, N]: sums, which any layout over devices allows."""
+    """The number of values below each edge, [B, N]; sums work with any sharding."""
     return [
         jax.lax.map(lambda edge, x_NM=x_NM: (x_NM < edge).sum(-1, dtype=jnp.int32), edges_B)
         for x_NM, edges_B in zip(leaves, edges, strict=True)
@@ -102,4 +103,4 @@ def _below(leaves, edges):
 
 
 GPT3 = Model(n_layers=96, d_model=12288, n_heads=96, d_head=128)
-"""GPT-3 175B (Table 2.1), to hold a model against."""
+"""GPT-3 175B (Table 2.1), for comparison."""

@@ -1,9 +1,9 @@
-"""Changes to a forward pass while it runs: what `forward` and `capture` take as `edit`.
+"""Edits of activations during a forward pass: the argument `edit` of `forward` and `capture`.
 
-Each function here makes one, for any number of layers in a loop or unrolled, and on
-a mesh unless it says otherwise. Layer, head and positions may be traced, so that one
-compiled `forward` tries them all (experiments/ablate_heads.py). A new kind is a
-function (name, layer, value) -> value; names and their meaning are those of `forward`.
+Each function here returns an edit, which works with scanned and unrolled layers, and on a mesh
+unless stated otherwise. Layer, head and positions may be traced, so that one compiled `forward`
+serves all of them (experiments/ablate_heads.py). An edit is a function (name, layer, value) ->
+value; `forward` documents the names.
 
 Legend: B rows, T tokens, D model width, H heads, K head width.
 """
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from gpt3jax.errors import ConfigError
 from gpt3jax.model.gpt3 import Edit
@@ -22,13 +23,13 @@ from gpt3jax.sharding.collectives import axis_index, axis_size
 
 
 def ablate_head(layer: int | jax.Array, head: int | jax.Array) -> Edit:
-    """Nothing comes out of one attention head."""
+    """Set the output of one attention head to zero."""
 
     def edit(name: str, at: int | jax.Array, value: jax.Array) -> jax.Array:
         if name != "heads":
             return value
-        here = value.shape[2]  # A device may have a part of the heads.
-        heads_H = axis_index("tensor") * here + jnp.arange(here)
+        local = value.shape[2]  # Heads may be sharded.
+        heads_H = axis_index("tensor") * local + jnp.arange(local)
         is_out_H1 = ((heads_H == head) & (at == layer))[:, None]
         return jnp.where(is_out_H1, 0, value)
 
@@ -41,28 +42,29 @@ def patch(
     activation: jax.Array,
     positions: Sequence[int] | jax.Array | None = None,
 ) -> Edit:
-    """Put an activation of another text in the place of this one's.
+    """Replace an activation by that of another text (activation patching).
 
     Args:
-      name: which, as in `EDIT_POINTS`.
-      layer: where; -1 of `embedded`.
-      activation: as `capture` gave it of that layer, of a text of as many tokens, [B, T, ...].
-      positions: of these tokens only; None: of all.
+      name: name of the activation in `EDIT_POINTS`.
+      layer: index of the layer; -1 for `embedded`.
+      activation: captured activation of that layer, [B, T, ...], of a text of the same length.
+      positions: positions to replace; None: all.
 
     Raises:
-      ConfigError: when it runs, if tokens and heads are split over devices.
+      ConfigError: if it runs on a mesh that shards tokens and heads.
     """
     other = _constant(activation)
-    places = jnp.arange(other.shape[1])
-    chosen_T = jnp.isin(places, places if positions is None else jnp.asarray(positions))
-    chosen_T = _constant(chosen_T)
+    indices = jnp.arange(other.shape[1])
+    chosen_T = _constant(
+        jnp.isin(indices, indices if positions is None else jnp.asarray(positions))
+    )
 
     def edit(of: str, at: int | jax.Array, value: jax.Array) -> jax.Array:
         if of != name:
             return value
         if axis_size("tensor") > 1:
             raise ConfigError(
-                "patch is for whole texts: --mesh.tensor splits them. Use --mesh.fsdp instead"
+                "patch does not support --mesh.tensor, which shards tokens. Use --mesh.fsdp instead"
             )
         is_new_T = chosen_T.reshape(-1, *(1 for _ in other.shape[2:]))
         return jnp.where(is_new_T & (at == layer), other.astype(value.dtype), value)
@@ -71,19 +73,19 @@ def patch(
 
 
 def steer(layer: int | jax.Array, vector_D: jax.Array) -> Edit:
-    """Add a vector to the stream after one layer, at every token."""
-    vector_D = _constant(vector_D)
+    """Add a vector to the residual stream after one layer, at all positions."""
+    constant_D = _constant(vector_D)
 
     def edit(name: str, at: int | jax.Array, value: jax.Array) -> jax.Array:
         if name != "residual":
             return value
-        return jnp.where(at == layer, value + vector_D.astype(value.dtype), value)
+        return jnp.where(at == layer, value + constant_D.astype(value.dtype), value)
 
     return edit
 
 
 def in_turn(*edits: Edit) -> Edit:
-    """Several edits as one, each of what the one before gives."""
+    """Compose edits, which are applied in order."""
 
     def edit(name: str, layer: int | jax.Array, value: jax.Array) -> jax.Array:
         for each in edits:
@@ -94,5 +96,5 @@ def in_turn(*edits: Edit) -> Edit:
 
 
 def _constant(x: jax.Array) -> np.ndarray | jax.Array:
-    """On the host, where any mesh can take it from; what is traced stays so."""
-    return x if isinstance(x, jax.core.Tracer) else np.asarray(x)
+    """Copy a concrete array to the host, so that it can be used on any mesh."""
+    return x if isinstance(x, Tracer) else np.asarray(x)

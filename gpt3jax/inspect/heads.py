@@ -1,4 +1,4 @@
-"""Where each head looked, for the page: the weights themselves, and what heads are sorted by."""
+"""Attention weights and statistics of each head, for the page."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import jax
 import numpy as np
 
 from gpt3jax.config import Model
-from gpt3jax.inspect.attention import head_facts, induction
+from gpt3jax.inspect.attention import head_stats, induction
 from gpt3jax.inspect.capture import attention_of
 from gpt3jax.model.init import Params
 
 MOST_WEIGHTS = 100_000
-"""Kept in all; of more, each query keeps its largest."""
+"""Maximum number of weights on the page; beyond it only the largest of each query are stored."""
 FEWEST = 4
-"""But so many it keeps."""
+"""Minimum number of weights stored per query."""
 
 
 def heads_record(
@@ -25,44 +25,45 @@ def heads_record(
     activations: dict[str, jax.Array],
     model: Model,
     layers: Sequence[int],
-    tell: Callable[[float], None] = lambda share: None,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
-    """Attention of one text in the layers shown.
+    """Attention of one text in the given layers.
 
     Args:
-      params: as `table` describes.
-      activations: with `queries` and `keys` of one text.
-      model: its shape.
-      layers: those that are shown.
-      tell: called with the share that is done.
+      params: parameters as in `param_specs`.
+      activations: captured `queries` and `keys` of one text.
+      model: the model.
+      layers: indices of the layers.
+      on_progress: called with the fraction done.
 
     Returns:
-      `keys` (uint16) and `weights` (float32) [layers, H, T, kept], each query's largest first;
-      float32 [layers, H] of each fact of `HeadFacts`, and `induction`.
+      `kept`, the number k of weights per query; `keys` (uint16) and `weights` (float32)
+      [layers, H, T, k], largest first; and `facts`: `induction` and the fields of `HeadStats`,
+      float32 [layers, H].
     """
     T = activations["queries"].shape[2]
-    kept = min(T, max(FEWEST, MOST_WEIGHTS // (len(layers) * model.n_heads * T)))
-    places, weights, facts = [], [], []
-    for layer in layers:  # One at a time: all weights are N x H x T x T numbers.
-        found = _summed_up(attention_of(activations, layer, model), kept)
-        best, where, of_heads = jax.tree.map(np.asarray, found)
-        weights.append(best)
-        places.append(where.astype(np.uint16))
-        facts.append(of_heads)
-        tell(len(facts) / len(layers))
+    count = min(T, max(FEWEST, MOST_WEIGHTS // (len(layers) * model.n_heads * T)))
+    keys, weights, stats = [], [], []
+    for layer in layers:  # One layer at a time: all weights are N x H x T x T numbers.
+        summary = _summarize(attention_of(activations, layer, model), count)
+        largest_HTk, keys_HTk, layer_stats = jax.tree.map(np.asarray, summary)
+        weights.append(largest_HTk)
+        keys.append(keys_HTk.astype(np.uint16))
+        stats.append(layer_stats)
+        on_progress(len(stats) / len(layers))
     names = ("entropy", "distance", "itself", "previous", "first")
     return {
-        "kept": kept,
-        "keys": np.stack(places),
+        "kept": count,
+        "keys": np.stack(keys),
         "weights": np.stack(weights),
         "facts": {
-            **{name: np.stack([getattr(each, name) for each in facts]) for name in names},
+            **{name: np.stack([getattr(each, name) for each in stats]) for name in names},
             "induction": induction(params, model)[list(layers)].astype(np.float32),
         },
     }
 
 
-@partial(jax.jit, static_argnames="kept")
-def _summed_up(weights_1HTT, kept):
-    best_HTk, where_HTk = jax.lax.top_k(weights_1HTT[0], kept)
-    return best_HTk, where_HTk, head_facts(weights_1HTT[0])
+@partial(jax.jit, static_argnames="count")
+def _summarize(weights_1HTT, count):
+    largest_HTk, keys_HTk = jax.lax.top_k(weights_1HTT[0], count)
+    return largest_HTk, keys_HTk, head_stats(weights_1HTT[0])

@@ -1,11 +1,10 @@
-"""What the stream would predict if the model ended there: the logit lens, after every layer.
+"""The logit lens: predictions from the residual stream after each layer.
 
-The final norm and the head are applied to the stream between layers
-(nostalgebraist 2020, "interpreting GPT: the logit lens"). After the last layer it
-is what the model predicts; before, a reading of it, since the head was trained
-for the end.
+The final norm and the head are applied to the residual stream between layers (nostalgebraist 2020,
+"interpreting GPT: the logit lens"). After the last layer this gives the model's predictions;
+before, it is an approximation, because the head was trained on the output of the last layer.
 
-Legend: N layers, T tokens, D model width, V vocabulary, k guesses.
+Legend: N layers, T tokens, D model width, V vocabulary, k predictions.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ from gpt3jax.model.layers import unembed
 
 @struct.dataclass
 class Guesses:
-    """The likeliest next tokens at each position, [..., T]."""
+    """The most likely next tokens at each position, [..., T]."""
 
     tokens: jax.Array
-    """[..., k], likeliest first."""
+    """[..., k], most likely first."""
     log_probability: jax.Array
-    """Of each of them, nats, [..., k]."""
+    """Their logprobs, nats, [..., k]."""
     entropy: jax.Array
-    """Of the whole distribution, nats."""
+    """Entropy of the distribution over the vocabulary, nats."""
     of_target: jax.Array
-    """Log-probability of the token that is asked about, nats."""
+    """Logprob of the target token, nats."""
     rank: jax.Array
-    """How many tokens are likelier than it."""
+    """Number of tokens more likely than the target."""
 
 
 @partial(jax.jit, static_argnames="model")
 def lens(params: Params, x_TD: jax.Array, model: Model) -> jax.Array:
-    """Logits [..., T, V] of the stream at any point; any dimensions may lead."""
+    """Logits [..., T, V] of the residual stream [..., T, D]."""
     return unembed(head(params, model), x_TD, model)[..., : model.vocabulary]
 
 
@@ -48,14 +47,14 @@ def lens(params: Params, x_TD: jax.Array, model: Model) -> jax.Array:
 def guesses(
     params: Params, x_TD: jax.Array, targets_T: jax.Array, model: Model, count: int
 ) -> Guesses:
-    """Read the stream through the lens. Of one layer at a time: logits are T x V numbers.
+    """Predictions from the residual stream; use one layer at a time, since logits are [T, V].
 
     Args:
-      params: as `table` describes.
-      x_TD: the stream; any dimensions may lead.
-      targets_T: int32, the token that is asked about at each position.
-      model: its shape.
-      count: k.
+      params: parameters as in `param_specs`.
+      x_TD: the residual stream [..., T, D].
+      targets_T: int32 target tokens [..., T].
+      model: the model.
+      count: number of predictions k.
     """
     log_p_TV = jax.nn.log_softmax(lens(params, x_TD, model), axis=-1)
     best_Tk, tokens_Tk = jax.lax.top_k(log_p_TV, count)

@@ -1,8 +1,7 @@
-"""The page: a record of plain values and arrays, and the script that draws it, in one file.
+"""The HTML page: a record of values and arrays, and the script that renders it, in one file.
 
-It needs nothing outside itself. Its own policy lets only this script run, by its
-hash, and nothing be fetched; what a model wrote is data, and is only ever set as
-text.
+The page is self-contained. Its content security policy allows only this script, by its hash, and
+no requests. Text from a model is embedded as data and only ever set as text content.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ import numpy as np
 from gpt3jax.data.tokenizer import Tokenizer
 
 SCRIPTS = ("base", "whole", "track", "lens", "heads", "anatomy", "training", "shots", "start")
-"""In template/, in their order: what all use, one for each section, and what begins."""
+"""Scripts in template/, in order: shared functions, one script per section, and the start."""
 
 KINDS = {"f": ("float32", "float16"), "u": ("uint32", "uint16", "uint8"), "i": ("int32",)}
 
 
 def page(title: str, record: dict[str, Any]) -> str:
-    """The record as one HTML page; any text is safe in it.
+    """Render the record as an HTML page; any text is safe in it.
 
     Args:
-      title: of the page.
-      record: what the modules beside this one give, by section; left out, a section is not shown.
+      title: title of the page.
+      record: records of the other modules by section; sections without a record are not shown.
     """
     folder = files("gpt3jax.inspect") / "template"
     parts = [(folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
@@ -45,17 +44,17 @@ def page(title: str, record: dict[str, Any]) -> str:
     }
     text = (folder / "page.html").read_text(encoding="utf-8")
     first, *rest = text.split("{{")
-    # In one pass: what is filled in is not looked at again.
+    # A single pass, so that placeholders in inserted text are not expanded.
     return first + "".join(
         filled[name] + after for name, after in (part.split("}}", 1) for part in rest)
     )
 
 
 def as_data(record: Any) -> str:
-    """JSON that no HTML parser sees an end or a tag in; arrays as base64 with shape and type.
+    """JSON that is safe in an HTML script element; arrays are base64 with shape and dtype.
 
     Raises:
-      ValueError: an array is of a type that the page does not read.
+      ValueError: the dtype of an array is not supported.
     """
     text = json.dumps(record, ensure_ascii=True, separators=(",", ":"), default=_array)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -65,23 +64,23 @@ def _array(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if not isinstance(value, np.ndarray):
-        raise TypeError(f"{type(value).__name__} has no place in a record")
+        raise TypeError(f"{type(value).__name__} is not supported in a record")
     name = "float32" if value.dtype == np.float64 else value.dtype.name
     if name not in KINDS.get(value.dtype.kind, ()):
-        raise ValueError(f"an array of {value.dtype} has no place in a record")
+        raise ValueError(f"an array of {value.dtype} is not supported in a record")
     data = np.ascontiguousarray(value, np.dtype(name).newbyteorder("<"))
     packed = base64.b64encode(data.tobytes()).decode()
     return {"dtype": name, "shape": list(value.shape), "base64": packed}
 
 
 def texts(record: Any, tokenizer: Tokenizer) -> dict[str, str]:
-    """What the tokens of a record look like: of every id in its uint32 arrays."""
+    """The texts of all token ids in a record, which are its uint32 arrays."""
     ids = np.unique(np.concatenate([np.zeros(0, np.uint32), *_ids(record)]))
     return {str(token): token_text(int(token), tokenizer) for token in ids}
 
 
 def token_text(token: int, tokenizer: Tokenizer) -> str:
-    """One token as text; bytes that are no text by themselves as their numbers."""
+    """A token as text; tokens that are not UTF-8 as hexadecimal bytes."""
     if token == tokenizer.end_of_text:
         return "<|endoftext|>"
     raw = tokenizer.token_bytes(token)

@@ -1,18 +1,17 @@
-"""The look inside: a run writes a few tokens, and a page shows how.
+"""`gpt3jax inspect`: load a run, generate text, and record what the page shows.
 
-What is loaded and computed here is recorded by the modules of inspect/, each for
-its sections, and drawn by the page's own script.
+The modules of inspect/ compute the records of the sections; the page's script renders them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -50,24 +49,24 @@ from gpt3jax.train.state import TrainState
 from gpt3jax.train.step import train_step
 
 CHECKPOINTS = 10
-"""Shown at most, the first state included."""
+"""Maximum number of checkpoints shown, including the initial state."""
 WINDOWS = 3
 WINDOW_TOKENS = 24
-ASKED = 8
-"""Questions with demonstrations; the first is shown."""
+EXAMPLES = 8
+"""Examples of the task; the first one is shown."""
 MOST_TO_TRAIN = 500_000_000
-"""Parameters of a model whose update is shown; a larger one's moments may not fit."""
+"""Maximum parameters of a model whose update is shown; the moments of larger ones may not fit."""
 
-MOST_IN_HASTE = 20_000_000
-"""Parameters of a model for which to compile takes longer than to compute."""
+MOST_FAST_COMPILE = 20_000_000
+"""Maximum parameters of a model for which compilation takes longer than computation."""
 
 Report = Callable[[str, float], None]
-"""What is being done, and the share of it."""
+"""Called with the name of a task and the fraction done."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Writing:
-    """What is to be written, and how: as `gpt3jax generate` does."""
+class GenerationSettings:
+    """The prompt and the settings of `gpt3jax generate`."""
 
     prompt: str
     new_tokens: int
@@ -75,76 +74,98 @@ class Writing:
     seed: int
 
 
-def look(
-    path: Path, writing: Writing, *, layers: Sequence[int], task: str, mesh: Mesh, step: int | None
+def inspect_run(
+    path: Path,
+    settings: GenerationSettings,
+    *,
+    layers: Sequence[int],
+    task: str,
+    mesh: Mesh,
+    step: int | None,
 ) -> dict[str, Any]:
-    """All that the page about a run's model and one prompt shows.
+    """The record of the page of a run's model and one prompt.
 
     Args:
       path: the run.
-      writing: the prompt, and how it is continued.
-      layers: whose attention and additions are shown; empty: of all.
-      task: what is asked with demonstrations, as `evaluate` names it.
-      mesh: how the devices are used.
-      step: the checkpoint; None: the newest.
+      settings: the prompt and the sampling settings.
+      layers: layers whose attention and residual updates are shown; empty: all.
+      task: task for the few-shot section, as for `evaluate`.
+      mesh: devices along each axis of the mesh.
+      step: step of the checkpoint; None: the newest.
 
     Raises:
-      ConfigError: the run, layers or task cannot be used, or the text does not fit.
+      ConfigError: the run, layers or task are invalid, or the text does not fit the context.
     """
     if jax.process_count() > 1:
         raise ConfigError(
-            "inspect is for one process, and there are several. Run it on one host, or use "
-            "gpt3jax.inspect.capture, whose arrays stay where they are"
+            "inspect does not support several processes. Run it on one host, or use "
+            "gpt3jax.inspect.capture, which returns sharded arrays"
         )
     devices = make_mesh(mesh)
     with (
-        jax.set_mesh(devices), _compiled_in_haste(path), progress() as report,
-        ThreadPoolExecutor(1) as other,
-    ):  # fmt: skip
+        jax.set_mesh(devices),
+        _fast_compilation(path),
+        progress() as report,
+        ThreadPoolExecutor(1) as executor,
+    ):
         report("loading", 0.0)
         saved = load_model(path, step, devices)
         report("loading", 1.0)
         vocabulary = min(saved.model.vocabulary, saved.tokenizer.vocabulary)
-        # One layer is compiled for all of them: here it takes longer than to compute.
+        # Scanned layers compile once; here compilation takes longer than computation.
         model = dataclasses.replace(saved.model, vocabulary=vocabulary, scan_layers=True)
         _check_layers(layers, model)
-        asked = _task(task, saved)
-        aside = partial(other.submit, _on_mesh, devices)
-        parameters = aside(anatomy, model, saved.params)
-        windows, why = _windows(saved.experiment)
-        beginning = aside(_beginning, saved, windows)
-        tokens, prompt_length = _written(saved, model, writing, report)
-        record, targets = _of_text(saved, model, tokens, writing.sampling, layers, report)
+        chosen_task = _task(task, saved)
+
+        def in_background(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+            return executor.submit(_on_mesh, devices, function, *arguments)
+
+        parameters = in_background(anatomy, model, saved.params)
+        windows, missing = _windows(saved.experiment)
+        initial = in_background(_initial_state, saved, windows)
+        tokens, prompt_length = _generate(saved, model, settings, report)
+        record, targets = _text_record(saved, model, tokens, settings.sampling, layers, report)
         questions = Questions(tokens, targets, windows)
-        training = aside(_training, saved, model, beginning.result(), questions, why, report)
-        tell = partial(report, f"task {asked.name}")
-        shots = shots_record(saved.params, model, saved.tokenizer, asked, writing.seed, tell)
-        record |= {
-            "prompt_length": prompt_length,
-            "anatomy": parameters.result(),
-            "shots": shots,
-            "training": training.result(),
-        }
+        training = in_background(
+            _training, saved, model, initial.result(), questions, missing, report
+        )
+        on_progress = partial(report, f"task {chosen_task.name}")
+        record["shots"] = shots_record(
+            saved.params, model, saved.tokenizer, chosen_task, settings.seed, on_progress
+        )
+        record["prompt_length"] = prompt_length
+        record["anatomy"] = parameters.result()
+        record["training"] = training.result()
     record |= {
-        "name": saved.experiment.name, "step": saved.step, "model": shape_of(model),
-        "gpt3": shape_of(GPT3), "sampling": dataclasses.asdict(writing.sampling),
-        "seed": writing.seed,
-    }  # fmt: skip
-    record["title"] = f"{saved.experiment.name}, step {saved.step:,}: the look inside"
+        "name": saved.experiment.name,
+        "step": saved.step,
+        "model": shape_of(model),
+        "gpt3": shape_of(GPT3),
+        "sampling": dataclasses.asdict(settings.sampling),
+        "seed": settings.seed,
+        "title": f"{saved.experiment.name}, step {saved.step:,}: activations and parameters",
+    }
     return record | {"texts": texts(record, saved.tokenizer)}
 
 
-def look_at_shape(experiment: Experiment) -> dict[str, Any]:
-    """All that the page about a model without weights shows: where its parameters will be."""
+def inspect_shape(experiment: Experiment) -> dict[str, Any]:
+    """The record of the page of a model without weights, which shows its parameter shapes."""
     return {
         "title": f"{experiment.name}: {count_params(experiment.model):,} parameters",
-        "name": experiment.name, "model": shape_of(experiment.model), "gpt3": shape_of(GPT3),
-        "anatomy": anatomy(experiment.model), "texts": {},
-    }  # fmt: skip
+        "name": experiment.name,
+        "model": shape_of(experiment.model),
+        "gpt3": shape_of(GPT3),
+        "anatomy": anatomy(experiment.model),
+        "texts": {},
+    }
 
 
 def write_page(record: dict[str, Any], out: Path) -> None:
-    """Write the page of a record whole, or say why not; and print where it is."""
+    """Write the page of a record atomically and print its path.
+
+    Raises:
+      ConfigError: the file cannot be written.
+    """
     text = page(record["title"], record)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -157,9 +178,9 @@ def write_page(record: dict[str, Any], out: Path) -> None:
 
 
 @contextmanager
-def _compiled_in_haste(path: Path) -> Iterator[None]:
-    """On a CPU, XLA leaves out what makes small models faster than they need to be here."""
-    small = count_params(open_run(path).experiment().model) <= MOST_IN_HASTE
+def _fast_compilation(path: Path) -> Iterator[None]:
+    """Disable most of XLA's optimizations for small models on CPUs, where they do not pay off."""
+    small = count_params(open_run(path).experiment().model) <= MOST_FAST_COMPILE
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", small and platform() == "cpu")
     try:
@@ -168,32 +189,30 @@ def _compiled_in_haste(path: Path) -> Iterator[None]:
         jax.config.update("jax_disable_most_optimizations", before)
 
 
-def _on_mesh(devices: jax.sharding.Mesh, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Work in another thread, which has no mesh in use."""
+def _on_mesh(devices: jax.sharding.Mesh, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function with the mesh set, which is a thread-local setting."""
     with jax.set_mesh(devices):
-        return work(*arguments)
+        return function(*arguments)
 
 
-def _written(
-    saved: LoadedModel, model: Model, writing: Writing, report: Report
+def _generate(
+    saved: LoadedModel, model: Model, settings: GenerationSettings, report: Report
 ) -> tuple[np.ndarray, int]:
-    """Token ids of the prompt and what follows, up to the end of the document; and of the prompt
-    alone how many."""
-    prompt = saved.tokenizer.encode(writing.prompt) or [saved.tokenizer.end_of_text]
-    if len(prompt) + writing.new_tokens > model.context:
+    """Token ids of the prompt and the generated text, and the length of the prompt."""
+    prompt = saved.tokenizer.encode(settings.prompt) or [saved.tokenizer.end_of_text]
+    if len(prompt) + settings.new_tokens > model.context:
         raise ConfigError(
-            f"the prompt has {len(prompt):,} tokens, and {writing.new_tokens:,} are to follow: "
-            f"over {model.context:,}, the model sees no more at once. Shorten it, or lower "
-            "--new-tokens"
+            f"the prompt has {len(prompt):,} tokens, and {settings.new_tokens:,} are to follow: "
+            f"the context is {model.context:,}. Shorten the prompt, or lower --new-tokens"
         )
     generator = Generator(saved.params, saved.model, saved.tokenizer)
-    drawn = generator.tokens(
-        prompt, new_tokens=writing.new_tokens, sampling=writing.sampling, seed=writing.seed
+    samples = generator.tokens(
+        prompt, new_tokens=settings.new_tokens, sampling=settings.sampling, seed=settings.seed
     )
-    tokens, what = list(prompt), f"writing {writing.new_tokens} tokens"
+    tokens, what = list(prompt), f"generating {settings.new_tokens} tokens"
     report(what, 0.0)
-    for written, (token,) in enumerate(drawn, 1):
-        report(what, written / writing.new_tokens)
+    for count, (token,) in enumerate(samples, 1):
+        report(what, count / settings.new_tokens)
         tokens.append(int(token))
         if token == saved.tokenizer.end_of_text:
             break
@@ -204,11 +223,11 @@ def _check_layers(layers: Sequence[int], model: Model) -> None:
     for layer in layers:
         if not 0 <= layer < model.n_layers:
             raise ConfigError(
-                f"--layers names {layer}: they are from 0 to {model.n_layers - 1}. Change it"
+                f"--layers has {layer}: it must be from 0 to {model.n_layers - 1}. Change it"
             )
 
 
-def _of_text(
+def _text_record(
     saved: LoadedModel,
     model: Model,
     tokens: np.ndarray,
@@ -216,7 +235,7 @@ def _of_text(
     layers: Sequence[int],
     report: Report,
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Sections 1 to 4: the text as the model read and wrote it; and what follows each token."""
+    """The record of sections 1 to 4, on the text, and the next token at each position."""
     shown = sorted(set(layers)) or list(range(model.n_layers))
     want = (*track.WANTED, "queries", "keys")
     report("activations", 0.0)
@@ -231,40 +250,40 @@ def _of_text(
     }
     report("activations", 1.0)
     lens = track.lens_record(saved.params, output, targets, model, partial(report, "lens"))
-    tell = partial(report, "attention")
-    heads = heads_record(saved.params, output.activations, model, shown, tell)
+    on_progress = partial(report, "attention")
+    heads = heads_record(saved.params, output.activations, model, shown, on_progress)
     return record | {"lens": lens, "heads": heads}, targets
 
 
 def _task(name: str, saved: LoadedModel) -> Task:
     words = partial(words_in, saved.experiment.data, saved.model.context, saved.tokenizer)
-    tasks = load_tasks([name], words=words, count=ASKED, seed=0)
+    tasks = load_tasks([name], words=words, count=EXAMPLES, seed=0)
     if len(tasks) > 1:
-        raise ConfigError(f"--task {name} is {len(tasks)} tasks: one is shown. Name one of them")
+        raise ConfigError(f"--task {name} is {len(tasks)} tasks: only one is shown. Give one")
     return tasks[0]
 
 
 def _training(
     saved: LoadedModel,
     model: Model,
-    beginning: Beginning,
+    initial: InitialState,
     questions: Questions,
-    why: str,
+    missing: str,
     report: Report,
 ) -> dict[str, Any]:
-    """Section 6: examples of the run's data, and the run's checkpoints."""
-    states = _states(saved, beginning.first, partial(report, "checkpoints"))
+    """The record of section 6: predictions of the run's checkpoints on its training data."""
+    states = _states(saved, initial.params, partial(report, "checkpoints"))
     record = checkpoints_record(states, questions, model)
-    if beginning.updated is not None:
-        after = questions.ask(beginning.updated, model)
+    if initial.updated is not None and questions.windows is not None:
+        after = questions.ask(initial.updated, model)
         S = questions.windows.shape[1] - 1
         shown = {name: each[1:2, :S] for name, each in after.items()}
-        record["update"] = beginning.update | {"after": shown}
-    return record | {"missing": why, "began": beginning.said}
+        record["update"] = initial.update | {"after": shown}
+    return record | {"missing": missing, "began": initial.description}
 
 
 def _windows(experiment: Experiment) -> tuple[np.ndarray | None, str]:
-    """The beginnings of the first training windows; if the data is not there, why not."""
+    """The first tokens of the first training windows, or None and the reason they are missing."""
     context = experiment.model.context
     try:
         order = loader.windows(experiment.data, experiment.seed, context)
@@ -275,42 +294,41 @@ def _windows(experiment: Experiment) -> tuple[np.ndarray | None, str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Beginning:
-    """Where a run began, and one step further."""
+class InitialState:
+    """The initial parameters of a run, and those after one update."""
 
-    said: str = ""
-    """Whether the first parameters are untrained or whose they are."""
-    first: Params | None = None
-    """None for an imported run, or if its parent is gone or damaged."""
+    description: str = ""
+    """Origin of the initial parameters: untrained, or a checkpoint of the parent run."""
+    params: Params | None = None
+    """None for an imported run, or if its parent is missing or damaged."""
     updated: Params | None = None
-    """After one example alone; None also for want of data, or of a small model."""
+    """Parameters after one step on one window; also None without data or for large models."""
     update: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _beginning(saved: LoadedModel, windows: np.ndarray | None) -> Beginning:
+def _initial_state(saved: LoadedModel, windows: np.ndarray | None) -> InitialState:
     if 0 in Checkpointer(saved.run.checkpoints).steps():
-        return Beginning()
+        return InitialState()
     try:
         state = first_state(saved.run, saved.experiment, _mesh(saved))
     except (ConfigError, DamagedError):
-        return Beginning()
+        return InitialState()
     parent = parent_of(saved.run)
-    said = f"step {parent.step:,} of {parent.path}" if parent else "untrained"
+    description = f"step {parent.step:,} of {parent.path}" if parent else "untrained"
     if windows is None or count_params(saved.model) > MOST_TO_TRAIN:
-        return Beginning(said, state.params)
-    return Beginning(said, state.params, *_update(saved, state, windows[0]))
+        return InitialState(description, state.params)
+    return InitialState(description, state.params, *_update(saved, state, windows[0]))
 
 
 def _mesh(saved: LoadedModel) -> jax.sharding.Mesh:
-    """What the parameters lie on."""
     return jax.tree.leaves(saved.params)[0].sharding.mesh
 
 
 def _states(
-    saved: LoadedModel, first: Params | None, tell: Callable[[float], None]
+    saved: LoadedModel, first: Params | None, on_progress: Callable[[float], None]
 ) -> Iterator[tuple[int, Params]]:
-    """Steps up to the one that is looked at, evenly chosen, and their parameters."""
-    tell(0.0)
+    """Evenly spaced checkpoints up to the inspected one: steps and parameters."""
+    on_progress(0.0)
     if first is not None:
         yield 0, first
     checkpoints = Checkpointer(saved.run.checkpoints)
@@ -319,35 +337,38 @@ def _states(
     chosen = np.linspace(0, len(before) - 1, room).round().astype(int) if room else []
     abstract = abstract_params(saved.model, _mesh(saved))
     for done, index in enumerate(chosen):
-        tell((done + 1) / (room + 2))
+        on_progress((done + 1) / (room + 2))
         checkpoints.manifest(before[index])
         yield before[index], checkpoints.restore_params(before[index], abstract)
     yield saved.step, saved.params
-    tell(1.0)
+    on_progress(1.0)
 
 
 def _update(
     saved: LoadedModel, state: TrainState, window: np.ndarray
 ) -> tuple[Params, dict[str, Any]]:
-    """One step of the run's optimizer on one example alone: the parameters, and how far they went.
+    """One optimizer step on one window: the parameters, and the relative change of each matrix.
 
-    In the dtype that the page reads the model in; float8 has no products along `tensor`.
+    The dtype is that of the loaded model, because float8 does not support the axis `tensor`.
     """
     rate = saved.experiment.schedule.peak_learning_rate
-    looped = dataclasses.replace(saved.model, scan_layers=True)
-    looped = dataclasses.replace(saved.experiment, model=looped)
+    model = dataclasses.replace(saved.model, scan_layers=True)
+    experiment = dataclasses.replace(saved.experiment, model=model)
+
+    def flat(params: Params) -> dict[str, jax.Array]:
+        return cast(dict[str, jax.Array], flatten_dict(merge_lora(params, model)[0], sep="/"))
 
     @jax.jit
     def step(state, windows):
-        after, _ = train_step(state, windows, jnp.int32(1), rate, experiment=looped)
-        old, new = (
-            flatten_dict(merge_lora(each.params, looped.model)[0], sep="/")
-            for each in (state, after)
+        after, _ = train_step(
+            state, windows, jnp.int32(1), jnp.float32(rate), experiment=experiment
         )
+        old, new = flat(state.params), flat(after.params)
         moved = [
             jnp.linalg.norm(new[name] - x) / jnp.linalg.norm(x)
-            for name, x in old.items() if name.endswith("kernel")
-        ]  # fmt: skip
+            for name, x in old.items()
+            if name.endswith("kernel")
+        ]
         return after.params, jnp.stack(moved)
 
     mesh = jax.sharding.get_abstract_mesh()

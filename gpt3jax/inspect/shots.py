@@ -1,6 +1,6 @@
-"""Few-shot, seen from inside: the same question after 0, 1, 4 and 16 demonstrations.
+"""Answers and attention of a model after 0, 1, 4 and 16 demonstrations of a task.
 
-Legend: K demonstrations, E examples, T tokens, N layers, H heads.
+Legend: E examples, T tokens, N layers, H heads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,34 +28,36 @@ def shots_record(
     tokenizer: Tokenizer,
     task: Task,
     seed: int = 0,
-    tell: Callable[[float], None] = lambda share: None,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
-    """Ask every example of a task with each number of demonstrations.
+    """Evaluate every example of a task with each number of demonstrations.
 
     Args:
-      params: as `table` describes.
-      model: its shape.
-      tokenizer: the model's.
-      task: with few examples: all of them are read at once, and the first one is shown.
-      seed: of the drawing of demonstrations.
-      tell: called with the share that is done.
+      params: parameters as in `param_specs`.
+      model: the model.
+      tokenizer: the model's tokenizer.
+      task: a task with few examples, which are one batch; the first one is shown.
+      seed: seed of the drawn demonstrations.
+      on_progress: called with the fraction done.
 
     Returns:
-      The `task`, and `settings`: the `shots` that fitted; `p` of the right answer in each
-      example, and `greedy`, whether each of its tokens was the likeliest; of the first example its
-      `pieces` (text, and whether it is a demonstration), the `answer`, and `looks` [N, H, pieces]:
-      how much attention goes from the last token before the answer to each piece.
+      The `task`, its `source`, and `settings`, each with: the number of demonstrations `asked` for
+      and the `shots` that fit the context; per example the probability `p` of the right answer,
+      and `greedy`, whether each of its tokens is the most likely; and for the first example its
+      `pieces` (text and kind), the `answer`, and `looks` [N, H, pieces], the attention from the
+      last token before the answer to each piece.
     """
     settings = []
-    asked = [build_prompts(task, shots, tokenizer, model.context, seed=seed) for shots in SHOTS]
+    questions = [build_prompts(task, shots, tokenizer, model.context, seed=seed) for shots in SHOTS]
     longest = max(
-        len(one.pairs[one.example.truth][0]) + len(one.pairs[one.example.truth][1])
-        for each in asked for one in each
-    )  # fmt: skip
-    for shots, each in zip(SHOTS, asked, strict=True):
-        tell(len(settings) / len(SHOTS))
-        settings.append({"asked": shots} | _setting(params, model, tokenizer, task, each, longest))
-    tell(1.0)
+        sum(map(len, question.pairs[question.example.truth]))
+        for batch in questions
+        for question in batch
+    )
+    for shots, batch in zip(SHOTS, questions, strict=True):
+        on_progress(len(settings) / len(SHOTS))
+        settings.append({"asked": shots} | _setting(params, model, tokenizer, task, batch, longest))
+    on_progress(1.0)
     return {"task": task.name, "source": task.source, "settings": settings}
 
 
@@ -64,60 +66,57 @@ def _setting(
     model: Model,
     tokenizer: Tokenizer,
     task: Task,
-    asked: Sequence[PromptedExample],
+    batch: Sequence[PromptedExample],
     T: int,
 ) -> dict[str, Any]:
-    pairs = [one.pairs[one.example.truth] for one in asked]
+    pairs = [question.pairs[question.example.truth] for question in batch]
     tokens_ET = np.zeros((len(pairs), T), np.int32)
     for row, (prompt, completion) in enumerate(pairs):
         tokens_ET[row, : len(prompt) + len(completion)] = (*prompt, *completion)
-    # One shape for all: what pads a row on the right leaves no trace.
+    # All settings have one shape; padding on the right has no effect, as attention is causal.
     output = capture(params, jnp.asarray(tokens_ET), model, ("queries", "keys"))
-    after_ET = jnp.asarray(np.roll(tokens_ET, -1, axis=1))
-    log_p_ET, is_best_ET = map(np.asarray, _of_next(output.logits, after_ET))
+    next_ET = jnp.asarray(np.roll(tokens_ET, -1, axis=1))
+    log_p_ET, is_best_ET = map(np.asarray, _next_logprobs(output.logits, next_ET))
     spans = [slice(len(prompt) - 1, len(prompt) + len(end) - 1) for prompt, end in pairs]
-    pieces, bounds = _pieces(tokenizer, task, asked[0])
+    pieces, bounds = _pieces(tokenizer, task, batch[0])
     last = len(pairs[0][0]) - 1
     first = _first(output.activations)
-    looks = [
+    weights = [
         np.asarray(attention_of(first, layer, model))[0, :, last, : last + 1]
         for layer in range(model.n_layers)
     ]
     return {
-        "shots": len(asked[0].demonstrations),
+        "shots": len(batch[0].demonstrations),
         "p": np.exp([row[span].sum() for row, span in zip(log_p_ET, spans, strict=True)]),
-        "greedy": [
-            bool(row[span].all()) for row, span in zip(is_best_ET, spans, strict=True)
-        ],
+        "greedy": [bool(row[span].all()) for row, span in zip(is_best_ET, spans, strict=True)],
         "pieces": pieces,
-        "answer": asked[0].example.candidates[asked[0].example.truth][1],
+        "answer": batch[0].example.candidates[batch[0].example.truth][1],
         "looks": np.stack(
-            [np.stack([row[:, a:b].sum(-1) for a, b in bounds], -1) for row in looks]
+            [np.stack([row[:, a:b].sum(-1) for a, b in bounds], -1) for row in weights]
         ).astype(np.float32),
-    }  # fmt: skip
+    }
 
 
 def _pieces(
-    tokenizer: Tokenizer, task: Task, asked: PromptedExample
+    tokenizer: Tokenizer, task: Task, question: PromptedExample
 ) -> tuple[list[dict[str, Any]], list[tuple[int, int]]]:
-    """The prompt in pieces: what is before, each demonstration, the question; and their tokens."""
-    example = asked.example
-    length = len(asked.pairs[example.truth][0])
-    question = example.candidates[example.truth][0]
-    demonstrations = [each.shown for each in asked.demonstrations]
+    """The description, demonstrations and question of a prompt, and their token ranges."""
+    example = question.example
+    length = len(question.pairs[example.truth][0])
+    text = example.candidates[example.truth][0]
     sizes = [
         sum(len(tokenizer.encode(part)) for part in each.candidates[each.truth])
-        for each in asked.demonstrations
+        for each in question.demonstrations
     ]
-    end = length - min(length, len(tokenizer.encode(question)))
+    end = length - min(length, len(tokenizer.encode(text)))
     start = max(0, end - sum(sizes))
     edges = [start, *(start + np.cumsum(sizes, dtype=int)).tolist()]
-    pieces = [{"text": text, "kind": "demonstration"} for text in demonstrations]
+    pieces = [{"text": each.shown, "kind": "demonstration"} for each in question.demonstrations]
     bounds = list(zip(edges[:-1], edges[1:], strict=True))
     if start:
         pieces.insert(0, {"text": task.description, "kind": "before"})
         bounds.insert(0, (0, start))
-    return [*pieces, {"text": question, "kind": "question"}], [*bounds, (end, length)]
+    return [*pieces, {"text": text, "kind": "question"}], [*bounds, (end, length)]
 
 
 @jax.jit
@@ -126,7 +125,7 @@ def _first(activations):
 
 
 @jax.jit
-def _of_next(logits_ETV, next_ET):
+def _next_logprobs(logits_ETV, next_ET):
     log_p_ETV = jax.nn.log_softmax(logits_ETV)
     log_p_ET = jnp.take_along_axis(log_p_ETV, next_ET[..., None], -1)[..., 0]
     return log_p_ET, log_p_ET >= log_p_ETV.max(-1)

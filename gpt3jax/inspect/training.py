@@ -1,7 +1,7 @@
-"""A run's checkpoints, asked the same: what the model guesses as it begins, and as it is trained.
+"""Predictions of a run's checkpoints on the same texts.
 
-Legend: C checkpoints, W windows, S tokens read of each, T tokens of the prompt's text, k
-guesses.
+Legend: C checkpoints, W windows, S tokens of each, B rows, T tokens of the prompt and the
+generated text, k predictions.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ GUESSES = 3
 
 @dataclass(frozen=True)
 class Questions:
-    """What every checkpoint is asked, in one shape: padding on the right leaves no trace."""
+    """The texts on which all checkpoints predict, as one batch with padding on the right."""
 
     text: np.ndarray
-    """int [T], the prompt and what was written after it."""
+    """int [T], the prompt and the generated text."""
     targets: np.ndarray
-    """int [T], what follows each token."""
+    """int [T], the next token at each position."""
     windows: np.ndarray | None
-    """int [W, S + 1], features and labels; None where the data is not there."""
+    """int [W, S + 1], inputs and labels; None if the data is not available."""
 
     def ask(self, params: Params, model: Model) -> dict[str, np.ndarray]:
-        """The guesses on the text, and then on each window."""
+        """Predictions on the text, followed by those on each window."""
         windows = [] if self.windows is None else list(self.windows)
         rows = [self.text, *(window[:-1] for window in windows)]
         next_rows = [self.targets, *(window[1:] for window in windows)]
@@ -43,38 +43,37 @@ class Questions:
 def checkpoints_record(
     states: Iterable[tuple[int, Params]], questions: Questions, model: Model
 ) -> dict[str, Any]:
-    """Every checkpoint's guesses, on examples of its training data and on the prompt's text.
+    """Predictions of all checkpoints on the text and on windows of the training data.
 
     Args:
-      states: steps and parameters, one at a time.
-      questions: what is asked.
-      model: their shape.
+      states: steps and parameters, one checkpoint in memory at a time.
+      questions: the texts.
+      model: the model.
 
     Returns:
       `steps` [C]; `text`, and with windows `examples`, each with `tokens`, `p` [C, ..., k] and
       `target_p` [C, ...].
     """
-    steps, found = [], []
+    steps, predictions = [], []
     for step, params in states:
         steps.append(step)
-        found.append(questions.ask(params, model))
-    both = {name: np.stack([each[name] for each in found]) for name in found[0]}
+        predictions.append(questions.ask(params, model))
+    stacked = {name: np.stack([each[name] for each in predictions]) for name in predictions[0]}
     length = len(questions.text)
-    record = {"steps": steps, "text": {name: x[:, 0, :length] for name, x in both.items()}}
+    record = {"steps": steps, "text": {name: x[:, 0, :length] for name, x in stacked.items()}}
     if questions.windows is not None:
         S = questions.windows.shape[1] - 1
         record["windows"] = questions.windows.astype(np.uint32)
-        record["examples"] = {name: x[:, 1:, :S] for name, x in both.items()}
+        record["examples"] = {name: x[:, 1:, :S] for name, x in stacked.items()}
     return record
 
 
 def guess(
     params: Params, tokens_BT: np.ndarray, targets_BT: np.ndarray, model: Model
 ) -> dict[str, np.ndarray]:
-    """The likeliest next tokens and their probabilities, and that of the true one."""
+    """The most likely next tokens with their probabilities, and the probability of the target."""
     logits = capture(params, jnp.asarray(tokens_BT, jnp.int32), model, ()).logits
-    found = _guess(logits, jnp.asarray(targets_BT, jnp.int32))
-    tokens, p, target_p = map(np.asarray, found)
+    tokens, p, target_p = map(np.asarray, _guess(logits, jnp.asarray(targets_BT, jnp.int32)))
     return {"tokens": tokens.astype(np.uint32), "p": p, "target_p": target_p}
 
 

@@ -1,4 +1,4 @@
-"""The model card of an export: what is known of the run, and what whoever publishes it must add."""
+"""The model card of an export."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def card(
         f"{HEAD}\n# {experiment.name}\n\nA GPT-3 architecture (Brown et al. 2020) trained with "
         f"gpt3jax, as transformers' `{certificate.family}`.\n\n| | |\n|---|---|\n{rows}\n\n"
         f"{certificate.line}\n\n"
-        "## To be written by whoever publishes this\n\nLicence: none is stated; it is not for this "
-        "program to choose, and that of the data may bind. Intended use, limits and risks: a "
-        "model repeats what it read, and this card knows of its data only what stands above.\n"
+        "## To be completed before publication\n\nLicence: not stated; the licence of the data may "
+        "apply. Intended use, limitations and risks: not stated; the model can repeat its training "
+        "data, of which this card lists only the above.\n"
     )
 
 
 def _source(source: dict[str, Any]) -> str:
-    """A source by name, share and content."""
+    """A data source with its name, share and content hash."""
     share = f"{source['weight']:.3g}" if isinstance(source.get("weight"), int | float) else "?"
     name = json.dumps(source["name"])[1:-1].replace("|", " ").replace("`", "'")
     return f"`{name}` (share {share}, content `{source['manifest']}`)"
@@ -67,15 +67,12 @@ def _origin(run: Run) -> str:
 
 
 def _measured(run: Run, step: int) -> dict[str, str]:
-    """The last losses that were logged at or before a step."""
+    """The last losses logged at or before a step."""
     records = [record for record in run.metrics() if record["step"] <= step]
-    losses = [r for r in records if r.get("loss") is not None]
-    found = {}
-    if losses:
-        found["Training loss"] = f"{losses[-1]['loss']:.4f} nats/token at step {losses[-1]['step']}"
-    held_out = [r for r in records if r.get("val_loss") is not None]
-    if held_out:
+    rows = {}
+    if losses := [r for r in records if r.get("loss") is not None]:
+        rows["Training loss"] = f"{losses[-1]['loss']:.4f} nats/token at step {losses[-1]['step']}"
+    if held_out := [r for r in records if r.get("val_loss") is not None]:
         last = held_out[-1]
-        found["Held-out loss"] = "; ".join(held_out_losses(last))
-        found["Held-out loss"] += f" at step {last['step']}"
-    return found
+        rows["Held-out loss"] = "; ".join(held_out_losses(last)) + f" at step {last['step']}"
+    return rows

@@ -1,9 +1,9 @@
-"""The certificate of an export: what others make of the folder is what we make of the run.
+"""The certificate of an export: the exported model computes the same logits as the run.
 
-Both read the same tokens; the largest difference between their logits must stay
-within a share of the largest logit. transformers' arithmetic is float32, whatever the
-weights are stored as, so that only what was exported is compared; programs
-(stablehlo.py) compute in what they were exported for, and ours in float32.
+Both models read the same tokens. The largest difference between their logits must be within a
+fraction of the largest logit. transformers computes in float32 whatever the dtype of the weights,
+so that only the exported weights are compared. StableHLO programs (stablehlo.py) compute in the
+dtype they were exported with; the reference is always float32.
 """
 
 from __future__ import annotations
@@ -32,52 +32,52 @@ from gpt3jax.runtime.memory import available_bytes
 
 FILE = "certificate.json"
 TOLERANCE = {"float32": (1e-4, 2e-5), "bfloat16": (1e-1, 3e-2)}
-"""By what weights are stored as: what is allowed of any logits, and, if that is more, as a share
-of the largest. Summing in another order makes 1e-6 of float32, and rounding weights to 8 bits
-between 4e-3 (trained) and 2e-2 (random) of bfloat16; both are shares of the largest."""
+"""By dtype of the weights: absolute tolerance, and tolerance as a fraction of the largest logit;
+the larger one applies. As fractions, another order of summation differs by 1e-6 in float32, and
+rounding weights to bfloat16's 8 bits by 4e-3 (trained) to 2e-2 (random)."""
 MOST_TOKENS = 320
-"""Of a prompt: more than a band of 256."""
+"""Maximum length of a test prompt; longer than a band of 256."""
 PROMPT = "def main(arguments):\n    return 0\n\nThe quick brown fox jumps over the lazy dog. "
 PIP = "pip install 'gpt3jax[parity]' (PyTorch, transformers)"
 
 
 class CertificateError(RunError):
-    """The exported folder does not compute what the run does."""
+    """The exported model does not compute the same logits or tokens as the run."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was compared, and how far apart it was."""
+    """The result of comparing an exported model with its run."""
 
     family: str
-    """transformers' name for it; or stablehlo."""
+    """The family in transformers, or stablehlo."""
     dtype: str
     parameters: int
     step: int
     state: str
     """Hash of the run's state."""
     peer: str | None
-    """Who computed the logits, with its version; None if nothing was compared."""
+    """The library that computed the logits, with its version; None if nothing was compared."""
     why_not: str
-    """In words, where nothing was compared."""
+    """The reason if nothing was compared."""
     positions: int = 0
-    """Logits over the whole vocabulary were compared at so many."""
+    """Number of positions at which logits over the full vocabulary were compared."""
     difference: float | None = None
-    """The largest, between any two logits; None, as the next two, where nothing was compared."""
+    """Largest difference of two logits; None, like the next two, if nothing was compared."""
     largest_logit: float | None = None
     tolerance: float | None = None
-    """What `difference` may be."""
+    """Maximum allowed `difference`."""
     texts: int = 0
-    """Texts that both tokenizers gave the same ids for, and back; programs have no tokenizer."""
+    """Number of texts that both tokenizers encode and decode equally; 0 for programs."""
 
     @property
     def line(self) -> str:
-        """All of it in one line."""
+        """A one-line summary."""
         if self.peer is None:
             return f"certificate: not compared: {self.why_not}"
         tokens = f"; tokens are equal on {self.texts} texts" if self.texts else ""
         return (
-            f"certificate: {self.peer} differs by {self.difference:.1e} at most, of logits up to "
+            f"certificate: {self.peer} differs by at most {self.difference:.1e}, for logits up to "
             f"{self.largest_logit:.3g} at {self.positions} positions ({self.dtype}: "
             f"{self.tolerance:.1e} allowed){tokens}"
         )
@@ -90,35 +90,35 @@ class Certificate:
 def certify(
     folder: Path, params: StoredParams, model: Model, tokenizer: Tokenizer, **facts: Any
 ) -> Certificate:
-    """Compare an exported folder with the run that it comes from.
+    """Compare an exported folder with its run.
 
     Args:
-      folder: what was exported.
-      params: the run's.
-      model: its shape.
-      tokenizer: its tokenizer.
+      folder: the exported folder.
+      params: the run's parameters.
+      model: the run's model.
+      tokenizer: the run's tokenizer.
       facts: the fields of the certificate up to `state`.
 
     Raises:
-      CertificateError: they are not the same model, or not the same tokenizer.
+      CertificateError: the logits or tokens differ.
     """
     try:
         import torch  # noqa: F401
         import transformers
     except ImportError:
         return Certificate(**facts, peer=None, why_not=f"transformers is not installed. {PIP}")
-    # Four bytes each, and what a forward pass takes.
-    if why := too_large("transformers", 5 * count_params(model)):
-        return Certificate(**facts, peer=None, why_not=why)
+    # Four bytes per parameter, and the activations of a forward pass.
+    if reason := memory_shortage("transformers", 5 * count_params(model)):
+        return Certificate(**facts, peer=None, why_not=reason)
     texts = _check_tokenizer(folder, tokenizer)
     tokens = prompts(model, tokenizer)
     ours, theirs = our_logits(params, tokens, model), _their_logits(folder, tokens)
     peer = f"transformers {transformers.__version__}"
-    return compared(ours, theirs, peer=peer, texts=texts, **facts)
+    return compare_logits(ours, theirs, peer=peer, texts=texts, **facts)
 
 
-def too_large(what: str, need: int) -> str:
-    """Why something is not loaded that takes so many bytes, in words; nothing if it fits."""
+def memory_shortage(what: str, need: int) -> str:
+    """An explanation if `need` bytes of memory are not available, else ""."""
     if need <= available_bytes():
         return ""
     return (
@@ -126,35 +126,39 @@ def too_large(what: str, need: int) -> str:
     )
 
 
-def compared(ours: np.ndarray, theirs: np.ndarray, **facts: Any) -> Certificate:
-    """The certificate of logits [..., vocabulary] that should be the same.
+def compare_logits(ours: np.ndarray, theirs: np.ndarray, **facts: Any) -> Certificate:
+    """Compare logits [..., vocabulary] that should be equal.
 
     Args:
-      ours: of the run.
-      theirs: of what was exported.
-      facts: the fields of the certificate that do not follow from these.
+      ours: logits of the run.
+      theirs: logits of the exported model.
+      facts: the other fields of the certificate.
 
     Raises:
-      CertificateError: they are not.
+      CertificateError: they differ by more than the tolerance.
     """
     largest = float(np.abs(ours).max())
-    least, share = TOLERANCE[facts["dtype"]]
-    found = Certificate(
-        **facts, why_not="", positions=ours[..., 0].size,
-        difference=float(np.abs(ours - theirs).max()), largest_logit=largest,
-        tolerance=max(least, share * largest),
-    )  # fmt: skip
-    if not found.difference <= found.tolerance:  # NaN, too.
+    difference = float(np.abs(ours - theirs).max())
+    absolute, relative = TOLERANCE[facts["dtype"]]
+    tolerance = max(absolute, relative * largest)
+    if not difference <= tolerance:  # Also true for NaN.
         raise CertificateError(
-            f"the export does not hold: its logits differ by {found.difference:.1e} from the "
-            f"run's, {found.tolerance:.1e} is allowed ({found.dtype}). "
-            "Nothing was left; try --dtype float32, or another step"
+            f"the export is not valid: its logits differ by {difference:.1e} from the run's, "
+            f"{tolerance:.1e} is allowed ({facts['dtype']}). "
+            "Nothing was written; try --dtype float32, or another step"
         )
-    return found
+    return Certificate(
+        **facts,
+        why_not="",
+        positions=ours[..., 0].size,
+        difference=difference,
+        largest_logit=largest,
+        tolerance=tolerance,
+    )
 
 
 def prompts(model: Model, tokenizer: Tokenizer) -> np.ndarray:
-    """Fixed token ids [2, T]: of a text, and drawn at random from all that the model has."""
+    """Token ids [2, T] for the comparison: an encoded text, and ids drawn with a fixed seed."""
     length = min(model.context, MOST_TOKENS)
     ids = tokenizer.encode(PROMPT)
     text = (ids * (length // len(ids) + 1))[:length]
@@ -163,7 +167,7 @@ def prompts(model: Model, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def our_logits(params: StoredParams, tokens_BT: np.ndarray, model: Model) -> np.ndarray:
-    """The forward pass in float32, [B, T, vocabulary], one layer in memory at a time."""
+    """Logits [B, T, vocabulary] of a float32 forward pass, with one layer in memory at a time."""
     tables = {name: params.whole(name) for name in ("token_embedding", "position_embedding")}
     norm = {kind: params.whole(f"final_norm/{kind}") for kind in ("gain", "bias")}
     names = ("norm_1", "qkv", "out", "norm_2", "up", "down")
@@ -192,7 +196,7 @@ def _their_logits(folder: Path, tokens_BT: np.ndarray) -> np.ndarray:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # Ours is enough.
+    logging.disable_progress_bar()  # gpt3jax shows its own.
     network = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True
     )
@@ -209,7 +213,7 @@ def _check_tokenizer(folder: Path, tokenizer: Tokenizer) -> int:
         ids = tokenizer.encode(text)
         if theirs(text)["input_ids"] != ids or theirs.decode(ids) != text:
             raise CertificateError(
-                f"the export does not hold: transformers' tokenizer has other ids for {text!r}. "
-                "Nothing was left"
+                "the export is not valid: transformers' tokenizer gives different ids for "
+                f"{text!r}. Nothing was written"
             )
     return len(texts)

@@ -1,7 +1,8 @@
-"""A run's model as a folder that transformers loads: GPT-2 if it is dense, GPT-Neo if banded.
+"""Export of a run's model for transformers: as GPT-2 if it is dense, as GPT-Neo if banded.
 
-checkpoint -> hashes -> one tensor at a time -> safetensors -> config, tokenizer, card
-           -> certificate -> the folder gets its name
+The checkpoint is verified, tensors are converted one at a time to safetensors, and config,
+tokenizer and model card are written. The folder is renamed to its final path once the
+certificate is issued.
 """
 
 from __future__ import annotations
@@ -40,35 +41,40 @@ from gpt3jax.train.run_setup import identities
 Dtype = Literal["float32", "bfloat16"]
 DTYPES: dict[Dtype, np.dtype] = {"float32": FLOATS["F32"], "bfloat16": FLOATS["BF16"]}
 SPARE = 64 << 20
-"""Bytes for all that is not weights."""
+"""Bytes reserved for files other than weights."""
 Progress = Callable[[str, float], None]
+"""Called with the name of a task and the fraction of it that is done."""
 
 
 def export(
-    path: Path, out: Path, *, dtype: Dtype = "float32", step: int | None = None,
+    path: Path,
+    out: Path,
+    *,
+    dtype: Dtype = "float32",
+    step: int | None = None,
     progress: Progress = lambda what, share: None,
-) -> Certificate:  # fmt: skip
-    """Write a model's folder; it appears whole, when all of it holds.
+) -> Certificate:
+    """Write an exported model to `out`, which is created atomically once it is verified.
 
     Args:
       path: the run.
-      out: the folder; not there yet, or empty.
-      dtype: what weights are stored as.
-      step: of the checkpoint; the newest that is whole, if not given.
-      progress: called with what is done, and the share of it.
+      out: the folder; it must not exist or be empty.
+      dtype: dtype of the weights.
+      step: step of the checkpoint; default: the newest intact one.
+      progress: called with each task and the fraction done.
 
     Raises:
-      ConfigError: the shape has no name there, or `out` holds something.
-      DamagedError: the checkpoint is not what was saved.
-      CertificateError: the folder does not compute what the run does.
-      RunError: the disk is too small.
+      ConfigError: transformers has no such model, or `out` is not empty.
+      DamagedError: the checkpoint is damaged.
+      CertificateError: the exported model does not compute the same logits as the run.
+      RunError: there is not enough disk space.
     """
     run = open_run(path)
-    model = merged_model(run.experiment().model)  # LoRA is merged as it is read.
+    model = merged_model(run.experiment().model)  # LoRA is merged when parameters are read.
     family = family_of(model)
     check_is_new(out)
     tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
-    step, params = opened(run, step, progress)
+    step, params = open_checkpoint(run, step, progress)
     with atomic_folder(out) as folder:
         shapes = huggingface.shapes(family, model)
         check_space(folder, shapes, DTYPES[dtype])
@@ -77,20 +83,27 @@ def export(
         _write_config(folder, model, tokenizer, dtype)
         write_tokenizer(folder, tokenizer, model.context)
         progress("comparing", 0.0)
-        found = read_manifest(run.checkpoints / str(step))
+        manifest = read_manifest(run.checkpoints / str(step))
         certificate = certify(
-            folder, params, model, tokenizer, family=family, dtype=dtype,
-            parameters=count_params(model), step=step, state=found.state,
-        )  # fmt: skip
+            folder,
+            params,
+            model,
+            tokenizer,
+            family=family,
+            dtype=dtype,
+            parameters=count_params(model),
+            step=step,
+            state=manifest.state,
+        )
         certificate.write(folder)
-        text = card(run, run.experiment(), found, certificate)
+        text = card(run, run.experiment(), manifest, certificate)
         (folder / "README.md").write_text(text, encoding="utf-8")
     progress("comparing", 1.0)
     return certificate
 
 
-def opened(run: Run, step: int | None, progress: Progress) -> tuple[int, StoredParams]:
-    """A checkpoint, each of its hashes compared; the newest that is whole, if none is named."""
+def open_checkpoint(run: Run, step: int | None, progress: Progress) -> tuple[int, StoredParams]:
+    """Open a checkpoint, by default the newest intact one, and verify its hashes."""
     checkpoints, model = Checkpointer(run.checkpoints), run.experiment().model
     known, steps = identities(run), checkpoints.steps()
     progress("hashes", 0.0)
@@ -102,26 +115,26 @@ def opened(run: Run, step: int | None, progress: Progress) -> tuple[int, StoredP
     if step is not None:
         if step not in steps:
             raise ConfigError(f"{run.path} has no checkpoint of step {step}. It has {steps}")
-        found = load(step)
+        checkpoint = load(step)
     else:
-        found = checkpoints.newest(load, _warn)
-        if found is None:
+        checkpoint = checkpoints.newest(load, _warn)
+        if checkpoint is None:
             raise ConfigError(f"{run.path} has no checkpoint yet. Train it first")
     progress("hashes", 1.0)
-    return found
+    return checkpoint
 
 
-def _warn(step: int, what: str) -> None:
-    print(f"warning: checkpoint {step} was passed over: {what}", file=sys.stderr)
+def _warn(step: int, reason: str) -> None:
+    print(f"warning: checkpoint {step} was skipped: {reason}", file=sys.stderr)
 
 
 def _tensors(
     family: Family, params: StoredParams, model: Model, progress: Progress
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and values, in the order of `huggingface.shapes`; one at a time is in memory."""
+    """Names and values in the order of `huggingface.shapes`; one tensor is in memory at a time."""
     prefix = huggingface.PREFIX
     for name, ours in huggingface.TABLES.items():
-        # Rows that pad the vocabulary stay here.
+        # Rows that pad the vocabulary are not exported.
         rows = model.vocabulary if ours == "token_embedding" else model.context
         yield prefix + name, params.leaves[ours].read(0, rows)
     for index in range(model.n_layers):
@@ -132,41 +145,41 @@ def _tensors(
         for name, values in huggingface.to_layer(family, read, model):
             yield f"{prefix}h.{index}.{name}", values
     for name, kind in (("weight", "gain"), ("bias", "bias")):
-        # Of which muP's logits are made.
+        # muP divides logits by the width ratio; transformers does not, so the norm does.
         yield f"{prefix}ln_f.{name}", params.whole(f"final_norm/{kind}") / width_ratio(model)
     progress("writing", 1.0)
 
 
 def _write_config(folder: Path, model: Model, tokenizer: Tokenizer, dtype: Dtype) -> None:
-    """config.json, and generation_config.json: draw as `gpt3jax generate` does."""
+    """Write config.json, and generation_config.json with the defaults of `gpt3jax generate`."""
     end = tokenizer.end_of_text
-    drawing = {
+    sampling = {
         "bos_token_id": end, "eos_token_id": end, "pad_token_id": end,
         "do_sample": True, "temperature": 0.8, "top_k": 0, "top_p": 1.0,
     }  # fmt: skip
     if model.vocabulary > tokenizer.vocabulary:
-        # They stand for no text: never written.
-        drawing["suppress_tokens"] = list(range(tokenizer.vocabulary, model.vocabulary))
+        # The tokenizer has no text for these ids.
+        sampling["suppress_tokens"] = list(range(tokenizer.vocabulary, model.vocabulary))
     config = to_config(model, dtype, end) | {"pad_token_id": end}
-    for name, record in (("config.json", config), ("generation_config.json", drawing)):
+    for name, record in (("config.json", config), ("generation_config.json", sampling)):
         (folder / name).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def check_is_new(out: Path) -> None:
-    """Refuse a folder that holds something.
+    """Check that a folder does not exist or is empty.
 
     Raises:
-      ConfigError: it does.
+      ConfigError: it is not empty.
     """
     if not is_free(out):
-        raise ConfigError(f"--out {out} holds something: a model's folder is new. Choose another")
+        raise ConfigError(f"--out {out} is not empty: exports need a new folder. Choose another")
 
 
 def check_space(folder: Path, shapes: Shapes, dtype: np.dtype) -> None:
-    """Refuse to begin what the disk has no room for.
+    """Check that the disk has space for the tensors.
 
     Raises:
-      RunError: so it is.
+      RunError: it does not.
     """
     need = sum(map(math.prod, shapes.values())) * dtype.itemsize + SPARE
     free = shutil.disk_usage(folder).free

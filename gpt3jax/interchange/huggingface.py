@@ -1,10 +1,10 @@
-"""Our parameters under the names and layouts of transformers, layer by layer, both ways.
+"""Conversion of parameters to and from the names and layouts of transformers, layer by layer.
 
-The maps rename, cut, reorder, transpose and, for GPT-Neo, scale. GPT-2's keep
-every bit. GPT-Neo does not divide scores by sqrt(K), so that its query weights are
-ours divided by it: each way rounds to the nearest float32 once, which keeps
-every bit where K is a power of 4, and makes what was read once come back the same
-for any K (tests/parity/test_huggingface.py).
+The conversion renames, splits, reorders, transposes and, for GPT-Neo, scales tensors. For GPT-2
+it is exact. GPT-Neo does not divide attention scores by sqrt(K), so its query weights are ours
+divided by sqrt(K). Each direction rounds to float32 once. This is exact if K is a power of 4, and
+importing, exporting and importing again gives the same bits for any K
+(tests/parity/test_huggingface.py).
 
 Legend: D model width, H heads, K head width, Z query, key or value.
 """
@@ -25,31 +25,30 @@ from gpt3jax.interchange.safetensors import Shapes
 from gpt3jax.model.mup import query_scale
 
 Layer = dict[str, Any]
-"""One layer of our tree, not stacked: arrays by name and kind, as layer["qkv"]["kernel"]."""
+"""One layer of our parameter tree, unstacked; arrays are layer["qkv"]["kernel"] etc."""
 Read = Callable[[str], dict[str, np.ndarray]]
-"""The arrays of one name of a layer, by kind; read where they lie, when they are asked for."""
+"""Reads the arrays of one module of a layer from disk, e.g. read("qkv")["kernel"]."""
 Tensors = dict[str, np.ndarray]
 
 PREFIX = "transformer."
 TABLES = {"wte.weight": "token_embedding", "wpe.weight": "position_embedding"}
 HEAD = "lm_head.weight"
 LEFT_OUT = re.compile(r"h\.\d+\.attn\.(attention\.)?(bias|masked_bias)")
-"""Causal masks, which older versions stored beside the weights."""
+"""Causal masks, which older versions of transformers stored with the weights."""
 
 
 def shapes(family: Family, model: Model) -> Shapes:
-    """Every tensor of a model there, in their order; the head is the token embedding."""
+    """Names and shapes of all tensors in transformers' order; the head is tied to `wte`."""
     d = model.d_model
-    norm = {"weight": (d,), "bias": (d,)}
-    found: Shapes = {"wte.weight": (model.vocabulary, d), "wpe.weight": (model.context, d)}
+    result: Shapes = {"wte.weight": (model.vocabulary, d), "wpe.weight": (model.context, d)}
     for index in range(model.n_layers):
-        found |= {f"h.{index}.{name}": shape for name, shape in _layer_shapes(family, d).items()}
-    found |= {f"ln_f.{kind}": shape for kind, shape in norm.items()}
-    return {PREFIX + name: shape for name, shape in found.items()}
+        result |= {f"h.{index}.{name}": shape for name, shape in _layer_shapes(family, d).items()}
+    result |= {"ln_f.weight": (d,), "ln_f.bias": (d,)}
+    return {PREFIX + name: shape for name, shape in result.items()}
 
 
 def _layer_shapes(family: Family, d: int) -> Shapes:
-    """What a layer has, in the order of transformers."""
+    """Names and shapes of a layer's tensors in transformers' order."""
     norms = {f"ln_{i}.{kind}": (d,) for i in (1, 2) for kind in ("weight", "bias")}
     f = 4 * d
     if family == "gpt2":
@@ -68,9 +67,9 @@ def _layer_shapes(family: Family, d: int) -> Shapes:
 
 
 def to_layer(family: Family, read: Read, model: Model) -> Iterator[tuple[str, np.ndarray]]:
-    """A layer's tensors in their order, by name within it.
+    """Convert a layer; yields names within the layer and values, in transformers' order.
 
-    Of GPT-Neo, q, k and v must have no bias: see `fold`.
+    For GPT-Neo, q, k and v must have no bias; see `fold`.
     """
     for i in (1, 2):
         norm = read(f"norm_{i}")
@@ -131,45 +130,44 @@ _KERNELS = ("mlp.c_fc", "mlp.c_proj")
 
 
 def _scaled(kernel: np.ndarray, factor: float | np.ndarray) -> np.ndarray:
-    """Rounded once: the product is exact enough in float64."""
+    """Multiply in float64 and round to float32 once."""
     return (kernel.astype(np.float64) * factor).astype(np.float32)
 
 
 def at_scale(read: Read, model: Model) -> Read:
-    """The same function without muP's scale of the scores: the query weights have it.
+    """Fold muP's scale of attention scores into the query weights and biases.
 
-    It rounds to the nearest float32 once, unless the scale is 1 or a power of 2.
+    This rounds to float32 once, unless the scale is a power of 2.
     """
     scale = query_scale(model)
     if scale == 1:
         return read
 
     def scaled(name: str) -> dict[str, np.ndarray]:
-        found = read(name)
+        arrays = read(name)
         if name != "qkv":
-            return found
+            return arrays
         factor_Z1 = np.array([[scale], [1.0], [1.0]])
-        return {kind: _scaled(values, factor_Z1) for kind, values in found.items()}
+        return {kind: _scaled(values, factor_Z1) for kind, values in arrays.items()}
 
     return scaled
 
 
 def fold(read: Read, model: Model, index: int) -> Read:
-    """The same function without biases of q, k and v, which GPT-Neo does not have.
+    """Fold the biases of q, k and v, which GPT-Neo does not have, into other biases.
 
-    A bias of the keys adds the same to all scores of a query, which the softmax
-    does not see. One of the queries is a shift of what the projections read,
-    W_q^T shift = b_q, and so goes into the norm's bias. That shift reaches the
-    keys, where it is not seen, either, and the values; these are averaged with
-    weights that add up to 1, so that what shifts them goes into the output's bias.
+    A key bias adds the same value to all scores of a query, which the softmax cancels. A query
+    bias equals a shift of the projections' input, W_q^T shift = b_q, which is added to the bias
+    of the norm. That shift also reaches the keys, where it cancels too, and the values. Because
+    attention weights sum to 1, a shift of the values is added to the output bias.
 
     Args:
-      read: of a layer.
-      model: its shape.
-      index: which it is, for messages.
+      read: reads the layer.
+      model: the model.
+      index: index of the layer, for messages.
 
     Raises:
-      ConfigError: W_q has no inverse, so that there is no such shift.
+      ConfigError: W_q is singular, so that no such shift exists.
     """
     qkv = read("qkv")
     bias_HZK = qkv["bias"]
@@ -182,17 +180,17 @@ def fold(read: Read, model: Model, index: int) -> Read:
         shift_D = np.linalg.solve(w_q.T, b_q) if b_q.any() else np.zeros(d)
     except np.linalg.LinAlgError as error:
         raise ConfigError(
-            f"layer {index}: its query bias cannot be folded away, since its query weights have "
-            "no inverse, and GPT-Neo has no such bias. The run cannot be exported"
+            f"layer {index}: its query bias cannot be folded into other biases because its query "
+            "weights are singular, and GPT-Neo has no query bias. The run cannot be exported"
         ) from error
     w_o = out["kernel"].reshape(-1, d).astype(np.float64)
     folded = {
-        "norm_1": {**norm, "bias": _plus(norm["bias"], shift_D)},
+        "norm_1": {**norm, "bias": _add(norm["bias"], shift_D)},
         "qkv": {**qkv, "bias": np.zeros_like(bias_HZK)},
-        "out": {**out, "bias": _plus(out["bias"], (b_v - shift_D @ w_v) @ w_o)},
+        "out": {**out, "bias": _add(out["bias"], (b_v - shift_D @ w_v) @ w_o)},
     }
     return lambda name: folded[name] if name in folded else read(name)
 
 
-def _plus(bias: np.ndarray, more: np.ndarray) -> np.ndarray:
-    return (bias.astype(np.float64) + more).astype(np.float32)
+def _add(bias: np.ndarray, delta: np.ndarray) -> np.ndarray:
+    return (bias.astype(np.float64) + delta).astype(np.float32)

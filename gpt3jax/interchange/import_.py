@@ -1,8 +1,7 @@
-"""Somebody else's weights as a run: GPT-2, GPT-Neo and Cerebras-GPT folders, and runs of ours.
+"""Import of GPT-2, GPT-Neo and Cerebras-GPT folders, and of other runs, as runs.
 
-The run has no data and stands at step 0: it generates, is evaluated, verified and
-exported like any other, and is trained only when it is told on what. Nothing in
-the folder is run, and nothing of it is believed before it was checked.
+An imported run is at step 0 and has no data: it can be used like any other run, but must be given
+data to be trained. No code in the folder is executed, and everything that is read is validated.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -26,14 +25,14 @@ from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.errors import ConfigError, truncate
 from gpt3jax.interchange import huggingface
 from gpt3jax.interchange.architecture import Family, from_config
-from gpt3jax.interchange.export import opened
+from gpt3jax.interchange.export import open_checkpoint
 from gpt3jax.interchange.safetensors import Tensor, read_folder
 from gpt3jax.interchange.tokenizer_files import read_tokenizer
 from gpt3jax.model.lora import merge_lora
 from gpt3jax.model.param_specs import count_params, named_specs, param_specs
 from gpt3jax.run_dir import Run, write_atomic
 from gpt3jax.runtime.atomic_folder import atomic_folder, is_free
-from gpt3jax.serde import short_hash
+from gpt3jax.serde import Count, short_hash
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.monitor import event_log
 from gpt3jax.train.optimizers import make_optimizer
@@ -41,13 +40,13 @@ from gpt3jax.train.run_setup import check_writable
 from gpt3jax.train.state import TrainState, abstract_state
 
 Arrays = dict[str, np.ndarray]
-"""Parameters by path, as `layers/qkv/kernel`; layers are stacked."""
+"""Parameters by path, e.g. `layers/qkv/kernel`; layers are stacked."""
 Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What was taken over."""
+    """An imported model."""
 
     family: Family | str
     model: Model
@@ -55,53 +54,53 @@ class Imported:
 
     @property
     def parameters(self) -> int:
-        """Exact."""
+        """Number of parameters."""
         return count_params(self.model)
 
 
 def import_(folder: Path, path: Path, progress: Progress = lambda what, share: None) -> Imported:
-    """Make a run of a model's folder; it appears whole, when all of it is there.
+    """Import a model as a run, which is created atomically.
 
     Args:
-      folder: as transformers saves a model, with safetensors and a tokenizer; or a run of ours,
-        whose newest checkpoint is taken, of any mesh and precision.
-      path: the run; not there yet, or empty.
-      progress: called with what is done, and the share of it.
+      folder: a model saved by transformers, with safetensors and a tokenizer; or a run, whose
+        newest checkpoint is used, whatever its mesh and dtype.
+      path: the run directory; it must not exist or be empty.
+      progress: called with each task and the fraction done.
 
     Raises:
-      ConfigError: the folder cannot be taken over as it is, or `path` holds something.
-      DamagedError: it is a run, and none of its checkpoints is whole.
+      ConfigError: the folder cannot be imported, or `path` is not empty.
+      DamagedError: the folder is a run without an intact checkpoint.
       SaveError: the checkpoint cannot be written.
     """
     check_writable(path)
     if not is_free(path):
-        raise ConfigError(f"--run {path} holds something: an imported run is new. Choose another")
+        raise ConfigError(f"--run {path} is not empty: imports need a new folder. Choose another")
     if Run(folder).exists():
-        found, arrays = _from_run(Run(folder), progress)
+        imported, arrays = _from_run(Run(folder), progress)
     else:
-        found, arrays = _from_huggingface(folder, progress)
-    if found.tokenizer.vocabulary > found.model.vocabulary:
+        imported, arrays = _from_huggingface(folder, progress)
+    if imported.tokenizer.vocabulary > imported.model.vocabulary:
         raise ConfigError(
-            f"{folder}: its tokenizer has {found.tokenizer.vocabulary} tokens, the model rows for "
-            f"{found.model.vocabulary}: they do not belong together. Get the whole folder"
+            f"{folder}: its tokenizer has {imported.tokenizer.vocabulary} tokens, but the model "
+            f"{imported.model.vocabulary}: they do not belong together. Get the folder again"
         )
     for name, values in arrays.items():
         if not np.isfinite(values).all():
-            raise ConfigError(f"{folder}: {name} is not finite everywhere. Get it again")
+            raise ConfigError(f"{folder}: {name} has values that are not finite. Get it again")
     with atomic_folder(path) as partial:
-        _write(Run(partial), _experiment(folder, found.model), found, arrays, folder)
-    return found
+        _write(Run(partial), _experiment(folder, imported.model), imported, arrays, folder)
+    return imported
 
 
 def _from_run(run: Run, progress: Progress) -> tuple[Imported, Arrays]:
-    """The parameters of a run of ours, read block by block from whatever mesh wrote them."""
+    """Read the parameters of a run, saved on any mesh, and merge LoRA."""
     model = run.experiment().model
     tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
-    _, stored_params = opened(run, None, progress)
+    _, stored_params = open_checkpoint(run, None, progress)
     arrays = {path: stored_params.whole(path).astype(np.float32) for path in stored_params.leaves}
     params, model = merge_lora(traverse_util.unflatten_dict(arrays, sep="/"), model)
-    arrays = traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
-    return Imported("gpt3jax", model, tokenizer), arrays
+    merged = cast(Arrays, traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/"))
+    return Imported("gpt3jax", model, tokenizer), merged
 
 
 def _from_huggingface(folder: Path, progress: Progress) -> tuple[Imported, Arrays]:
@@ -109,26 +108,26 @@ def _from_huggingface(folder: Path, progress: Progress) -> tuple[Imported, Array
         config = serde.build(dict[str, Any], serde.read(folder / "config.json"))
     except FileNotFoundError:
         raise ConfigError(
-            f"{folder} is not a model's folder: it has no config.json. Name one that "
-            "transformers saved, or a run"
+            f"{folder} is not a model: it has no config.json. Give a folder saved by "
+            "transformers, or a run"
         ) from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}/config.json cannot be read: {error}. Get it again") from error
     family, model = from_config(config)
     tokenizer = read_tokenizer(folder)
-    tensors = _ours(read_folder(folder), family, model, folder)
+    tensors = _check_tensors(read_folder(folder), family, model, folder)
     arrays = {
         path: np.zeros(spec.shape, np.float32) for path, spec in named_specs(param_specs(model))
     }
     for theirs, path in huggingface.TABLES.items():
-        # Rows that pad the vocabulary stay zero.
+        # Rows that pad the vocabulary are zero.
         arrays[path][: tensors[theirs].shape[0]] = tensors[theirs].read()
     if huggingface.HEAD in tensors:
         head = tensors[huggingface.HEAD].read().astype(np.float32)
         if (head.view(np.uint32) != arrays["token_embedding"][: len(head)].view(np.uint32)).any():
             raise ConfigError(
-                f"{folder}: its {huggingface.HEAD} is not its token embedding, ours is always "
-                "the same (tied). Such a model cannot be taken over"
+                f"{folder}: its {huggingface.HEAD} is not its token embedding, but our models tie "
+                "them. It cannot be imported"
             )
     for theirs, kind in (("ln_f.weight", "gain"), ("ln_f.bias", "bias")):
         arrays[f"final_norm/{kind}"][:] = tensors[theirs].read()
@@ -151,45 +150,44 @@ def _from_huggingface(folder: Path, progress: Progress) -> tuple[Imported, Array
     return Imported(family, model, tokenizer), arrays
 
 
-def _ours(
+def _check_tensors(
     tensors: dict[str, Tensor], family: Family, model: Model, folder: Path
 ) -> dict[str, Tensor]:
-    """The tensors by their names without prefix: just those that the model has, and their shapes.
+    """The model's tensors by name without prefix.
 
     Raises:
-      ConfigError: one is missing, unknown, there twice, or of another shape; it is named.
+      ConfigError: a tensor is missing, unknown, duplicated, or has the wrong shape.
     """
     prefix = huggingface.PREFIX
     expected = {
         name.removeprefix(prefix): shape
         for name, shape in huggingface.shapes(family, model).items()
     }
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         plain = name.removeprefix(prefix)
         if huggingface.LEFT_OUT.fullmatch(plain) and plain not in expected:
             continue
         shape = expected.get("wte.weight" if plain == huggingface.HEAD else plain)
-        if shape is None or plain in found:
-            what = "there twice" if plain in found else "not one of the model's"
+        if shape is None or plain in result:
+            what = "duplicated" if plain in result else "not one of the model's"
             raise ConfigError(
                 f"{folder}: tensor {truncate(name, 80)} is {what}. Get the folder again"
             )
         if tensor.shape != shape:
             raise ConfigError(
-                f"{folder}: tensor {truncate(name, 80)} is {list(tensor.shape)[:8]}, by "
-                "config.json "
-                f"it is {list(shape)}. Get the folder again"
+                f"{folder}: tensor {truncate(name, 80)} has shape {list(tensor.shape)[:8]}, but "
+                f"config.json gives {list(shape)}. Get the folder again"
             )
-        found[plain] = tensor
-    missing = next((name for name in expected if name not in found), None)
+        result[plain] = tensor
+    missing = next((name for name in expected if name not in result), None)
     if missing:
         raise ConfigError(f"{folder}: tensor {missing} is missing. Get the folder again")
-    return found
+    return result
 
 
 def _experiment(folder: Path, model: Model) -> Experiment:
-    """What the run says it is. It is not trained as it is: it has no data."""
+    """The experiment of an imported run; without data it cannot be trained."""
     name = re.sub(r"[^\w.,=+-]", "-", folder.resolve().name)[:100].lstrip(".,=+-")
     return Experiment(
         name=name or "imported",
@@ -200,19 +198,27 @@ def _experiment(folder: Path, model: Model) -> Experiment:
     )
 
 
-def _write(run: Run, experiment: Experiment, found: Imported, arrays: Arrays, folder: Path) -> None:
-    """A run's folder, saved at step 0 with fresh moments of the optimizer."""
-    found.tokenizer.save(run.tokenizer_file)
+def _write(
+    run: Run, experiment: Experiment, imported: Imported, arrays: Arrays, folder: Path
+) -> None:
+    """Write a run directory with a checkpoint at step 0 and new optimizer moments."""
+    imported.tokenizer.save(run.tokenizer_file)
     data = {
-        "tokenizer": found.tokenizer.hash, "sources": [], "context": found.model.context,
+        "tokenizer": imported.tokenizer.hash,
+        "sources": [],
+        "context": imported.model.context,
         "seed": experiment.seed,
-    }  # fmt: skip
+    }
     identity = {**experiment.identity(), "data": data}
     write_atomic(run.identity_file, json.dumps(identity, indent=2) + "\n")
     event_log.record(
-        run.ledger_file, "import", folder=folder.resolve().name, family=found.family,
-        parameters=found.parameters, **event_log.code_version(),
-    )  # fmt: skip
+        run.ledger_file,
+        "import",
+        folder=folder.resolve().name,
+        family=imported.family,
+        parameters=imported.parameters,
+        **event_log.code_version(),
+    )
 
     def on_saved(manifest: CheckpointManifest) -> None:
         event_log.record(run.ledger_file, "save", step=0, sequences=0, state=manifest.state)
@@ -229,10 +235,12 @@ def _write(run: Run, experiment: Experiment, found: Imported, arrays: Arrays, fo
         state = TrainState(params, make_optimizer(experiment).init(params))
         checkpoints = Checkpointer(run.checkpoints, experiment.train.keep)
         try:
-            draft = CheckpointManifest(0, 0, (), short_hash(identity), event_log.code_version(), {})
+            draft = CheckpointManifest(
+                Count(0), Count(0), (), short_hash(identity), event_log.code_version(), {}
+            )
             checkpoints.save(state, draft, on_saved)
             checkpoints.wait()
         finally:
             checkpoints.close()
-    # Last, since a run is there when this is.
+    # Written last, because a run exists once this file does.
     write_atomic(run.experiment_file, experiment.to_json())

@@ -1,11 +1,11 @@
-"""A run's model as programs: StableHLO that jax runs without this package, and the weights.
+"""Export of a run's model as StableHLO programs, which jax runs without this package.
 
     prefill(weights, tokens [b, T], length [b]) -> logits [b, V], cache
     decode(weights, cache, token [b])           -> logits [b, V], cache
 
-Any number of rows b, each of its own length; T is the context. Lowered for CPU,
-CUDA and TPU by `jax.export`, whose files later versions of jax can read for six
-months at least. The weights are arguments, and lie beside as safetensors.
+The batch size b is symbolic, rows may differ in length, and T is the context. The programs are
+lowered for CPU, CUDA and TPU with `jax.export`, whose files later versions of jax can read for at
+least six months. The weights are arguments and are stored as safetensors.
 """
 
 from __future__ import annotations
@@ -30,12 +30,19 @@ from gpt3jax.decoding import decode
 from gpt3jax.errors import ConfigError
 from gpt3jax.interchange.certificate import (
     Certificate,
-    compared,
+    compare_logits,
+    memory_shortage,
     our_logits,
     prompts,
-    too_large,
 )
-from gpt3jax.interchange.export import DTYPES, Dtype, Progress, check_is_new, check_space, opened
+from gpt3jax.interchange.export import (
+    DTYPES,
+    Dtype,
+    Progress,
+    check_is_new,
+    check_space,
+    open_checkpoint,
+)
 from gpt3jax.interchange.safetensors import Shapes, read_folder, write_folder
 from gpt3jax.model.gpt3 import Cache
 from gpt3jax.model.init import Params
@@ -48,10 +55,10 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAMS = ("prefill", "decode")
 
 STEPS = 8
-"""Of decoding that the certificate compares."""
+"""Decode steps that the certificate compares."""
 
 SCRIPT = '''\
-"""Continue token ids greedily, by these programs: python run.py HOW-MANY [ID ...]"""
+"""Continue token ids greedily with these programs: python run.py NEW-TOKENS [ID ...]"""
 import json, pathlib, sys
 
 if not sys.argv[1:] or not all(word.isdecimal() for word in sys.argv[1:]):
@@ -76,13 +83,13 @@ prefill, decode = (jax.jit(jax.export.deserialize(program).call) for program in 
 context, end, cache = model["context"], model["end_of_text"], None
 text, new = [int(word) for word in sys.argv[2:]] or [end], []
 while len(new) < int(sys.argv[1]) and end not in new:
-    if cache is None or cache[2][0] == context:  # Read the text; once that is full, its newer half.
+    if cache is None or cache[2][0] == context:  # Prefill; once the cache is full, half the text.
         window = text[-context:] if cache is None else text[-((context + 1) // 2) :]
         padded = window + [0] * (context - len(window))
         logits, cache = prefill(weights, np.int32([padded]), np.int32([len(window)]))
     else:
         logits, cache = decode(weights, cache, np.int32(text[-1:]))
-    likeliest = int(logits[0, : len(model["tokens"])].argmax())  # Other rows have no text.
+    likeliest = int(logits[0, : len(model["tokens"])].argmax())  # Rows beyond have no token.
     new, text = new + [likeliest], text + [likeliest]
 print(json.dumps(new))
 sys.stderr.write(b"".join(bytes.fromhex(model["tokens"][t]) for t in new).decode(errors="replace"))
@@ -90,33 +97,37 @@ sys.stderr.write(b"".join(bytes.fromhex(model["tokens"][t]) for t in new).decode
 
 
 def export(
-    path: Path, out: Path, *, dtype: Dtype = "float32", step: int | None = None,
+    path: Path,
+    out: Path,
+    *,
+    dtype: Dtype = "float32",
+    step: int | None = None,
     progress: Progress = lambda what, share: None,
-) -> Certificate:  # fmt: skip
-    """Write a model's programs and weights; the folder appears whole, when all of it holds.
+) -> Certificate:
+    """Write programs and weights to `out`, which is created atomically once it is verified.
 
     Args:
       path: the run.
-      out: the folder; not there yet, or empty.
-      dtype: of weights and of activations.
-      step: of the checkpoint; the newest that is whole, if not given.
-      progress: called with what is done, and the share of it.
+      out: the folder; it must not exist or be empty.
+      dtype: dtype of weights and activations.
+      step: step of the checkpoint; default: the newest intact one.
+      progress: called with each task and the fraction done.
 
     Raises:
-      ConfigError: `out` holds something, or the package flatbuffers is missing.
-      DamagedError: the checkpoint is not what was saved.
-      CertificateError: the programs do not compute what the run does.
-      RunError: the disk is too small.
+      ConfigError: `out` is not empty, or the package flatbuffers is missing.
+      DamagedError: the checkpoint is damaged.
+      CertificateError: the programs do not compute the same logits as the run.
+      RunError: there is not enough disk space.
     """
     if importlib.util.find_spec("flatbuffers") is None:
         raise ConfigError(
-            "jax stores programs by the package flatbuffers. pip install 'gpt3jax[stablehlo]'"
+            "jax needs the package flatbuffers to store programs. pip install 'gpt3jax[stablehlo]'"
         )
     run = open_run(path)
-    model = merged_model(run.experiment().model)  # LoRA is merged as it is read.
+    model = merged_model(run.experiment().model)  # LoRA is merged when parameters are read.
     check_is_new(out)
     tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
-    step, params = opened(run, step, progress)
+    step, params = open_checkpoint(run, step, progress)
     with atomic_folder(out) as folder:
         shapes = shapes_of(model)
         check_space(folder, shapes, DTYPES[dtype])
@@ -125,9 +136,9 @@ def export(
         for name, program in programs(model, shapes).items():
             progress("programs", PROGRAMS.index(name) / len(PROGRAMS))
             (folder / f"{name}.jax_export").write_bytes(program.serialize())
-        found = read_manifest(run.checkpoints / str(step))
+        manifest = read_manifest(run.checkpoints / str(step))
         facts = {
-            "step": step, "state": found.state, "code": found.code, "dtype": dtype,
+            "step": step, "state": manifest.state, "code": manifest.code, "dtype": dtype,
             "context": model.context, "vocabulary": model.vocabulary,
             "end_of_text": tokenizer.end_of_text, "platforms": PLATFORMS,
             "tokens": [tokenizer.token_bytes(token).hex() for token in range(tokenizer.vocabulary)],
@@ -137,9 +148,16 @@ def export(
         tokenizer.save(folder / "tokenizer.model")
         progress("comparing", 0.0)
         certificate = certify(
-            folder, params, model, tokenizer, family="stablehlo", dtype=dtype,
-            parameters=count_params(model), step=step, state=found.state,
-        )  # fmt: skip
+            folder,
+            params,
+            model,
+            tokenizer,
+            family="stablehlo",
+            dtype=dtype,
+            parameters=count_params(model),
+            step=step,
+            state=manifest.state,
+        )
         certificate.write(folder)
     progress("comparing", 1.0)
     return certificate
@@ -148,67 +166,69 @@ def export(
 def certify(
     folder: Path, params: StoredParams, model: Model, tokenizer: Tokenizer, **facts: Any
 ) -> Certificate:
-    """Compare programs and weights, as they were written, with the run that they come from.
+    """Compare the exported programs and weights with the run.
 
-    Two rows of unlike lengths are read at once, then decoded for some steps, by the programs for
-    CPU: the only ones that every machine runs.
+    Two rows of different lengths are prefilled together and then decoded for some steps. Only the
+    programs for CPU are compared, because every machine can run them.
 
     Args:
-      folder: what was exported.
-      params: the run's.
-      model: its shape, as the programs have it.
-      tokenizer: its tokenizer.
+      folder: the exported folder.
+      params: the run's parameters.
+      model: the run's model with the dtype of the programs.
+      tokenizer: the run's tokenizer.
       facts: the fields of the certificate up to `state`.
 
     Raises:
-      CertificateError: they are not the same model.
+      CertificateError: the logits differ.
     """
     tokens_BT = prompts(model, tokenizer)
     B, T = tokens_BT.shape
     slots = B * 2 * model.n_layers * model.context * model.n_heads * model.d_head
-    # Read, laid out anew, and what a step takes; on CPUs XLA computes bfloat16 in float32, too.
-    if why := too_large("the programs", 4 * 3 * (facts["parameters"] + slots)):
-        return Certificate(**facts, peer=None, why_not=why)
+    # Three copies: as read, as laid out, and in a step. XLA's CPU backend computes in float32.
+    if reason := memory_shortage("the programs", 4 * 3 * (facts["parameters"] + slots)):
+        return Certificate(**facts, peer=None, why_not=reason)
     try:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
-        return Certificate(**facts, peer=None, why_not="JAX_PLATFORMS leaves the CPU out")
+        return Certificate(**facts, peer=None, why_not="JAX_PLATFORMS excludes the CPU")
     steps = min(STEPS, T // 2)
     length_B = np.array([T // 2, T - steps], np.int32)
     with jax.default_device(cpu):
         theirs = _their_logits(folder, tokens_BT, length_B, steps, model.context)
     at_BT = length_B[:, None] - 1 + np.arange(steps + 1)
     ours = np.take_along_axis(our_logits(params, tokens_BT, model), at_BT[..., None], 1)
-    return compared(ours, theirs, peer=f"jax {jax.__version__} with the programs", **facts)
+    return compare_logits(ours, theirs, peer=f"jax {jax.__version__} with the programs", **facts)
 
 
 def _their_logits(
     folder: Path, tokens_BT: np.ndarray, length_B: np.ndarray, steps: int, context: int
 ) -> np.ndarray:
-    """Of the last token of each row's first `length_B`, and of the next ones: [B, 1 + steps, V]."""
+    """Logits of the last prefilled token of each row and of each decode step, [B, 1 + steps, V]."""
     prefill, decode = (
-        jax.jit(jax.export.deserialize((folder / f"{name}.jax_export").read_bytes()).call)
+        jax.jit(
+            jax.export.deserialize(bytearray((folder / f"{name}.jax_export").read_bytes())).call
+        )
         for name in PROGRAMS
     )
     weights = {name: jnp.asarray(each.read()) for name, each in read_folder(folder).items()}
-    # What is decoded later must not have been read before: its keys would be in the cache.
+    # Hide tokens that are decoded later, so that their keys cannot be in the cache.
     read_BT = np.where(np.arange(tokens_BT.shape[1]) < length_B[:, None], tokens_BT, 0)
     padded = np.pad(read_BT, ((0, 0), (0, context - tokens_BT.shape[1])))
     logits_BV, cache = prefill(weights, padded, length_B)
-    found = [np.asarray(logits_BV)]
+    logits = [np.asarray(logits_BV)]
     for step in range(steps):
         token_B = np.take_along_axis(tokens_BT, length_B[:, None] + step, 1)[:, 0]
         logits_BV, cache = decode(weights, cache, token_B)
-        found.append(np.asarray(logits_BV))
-    return np.stack(found, axis=1)
+        logits.append(np.asarray(logits_BV))
+    return np.stack(logits, axis=1)
 
 
 def programs(model: Model, shapes: Shapes) -> dict[str, jax.export.Exported]:
-    """Both programs, for any number of rows and each of the platforms.
+    """Export both programs with a symbolic batch size, for all platforms.
 
     Args:
-      model: its shape; `dtype` is that of weights and activations.
-      shapes: of the weights.
+      model: the model; `dtype` is the dtype of weights and activations.
+      shapes: shapes of the weights.
     """
 
     def first_logits(weights, tokens_bT, length_b):
@@ -236,22 +256,22 @@ def programs(model: Model, shapes: Shapes) -> dict[str, jax.export.Exported]:
 
 
 def shapes_of(model: Model) -> Shapes:
-    """Names and shapes of the weights: as the table has them, each layer's own apart."""
-    found = {}
+    """Names and shapes of the weights, with unstacked layers."""
+    shapes = {}
     for path, spec in named_specs(param_specs(model)):
         top, _, rest = path.partition("/")
         if top == "layers":
             for index in range(model.n_layers):
-                found[f"layers.{index}.{rest.replace('/', '.')}"] = spec.shape[1:]
+                shapes[f"layers.{index}.{rest.replace('/', '.')}"] = spec.shape[1:]
         else:
-            found[path.replace("/", ".")] = spec.shape
-    return found
+            shapes[path.replace("/", ".")] = spec.shape
+    return shapes
 
 
 def _tensors(
     params: StoredParams, model: Model, progress: Progress
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and values, in the order of `shapes_of`; one at a time is in memory."""
+    """Names and values in the order of `shapes_of`, with one tensor in memory at a time."""
     shapes = shapes_of(model)
     for done, name in enumerate(shapes):
         progress("writing", done / len(shapes))
@@ -264,6 +284,6 @@ def _tensors(
 
 
 def _tree(weights: dict[str, jax.Array], model: Model) -> Params:
-    """Named weights as `decode.decoding_params` lays them out: layers in a list."""
+    """Named weights in the layout of `decode.decoding_params`, with layers in a list."""
     tree: dict[str, Any] = traverse_util.unflatten_dict(weights, sep=".")
     return {**tree, "layers": [tree["layers"][str(i)] for i in range(model.n_layers)]}

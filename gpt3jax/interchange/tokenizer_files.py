@@ -1,11 +1,10 @@
-"""A tokenizer as transformers keeps it, written and read: the same ids for every text.
+"""Writing and reading tokenizers in the formats of transformers, with the same ids for any text.
 
-Ours is written as a tokenizer.json for the library `tokenizers`, beside the
-SentencePiece model itself. transformers' own conversion (LlamaTokenizer) takes a
-real U+2581 for a space, and end-of-text that somebody types for the end; this
-one spells pieces with real spaces, so that every other character is itself. One
-thing differs, and only for ids that no text has: where a model writes bytes that
-are not UTF-8, the library makes U+FFFD of all bytes around them, too.
+Our tokenizer is written as a tokenizer.json for the library `tokenizers`, with the SentencePiece
+model itself. transformers' own conversion (LlamaTokenizer) decodes U+2581 as a space and encodes
+a typed end-of-text marker as the special token. This conversion spells pieces with real spaces
+instead, so that all characters round-trip. The only difference is in decoding bytes that are not
+UTF-8, which no text encodes to: `tokenizers` also replaces the adjacent byte tokens with U+FFFD.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import json
 import re
 import warnings
 from pathlib import Path
-from typing import Any
 
 import sentencepiece
 
@@ -30,7 +28,7 @@ FAST = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 _SPACE = "\u2581"
-"""How SentencePiece writes a space."""
+"""SentencePiece's symbol for a space."""
 
 AWKWARD = (
     "", " ", "  two  spaces ", "\n\n\t x", "\r\n", "\0", "\u2581", "a\u2581b \u2581", "\u2585",
@@ -38,14 +36,14 @@ AWKWARD = (
     "\U0010ffff", "\U0001f600\U0001f469\u200d\U0001f467", "\u05e9\u05dc\u05d5\u05dd\u200f",
     "\u65e5\u672c\u8a9e", "e\u0301", "=" * 77, "a" * 50, " " * 33, "it's we'LL 1234567 x_y(z)",
 )  # fmt: skip
-"""Texts on which tokenizers that agree elsewhere differ."""
+"""Texts of edge cases on which tokenizers commonly differ."""
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
-    """Write what AutoTokenizer loads.
+    """Write the files that AutoTokenizer loads.
 
     Raises:
-      ConfigError: the tokenizer is a SentencePiece model of another kind than ours.
+      ConfigError: the tokenizer is a SentencePiece model but not of type BPE.
     """
     if tokenizer.is_byte_level:
         fast, unknown = tokenizer.model, None
@@ -60,7 +58,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
         "pad_token": END_OF_TEXT,
         "unk_token": unknown,
         "clean_up_tokenization_spaces": False,
-        # What a person types ends no document.
+        # A typed end-of-text marker must not end the document.
         "split_special_tokens": True,
         "model_max_length": context,
     }
@@ -68,7 +66,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
 
 
 def _fast(model: bytes) -> bytes:
-    """A tokenizer.json of a SentencePiece BPE model."""
+    """The contents of tokenizer.json for a SentencePiece BPE model."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     ids: dict[str, int] = {}
     ranks: dict[str, float] = {}
@@ -81,9 +79,8 @@ def _fast(model: bytes) -> bytes:
             ids[piece], ranks[piece] = i, -processor.get_score(i)
     if len(ids) < processor.get_piece_size() or any(rank % 1 for rank in ranks.values()):
         raise ConfigError(
-            "the tokenizer is not SentencePiece BPE as gpt3jax trains it, but of another kind "
-            "(unigram?): it cannot be exported. Train one: gpt3jax data prepare --corpus FILES "
-            "--out data/own"
+            "the tokenizer is not a SentencePiece BPE model as trained by gpt3jax (unigram?): it "
+            "cannot be exported. Train one: gpt3jax data prepare --corpus FILES --out data/own"
         )
     halves = (
         (rank, ids[piece[:cut]], ids[piece[cut:]], piece[:cut], piece[cut:])
@@ -109,15 +106,15 @@ def _fast(model: bytes) -> bytes:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model's folder: SentencePiece, or GPT-2's in either of its forms.
+    """Read the tokenizer of a folder: SentencePiece, or GPT-2's in either of its formats.
 
     Raises:
-      ConfigError: there is none, or one whose ids would not be the same here.
+      ConfigError: there is no tokenizer, or its ids would not be reproduced exactly.
     """
     for name, read in (
         (SENTENCE_PIECE, lambda file: serde.read_bytes(file)),
-        (FAST, lambda file: byte_level.to_json(*byte_level.from_json(serde.read_bytes(file)))),
-        (VOCABULARY, lambda file: byte_level.to_json(*_read_pair(file, folder / MERGES))),
+        (FAST, lambda file: _to_json(*byte_level.from_json(serde.read_bytes(file)))),
+        (VOCABULARY, lambda file: _to_json(*_read_pair(file, folder / MERGES))),
     ):
         file = folder / name
         if not file.exists():
@@ -125,34 +122,37 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         try:
             tokenizer = Tokenizer(read(file))
         except (OSError, ValueError, ConfigError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise ConfigError(f"{file} cannot be taken over: {why}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"{file} cannot be imported: {reason}") from error
         _warn_of_special(file, tokenizer)
         return tokenizer
     raise ConfigError(
-        f"{folder} has no tokenizer: none of {SENTENCE_PIECE}, {FAST}, {VOCABULARY}. Its weights "
-        "alone read no text; get the whole folder"
+        f"{folder} has no tokenizer: it has none of {SENTENCE_PIECE}, {FAST}, {VOCABULARY}. Get "
+        "the complete folder"
     )
 
 
+def _to_json(pieces: list[str], merges: list[tuple[str, str]], special: set[int]) -> bytes:
+    return byte_level.to_json(pieces, merges, sorted(special))
+
+
 def _warn_of_special(file: Path, tokenizer: Tokenizer) -> None:
-    """Say what becomes of special tokens that are written in a text."""
+    """Warn that special tokens in a text are encoded as ordinary characters."""
     special = [token for token in tokenizer.special if token != END_OF_TEXT]
     if special:
         shown = ", ".join(special[:3]) + (", ..." if len(special) > 3 else "")
         warnings.warn(
-            f"{file} has special tokens ({shown}) that a text or prompt cannot give: where they "
-            "are written there, they are encoded letter by letter, as transformers does with "
-            "split_special_tokens=True",
+            f"{file} has special tokens ({shown}), which texts and prompts cannot contain: they "
+            "are encoded as ordinary text, as in transformers with split_special_tokens=True",
             stacklevel=3,
         )
 
 
-def _read_pair(vocabulary: Path, merges: Path) -> tuple[Any, Any, Any]:
-    """Pieces, merges and special ids of vocab.json and merges.txt."""
+def _read_pair(vocabulary: Path, merges: Path) -> tuple[list[str], list[tuple[str, str]], set[int]]:
+    """Read the vocabulary, merges and special ids of vocab.json and merges.txt."""
     ids = serde.build(dict[str, Count], serde.read(vocabulary))
     lines = serde.read_bytes(merges).decode().split("\n")
-    # GPT-2's first line names a version.
+    # The first line of GPT-2's file is a version.
     pairs = [tuple(line.split(" ")) for line in lines if line and not _VERSION.match(line)]
     return byte_level.check(ids, pairs, set())
 

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Atomic creation of folders."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from gpt3jax.errors import ConfigError
 
 
 def is_free(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder can be made there: nothing is, or an empty one."""
+    """Whether a path does not exist or is an empty folder."""
     return not os.path.lexists(path) or (os.path.isdir(path) and not os.listdir(path))
 
 
 @contextmanager
 def atomic_folder(out: Path, is_only: bool = False) -> Iterator[Path]:
-    """A folder beside `out` to write in, which gets that name at the end.
+    """Yield a temporary folder beside `out`, which is renamed to `out` on success.
 
-    It is locked as long as somebody writes in it. After an exception nothing is left. What dead
-    processes of this host left there goes.
+    The folder is locked while it is in use and deleted after an exception. Folders left by dead
+    processes of this host are deleted first.
 
     Args:
-      out: the name at the end.
-      is_only: refuse to write where another process of this host does; otherwise the first to
-        end gives the folder its name, and the second gets an OSError.
+      out: the final path.
+      is_only: refuse to start while another process of this host writes the same `out`. By
+        default the process that finishes first renames its folder and the other gets an OSError.
 
     Raises:
-      ConfigError: nothing can be written there, or another process does.
+      ConfigError: the folder cannot be written, or another process is writing it.
     """
     try:
         folder, lock = _claim(out, is_only)
@@ -43,8 +43,8 @@ def atomic_folder(out: Path, is_only: bool = False) -> Iterator[Path]:
         yield folder
         if is_only and not is_free(out):
             raise ConfigError(
-                f"--out {out} was made by another process meanwhile: nothing is overwritten. "
-                "Start again to compare the settings, or choose another --out"
+                f"--out {out} was written by another process in the meantime: nothing is "
+                "overwritten. Run again to compare the settings, or choose another --out"
             )
         os.rename(folder, out)
     except BaseException:
@@ -55,7 +55,7 @@ def atomic_folder(out: Path, is_only: bool = False) -> Iterator[Path]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether this host has a process of this id."""
+    """Whether a process with this id exists on this host."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -66,12 +66,12 @@ def is_alive(pid: int) -> bool:
 
 
 def _claim(out: Path, is_only: bool) -> tuple[Path, int]:
-    """A new folder to write in, and the descriptor that locks it until it is closed."""
+    """A new temporary folder, and the descriptor that locks it until closed."""
     prefix = f"{out.name}.partial-{socket.gethostname()}-"
     out.parent.mkdir(parents=True, exist_ok=True)
     parent = os.open(out.parent, os.O_RDONLY)
     try:
-        # One process at a time: of two that begin at once, the second sees the first.
+        # Lock the parent so that of two processes that start at once the second sees the first.
         _lock(parent, fcntl.LOCK_EX)
         for path in out.parent.iterdir():
             pid = path.name.removeprefix(prefix)
@@ -81,8 +81,8 @@ def _claim(out: Path, is_only: bool) -> tuple[Path, int]:
                 shutil.rmtree(path, ignore_errors=True)
             elif is_only:
                 raise ConfigError(
-                    f"--out {out} is being made by process {pid}: two cannot write it at once. "
-                    "Wait for it, or choose another --out"
+                    f"--out {out} is being written by process {pid}: only one process can write "
+                    "it. Wait for it, or choose another --out"
                 )
         folder = out.parent / f"{prefix}{os.getpid()}"
         folder.mkdir()
@@ -94,15 +94,15 @@ def _claim(out: Path, is_only: bool) -> tuple[Path, int]:
 
 
 def _is_written(folder: Path, pid: int) -> bool:
-    """Whether a process still writes in a folder: its lock goes with it, however it ends."""
+    """Whether a process is still writing a folder: its lock is released however it ends."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
-        return False  # It has got its name at the end.
+        return False  # It has been renamed to its final path.
     try:
         if _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
             return False
-        # In a container, ids return after a restart: our own was another's.
+        # Containers reuse process ids after a restart, so our own id may be an old one.
         return pid != os.getpid() and is_alive(pid)
     except BlockingIOError:
         return True
@@ -111,10 +111,10 @@ def _is_written(folder: Path, pid: int) -> bool:
 
 
 def _lock(descriptor: int, kind: int) -> bool:
-    """Lock an open folder; False where the file system has no locks.
+    """Lock an open folder; False if the file system does not support locks.
 
     Raises:
-      BlockingIOError: another has locked it.
+      BlockingIOError: another process holds the lock.
     """
     try:
         fcntl.flock(descriptor, kind)

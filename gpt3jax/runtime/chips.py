@@ -1,15 +1,15 @@
-"""Accelerators as a planner sees them: rates, memory, links, prices.
+"""Accelerator specifications for `plan`: FLOP/s, memory, interconnect, prices.
 
-FLOP/s, HBM and links are the makers' data sheets (Google Cloud's TPU pages and
-the JAX Scaling Book, read 2026-11; NVIDIA's). `hbm` is what XLA lets a program
-use: for TPUs the limit of libtpu 0.0.42.1, for GPUs 92 % of the card. Prices
-are on-demand list prices per chip and hour, us regions, as quoted at the dates
-given; they vary three-fold between sellers, so `--price` overrides them.
+FLOP/s, HBM and interconnect are from data sheets (Google Cloud's TPU pages and the JAX Scaling
+Book, read 2026-11; NVIDIA's). `hbm` is the memory that XLA can allocate: for TPUs the limit of
+libtpu 0.0.42.1, for GPUs 92 % of the card. Prices are on-demand list prices per chip and hour in
+US regions at the given dates. They differ up to threefold between sellers; `--price` overrides
+them.
 
-`matmul` is the share of the peak that large bfloat16 products reach. Measured
-and published for v5e (0.92 at 8192 cubed, JAX's Pallas guide), A100, H100 and
-B200 (0.87, 0.80, 0.78 at the best shapes, Bekman's ML Engineering); for the
-others inferred from published training runs. No figure here was measured by us.
+`matmul` is the fraction of peak FLOP/s that large bfloat16 matrix products reach. It is measured
+and published for v5e (0.92 at 8192 cubed, JAX's Pallas guide), A100, H100 and B200 (0.87, 0.80,
+0.78 at the best shapes, Bekman's ML Engineering), and inferred from published training runs for
+the others. None of these figures are our own measurements.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ GiB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One kind of accelerator; figures are per chip, in bytes, FLOP and seconds."""
+    """One type of accelerator. Figures are per chip, in bytes, FLOP and seconds."""
 
     name: str
     kind: str
-    """How jax.Device.device_kind begins."""
+    """Prefix of jax.Device.device_kind."""
     peak: float
     """Dense bfloat16 FLOP/s (V100: float16)."""
     matmul: float
-    """Share of the peak that large products reach."""
+    """Fraction of peak FLOP/s that large matrix products reach."""
     hbm: float
-    """Bytes that XLA can use."""
+    """Bytes of HBM that XLA can allocate."""
     hbm_rate: float
-    """Bytes/s from HBM."""
+    """HBM bandwidth, bytes/s."""
     link: float
-    """Bytes/s that a ring over one axis of the slice moves per direction: one ICI link, or
-    the NVLinks of a GPU."""
+    """Bytes/s per direction of a ring over one axis of the slice: one ICI link, or the NVLinks
+    of a GPU."""
     torus: int
-    """Dimensions of the ICI torus; 0 where fast links join `domain` chips in a node."""
+    """Dimensions of the ICI torus; 0 for GPUs, whose fast links connect `domain` chips."""
     wraps: int
-    """ICI axes of a multiple of this length are rings, others lines."""
+    """ICI axes whose length is a multiple of this are rings; others are lines."""
     domain: int
-    """Chips that fast links join: a whole slice of a TPU, a node of GPUs."""
+    """Chips connected by fast links: a TPU slice, or a GPU node."""
     outer: float
     """Bytes/s per chip between slices or nodes."""
     price: float
     """Dollars per chip and hour."""
     quoted: str
-    """Who asked that price, and when."""
+    """Source and date of the price."""
     devices: int = 1
     """JAX devices per chip."""
     topology: str = ""
-    """libtpu's name for it, where a program can be compiled without the chip."""
+    """Name in libtpu topologies, where AOT compilation without the chip is supported."""
 
 
 # fmt: off
@@ -82,12 +82,12 @@ CHIPS = {chip.name: chip for chip in (
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip that a JAX device is, or None where it is not known (a CPU)."""
-    found = [chip for chip in CHIPS.values() if device_kind.startswith(chip.kind)]
-    return max(found, key=lambda chip: len(chip.kind)) if found else None
+    """The chip of a JAX device, or None if unknown (e.g. a CPU)."""
+    matches = [chip for chip in CHIPS.values() if device_kind.startswith(chip.kind)]
+    return max(matches, key=lambda chip: len(chip.kind), default=None)
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak bfloat16 FLOP/s of one JAX device, or None where it is not known (a CPU)."""
+    """Peak bfloat16 FLOP/s of one JAX device, or None if unknown (e.g. a CPU)."""
     chip = chip_of(device_kind)
     return chip and chip.peak / chip.devices

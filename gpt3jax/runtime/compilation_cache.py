@@ -1,8 +1,7 @@
-"""Compiled programs are kept between commands: each is compiled once per user, jaxlib and CPU.
+"""Set up and prune JAX's persistent compilation cache, one per user, jaxlib and CPU model.
 
-JAX keeps them (its persistent compilation cache); here is decided where, and for
-how long. JAX's own variables go first: JAX_COMPILATION_CACHE_DIR names another
-folder, JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing.
+JAX's own variables take precedence: JAX_COMPILATION_CACHE_DIR selects another folder,
+JAX_ENABLE_COMPILATION_CACHE=0 disables the cache.
 """
 
 from __future__ import annotations
@@ -18,48 +17,57 @@ from gpt3jax.serde import short_hash
 
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
 MOST_BYTES = 2 * 2**30
-"""Beyond it the oldest programs go, at the start of a command."""
-OF_CPU = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
-"""Lines of /proc/cpuinfo on which compiled code depends: home folders are shared by hosts."""
+"""Maximum size of the cache; the oldest programs beyond it are deleted when a command starts."""
+CPU_FIELDS = (
+    "vendor_id",
+    "cpu family",
+    "model",
+    "flags",
+    "CPU implementer",
+    "CPU part",
+    "Features",
+)
+"""Fields of /proc/cpuinfo that compiled code depends on. Hosts may share a home folder."""
 
 
 def enable_compilation_cache() -> None:
-    """Say where compiled programs are kept; before jax is imported. Without room, nowhere."""
+    """Set the cache folder; call before jax is imported. Does nothing if it is not writable."""
     if FOLDER in os.environ:
         return
-    with contextlib.suppress(OSError, RuntimeError):  # Also where nobody is at home.
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the user has no home folder.
         folder = default_folder()
-        # Programs are code: who may write here may run it.
+        # Cached programs are code, so only the user may write them.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             return
         os.environ[FOLDER] = str(folder)
-        # Small programs are many, and add up.
+        # Small programs are so many that their compile times add up.
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         prune(folder)
 
 
 def default_folder() -> Path:
-    """Where programs of this user, jaxlib and CPU are kept.
+    """The cache folder of this user, jaxlib and CPU.
 
     Raises:
-      RuntimeError: the user has no home.
+      RuntimeError: the user has no home folder.
     """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "gpt3jax" / f"jaxlib-{version('jaxlib')}-{_cpu()}"
 
 
 def cache_files(folder: Path) -> list[os.DirEntry[str]]:
-    """The files of compiled programs in a folder, the oldest first."""
+    """The compiled programs in a folder, oldest first."""
     files = [each for each in os.scandir(folder) if each.name.endswith("-cache")]
     return sorted(files, key=lambda each: each.stat().st_mtime)
 
 
 def prune(folder: Path) -> None:
-    """Remove what a killed process left half written, and the oldest beyond `MOST_BYTES`.
+    """Delete incomplete programs and the oldest programs beyond `MOST_BYTES`.
 
-    JAX would complain of a half program each time, and never replace it. What is
-    being written meanwhile is lost to others, not to who writes it.
+    A process that is killed may leave an incomplete program, for which JAX would warn on every
+    use without replacing it. Deleting a program while another process writes it is safe: that
+    process keeps its compiled program and only the cache entry is lost.
     """
     checked = folder / "checked"
     before = checked.stat().st_mtime if checked.exists() else 0
@@ -67,12 +75,12 @@ def prune(folder: Path) -> None:
     room = MOST_BYTES
     for each in reversed(cache_files(folder)):
         room -= each.stat().st_size
-        if room < 0 or (each.stat().st_mtime >= before and not _is_whole(Path(each))):
+        if room < 0 or (each.stat().st_mtime >= before and not _is_complete(Path(each))):
             Path(each).unlink(missing_ok=True)
 
 
-def _is_whole(file: Path) -> bool:
-    """Whether a program was written to its end; one packed otherwise than by zlib is believed."""
+def _is_complete(file: Path) -> bool:
+    """Whether a zlib-compressed program is intact; other compression formats are not checked."""
     data = file.read_bytes()
     if data[:1] != b"\x78":
         return bool(data)
@@ -84,9 +92,9 @@ def _is_whole(file: Path) -> bool:
 
 
 def _cpu() -> str:
-    """Its name and what code it runs, as a hash."""
+    """A hash of the CPU's model and instruction set."""
     lines = []
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-        lines = [line for line in text.splitlines() if line.split("\t")[0].strip() in OF_CPU]
+        lines = [line for line in text.splitlines() if line.split("\t")[0].strip() in CPU_FIELDS]
     return short_hash([platform.machine(), *lines])

@@ -1,9 +1,9 @@
-"""What memory there is; and keeping what is freed in the process, for training.
+"""Available memory, and malloc settings for training on CPUs.
 
-glibc gives large freed blocks back to the kernel, so every training step of
-XLA's CPU backend faults its whole working set in anew: 280,000 page faults and
-14 % of a step at the 12M shape (2 cores, jax 0.10.2, 2026-11-23). Generation,
-which allocates little, is 10 % slower with this and does without.
+By default glibc returns large freed blocks to the kernel, so that each training step on XLA's CPU
+backend page-faults its working set in again: 280,000 page faults and 14 % of a step at the 12M
+shape (2 cores, jax 0.10.2, 2026-11-23). Decoding, which allocates little, is 10 % slower with
+`retain_freed_memory` and does not use it.
 """
 
 from __future__ import annotations
@@ -16,33 +16,32 @@ from importlib.util import find_spec
 from pathlib import Path
 
 DEVICES = ("nvidia[0-9]*", "kfd", "dxg", "accel*", "vfio/[0-9]*", "dri/renderD*")
-"""Of GPUs and TPUs, below /dev."""
+"""Device files of GPUs and TPUs in /dev."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def available_bytes() -> int:
-    """Bytes of memory that this machine has for new work; all it has, where it does not say."""
+    """Available memory in bytes; total memory on systems without /proc/meminfo."""
     meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        line = re.search(r"MemAvailable: +(\d+)", meminfo.read_text())
+    if meminfo.exists() and (line := re.search(r"MemAvailable: +(\d+)", meminfo.read_text())):
         return int(line[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def may_have_accelerator() -> bool:
-    """Whether jax may compute on something other than a CPU, as far as can be told without it."""
-    if asked := os.environ.get("JAX_PLATFORMS"):
-        return asked.strip().lower() != "cpu"
+    """Whether jax may use an accelerator, estimated without importing jax."""
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return platforms.strip().lower() != "cpu"
     has_plugin = any(map(find_spec, ("jax_plugins", "libtpu")))
     return has_plugin and any(next(Path("/dev").glob(name), None) for name in DEVICES)
 
 
 def retain_freed_memory() -> None:
-    """Tell glibc to reuse freed blocks; call before jax is imported. Elsewhere, do nothing.
+    """Make glibc reuse freed blocks (Linux without accelerator); call before jax is imported.
 
-    Beside an accelerator the host computes little, and compiles with many threads, which
-    would wait for each other in the only arena: three times as long (16 cores, H100).
+    With an accelerator the host mostly compiles, with many threads that would contend for the
+    single arena: compilation took three times as long (16 cores, H100).
     """
     if not sys.platform.startswith("linux") or may_have_accelerator():
         return

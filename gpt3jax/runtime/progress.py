@@ -1,4 +1,4 @@
-"""A progress bar for long work, or plain lines when the output is piped; on stderr."""
+"""A progress bar on stderr, or plain lines if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 PLAIN_SHARE = 0.25
-"""When piped, a line is printed each time this much more is done."""
+"""Without a terminal, a line is printed each time this fraction of the work is completed."""
 
 
 @contextmanager
 def progress() -> Iterator[Callable[..., None]]:
-    """Give a function to call with (what is being done, share done from 0 to 1, and which part)."""
+    """Yield a function report(task, fraction done from 0 to 1, part="")."""
     console = Console(highlight=False, stderr=True)
     if not console.is_terminal:
         yield _plain(console)
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=None),
-        TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn(compact=True),
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.percentage:.0f}%"),
+        TimeRemainingColumn(compact=True),
+    )
     with Progress(*columns, console=console, expand=True) as bar:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def report(what: str, share: float, part: str = "") -> None:
             if what not in tasks:
@@ -38,15 +40,15 @@ def progress() -> Iterator[Callable[..., None]]:
 
 def _plain(console: Console) -> Callable[..., None]:
     shown: dict[str, int] = {}
-    began: dict[str, float] = {}
+    starts: dict[str, float] = {}
 
     def report(what: str, share: float, part: str = "") -> None:
         quarter, now = int(share / PLAIN_SHARE), time.monotonic()
-        passed = now - began.setdefault(what, now)
+        elapsed = now - starts.setdefault(what, now)
         if shown.get(what) != quarter:
             shown[what] = quarter
-            is_known = passed > 0 and 0 < share < 1
-            left = f", about {passed / share - passed:.0f} s left" if is_known else ""
+            has_estimate = elapsed > 0 and 0 < share < 1
+            left = f", about {elapsed / share - elapsed:.0f} s left" if has_estimate else ""
             console.print(f"{what} {share:.0%}{left}", markup=False)
 
     return report

@@ -1,4 +1,4 @@
-"""What is answered: text as OpenAI's JSON, whole or as events, while somebody listens."""
+"""Responses in OpenAI's JSON format, complete or streamed as server-sent events."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from gpt3jax.serve.batching import BusyError, Owner
 from gpt3jax.serve.texts import Job, Piece, Scored
 
 PATIENCE = 30.0
-"""Seconds in which a client takes what it was sent, or sends what it began."""
+"""Timeout, in seconds, for a client to receive a response or to send the rest of a request."""
 RETRY_AFTER = "1"
 
 
 class Answer:
-    """The answer to one request, as an ASGI application: it ends when the client has gone."""
+    """The response to one request, as an ASGI application; it ends when the client disconnects."""
 
-    def __init__(self, asked: Completion, served: Served, owner: Owner) -> None:
+    def __init__(self, request: Completion, served: Served, owner: Owner) -> None:
         """Queue the request.
 
         Raises:
-          ApiError: there is no room.
+          ApiError: the queue is full.
         """
         loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
@@ -36,44 +36,46 @@ class Answer:
         def deliver(piece: Piece | Exception) -> None:
             loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
 
-        self._asked, self._served, self._owner = asked, served, owner
-        self._job, self._written = Job(asked, deliver), 0
+        self._request, self._served, self._owner = request, served, owner
+        self._job, self._completion_tokens = Job(request, deliver), 0
         self._head = {
-            "id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion",
-            "created": int(time.time()), "model": served.name,
-        }  # fmt: skip
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": served.name,
+        }
         self.status = 499
-        """Sent, or 499 where the client left before."""
+        """HTTP status; 499 if the client disconnects before a response."""
         try:
             owner.submit(self._job)
         except BusyError as error:
             raise ApiError(429, "the server is busy: its queue is full. Try again") from error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer; whatever ends it, the device is free of the request after it."""
+        """Send the response, then cancel the job, which frees its rows on the device."""
         sending = asyncio.ensure_future(self._send(scope, receive, send))
-        leaving = asyncio.ensure_future(_gone(receive))
+        disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sending, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._owner.cancel(self._job)
-            for task in (sending, leaving):
+            for task in (sending, disconnect):
                 task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
+            await asyncio.gather(sending, disconnect, return_exceptions=True)
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._asked.stream:
+        if self._request.stream:
             await self._send_events(send)
             return
         try:
-            body, self.status = await self._whole(), 200
+            body, self.status = await self._complete_response(), 200
         except ApiError as error:
             body, self.status = error.to_json(), error.status
         async with asyncio.timeout(PATIENCE):
             await JSONResponse(body, self.status)(scope, receive, send)
 
     async def _send_events(self, send: Send) -> None:
-        """Server-sent events: a chunk for each piece, and [DONE]."""
+        """Send a server-sent event for each piece, then [DONE]."""
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
         self.status = 200
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -85,54 +87,54 @@ class Answer:
 
     async def _events(self) -> AsyncIterator[str]:
         try:
-            async for piece in self._coming():
-                text = piece.text
-                choice = self._choice(piece.index, text, piece.tokens, piece.finish)
-                yield json.dumps({**self._head, "choices": [choice]})
-            if self._asked.include_usage:
+            async for piece in self._receive_pieces():
+                yield json.dumps({**self._head, "choices": [self._choice(piece)]})
+            if self._request.include_usage:
                 yield json.dumps({**self._head, "choices": [], "usage": self._usage()})
             yield "[DONE]"
         except ApiError as error:
             yield json.dumps(error.to_json())
 
-    async def _whole(self) -> dict[str, Any]:
-        pieces = sorted([piece async for piece in self._coming()], key=lambda each: each.index)
-        choices = [
-            self._choice(piece.index, piece.text, piece.tokens, piece.finish) for piece in pieces
-        ]
+    async def _complete_response(self) -> dict[str, Any]:
+        pieces = [piece async for piece in self._receive_pieces()]
+        choices = [self._choice(piece) for piece in sorted(pieces, key=lambda each: each.index)]
         return {**self._head, "choices": choices, "usage": self._usage()}
 
-    async def _coming(self) -> AsyncIterator[Piece]:
-        """Pieces until each row is over.
+    async def _receive_pieces(self) -> AsyncIterator[Piece]:
+        """Yield pieces until all rows are finished.
 
         Raises:
           ApiError: the device failed, or the server is shutting down.
         """
-        left = len(self._asked.prompts) * self._asked.samples
-        while left:
+        unfinished = len(self._request.prompts) * self._request.samples
+        while unfinished:
             piece = await self._pieces.get()
             if isinstance(piece, Exception):
-                raise ApiError(500, f"the text could not be written: {str(piece)[:200]}")
-            self._written += piece.written
-            left -= piece.finish is not None
+                raise ApiError(500, f"the text could not be generated: {str(piece)[:200]}")
+            self._completion_tokens += piece.written
+            unfinished -= piece.finish is not None
             yield piece
 
-    def _choice(
-        self, index: int, text: str, tokens: tuple[Scored, ...], finish: str | None
-    ) -> dict[str, Any]:
-        scores = None
-        if self._asked.logprobs is not None:
-            scores = logprobs(tokens, self._served.names)
-        return {"text": text, "index": index, "logprobs": scores, "finish_reason": finish}
+    def _choice(self, piece: Piece) -> dict[str, Any]:
+        has_logprobs = self._request.logprobs is not None
+        return {
+            "text": piece.text,
+            "index": piece.index,
+            "logprobs": logprobs(piece.tokens, self._served.names) if has_logprobs else None,
+            "finish_reason": piece.finish,
+        }
 
     def _usage(self) -> dict[str, int]:
-        prompt, written = self._asked.prompt_tokens, self._written
-        total = prompt + written
-        return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": total}
+        prompt, completion = self._request.prompt_tokens, self._completion_tokens
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
 
 
 def logprobs(tokens: tuple[Scored, ...], names: tuple[str, ...]) -> dict[str, Any]:
-    """Scores of tokens as OpenAI's completions have them, nats; each token has its own name."""
+    """Logprobs (nats) in the format of OpenAI's completions; `names` are unique token names."""
     return {
         "tokens": [names[each.token] for each in tokens],
         "token_logprobs": [each.log_probability for each in tokens],
@@ -144,7 +146,6 @@ def logprobs(tokens: tuple[Scored, ...], names: tuple[str, ...]) -> dict[str, An
     }
 
 
-async def _gone(receive: Receive) -> None:
-    """Returns when the client has left."""
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""What may be asked: a completion as OpenAI's API has it, and every reason to refuse one."""
+"""Parsing and validation of requests to OpenAI's completions API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpt3jax.decoding.batched import BEST
 from gpt3jax.errors import ConfigError
 
 LARGEST_BODY = 1 << 20
-"""Bytes."""
+"""Maximum size of a request body, in bytes."""
 MOST_STOPS, LONGEST_STOP = 16, 256
 HIGHEST_TEMPERATURE = 2.0
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -27,17 +27,17 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
     "logit_bias": (None, {}),
 }
-"""Asked of by OpenAI's clients, and not here: only the values that change nothing."""
+"""Unsupported parameters that OpenAI's clients may send, with the values that have no effect."""
 
 
 class ApiError(Exception):
-    """A request that is answered with an error.
+    """An error response.
 
     Args:
-      status: of HTTP.
-      message: for a person.
-      parameter: which field is wrong, if one is.
-      code: for a program.
+      status: HTTP status.
+      message: human-readable message.
+      parameter: the invalid field, if any.
+      code: machine-readable code, if any.
     """
 
     def __init__(
@@ -47,28 +47,30 @@ class ApiError(Exception):
         self.status, self.parameter, self.code = status, parameter, code
 
     def to_json(self) -> dict[str, Any]:
-        """As OpenAI writes it."""
+        """The error in OpenAI's format."""
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         error = {
-            "message": str(self), "type": kinds.get(self.status, kind), "param": self.parameter,
+            "message": str(self),
+            "type": kinds.get(self.status, kind),
+            "param": self.parameter,
             "code": self.code,
-        }  # fmt: skip
+        }
         return {"error": error}
 
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """`stream_options` of a request."""
+    """The field `stream_options` of a request."""
 
     include_usage: bool | None = False
     include_obfuscation: bool | None = False
-    """Of no effect."""
+    """Ignored."""
 
 
 @dataclass(frozen=True)
 class _Body:
-    """A request as it is sent, with OpenAI's defaults."""
+    """The fields of a request, with OpenAI's defaults."""
 
     model: str | None = None
     prompt: Any = ""
@@ -92,19 +94,19 @@ class _Body:
 
 @dataclass(frozen=True)
 class Completion:
-    """A request that can be answered."""
+    """A valid request."""
 
     prompts: tuple[tuple[int, ...], ...]
     """Token ids; an empty prompt starts a new document."""
     most: int
-    """Tokens to write, at most."""
+    """Maximum number of new tokens."""
     temperature: float
     top_p: float
     samples: int
-    """Of each prompt."""
+    """Samples per prompt."""
     stop: tuple[str, ...]
     logprobs: int | None
-    """How many of the likeliest tokens are told with each; None: no scores at all."""
+    """Number of top logprobs returned per token; None: no logprobs."""
     echo: bool
     seed: int
     stream: bool
@@ -112,167 +114,180 @@ class Completion:
 
     @property
     def prompt_tokens(self) -> int:
-        """Of all prompts."""
+        """Total number of prompt tokens."""
         return sum(map(len, self.prompts))
 
 
 @dataclass(frozen=True)
 class Served:
-    """The model that is served, and what one request may ask of it at most."""
+    """The served model, and the limits of one request."""
 
     name: str
-    """As requests name it."""
+    """The model's name in requests."""
     model: Model
     tokenizer: Tokenizer
     new_tokens: int
-    """Of each row."""
+    """Maximum number of new tokens per row."""
     rows: int
-    """Prompts times samples."""
+    """Maximum number of rows: prompts times samples."""
 
     @cached_property
-    def most_letters(self) -> int:
-        """No prompt that fits the context is longer."""
+    def max_characters(self) -> int:
+        """An upper bound on the length of a prompt that fits the context, in characters."""
         ids = range(self.tokenizer.vocabulary)
         return self.model.context * max(len(self.tokenizer.token_bytes(token)) for token in ids)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """What each row of the vocabulary is called where tokens are scored: no two alike.
+        """A unique name for each row of the vocabulary, for logprobs.
 
-        `top_logprobs` of OpenAI's completions is keyed by texts, of which two tokens may have the
-        same: a byte's own token, and the piece that is learned for it. The later id, the piece,
-        is named by its text; the other by its bytes, as OpenAI names what is no UTF-8:
-        `bytes:\\x61`. A row without a token is `<id>`.
+        `top_logprobs` of OpenAI's completions is keyed by token text, but two tokens may have the
+        same text: a byte token and a learned piece. The piece, which has the higher id, is named
+        by its text, and the other by its bytes, as OpenAI names tokens that are not UTF-8:
+        `bytes:\\x61`. A row without a token is named `<id>`.
         """
         known = range(min(self.tokenizer.vocabulary, self.model.vocabulary))
-        found: dict[str, int] = {}
+        tokens: dict[str, int] = {}
         for token in (*reversed(known), *range(len(known), self.model.vocabulary)):
             names = [f"<{token}>"]
             if token in known:
-                names = _spellings(self.tokenizer.token_bytes(token))
+                names = _token_names(self.tokenizer.token_bytes(token))
             if token == self.tokenizer.end_of_text:
                 names = [END_OF_TEXT]
             more = (f"{names[-1]}#{n}" for n in itertools.count(2))
-            name = next(name for name in itertools.chain(names, more) if name not in found)
-            found[name] = token
-        return tuple(sorted(found, key=found.__getitem__))
+            name = next(name for name in itertools.chain(names, more) if name not in tokens)
+            tokens[name] = token
+        return tuple(sorted(tokens, key=tokens.__getitem__))
 
 
-def _spellings(spelled: bytes) -> list[str]:
-    """Bytes as text, if they are, and as OpenAI writes those that are not."""
-    escaped = "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+def _token_names(raw: bytes) -> list[str]:
+    """Candidate names of a token: its text, if it is UTF-8, and its escaped bytes."""
+    escaped = "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
     with contextlib.suppress(UnicodeDecodeError):
-        return [spelled.decode(), escaped]
+        return [raw.decode(), escaped]
     return [escaped]
 
 
 def completion(body: bytes, served: Served) -> Completion:
-    """The request that a body holds: JSON.
+    """Parse and validate the JSON body of a request.
 
     Raises:
-      ApiError: it cannot be answered; the message names the field.
+      ApiError: the request is invalid; the message names the field.
     """
-    asked = _parse(body)
-    if asked.model not in (None, served.name):
-        what = f"there is no model {asked.model[:80]!r} here: {served.name!r} is served"
-        raise ApiError(404, what, "model", "model_not_found")
-    most = _within("max_tokens", asked.max_tokens, 0, served.new_tokens, 16)
-    temperature = _within("temperature", asked.temperature, 0, HIGHEST_TEMPERATURE, 1.0)
+    fields = _parse(body)
+    if fields.model not in (None, served.name):
+        message = f"there is no model {fields.model[:80]!r} here: {served.name!r} is served"
+        raise ApiError(404, message, "model", "model_not_found")
+    most = _check_range("max_tokens", fields.max_tokens, 0, served.new_tokens, 16)
+    temperature = _check_range("temperature", fields.temperature, 0, HIGHEST_TEMPERATURE, 1.0)
     if 0 < temperature < 1e-6:
-        raise _wrong("temperature", f"is {temperature}: it is 0, or 1e-6 or more")
-    top_p = _within("top_p", asked.top_p, 0, 1, 1.0)
+        raise _invalid("temperature", f"is {temperature}: it must be 0, or at least 1e-6")
+    top_p = _check_range("top_p", fields.top_p, 0, 1, 1.0)
     if top_p == 0:
-        raise _wrong("top_p", "is 0: it is above 0, and at most 1")
-    samples = _within("n", asked.n, 1, served.rows, 1)
-    if asked.best_of not in (None, samples):
-        raise _wrong("best_of", "is not supported, but as the same as n")
-    seed = _within("seed", asked.seed, 0, 2**32 - 1, secrets.randbits(32))
-    logprobs = asked.logprobs
+        raise _invalid("top_p", "is 0: it must be above 0, and at most 1")
+    samples = _check_range("n", fields.n, 1, served.rows, 1)
+    if fields.best_of not in (None, samples):
+        raise _invalid("best_of", "is not supported unless it equals n")
+    seed = _check_range("seed", fields.seed, 0, 2**32 - 1, secrets.randbits(32))
+    logprobs = fields.logprobs
     if logprobs is not None:
-        logprobs = _within("logprobs", logprobs, 0, BEST, 0)
-    prompts = _prompts(asked.prompt, served, served.rows // samples)
-    options = asked.stream_options or StreamOptions()
+        logprobs = _check_range("logprobs", logprobs, 0, BEST, 0)
+    prompts = _prompts(fields.prompt, served, served.rows // samples)
+    options = fields.stream_options or StreamOptions()
     return Completion(
-        prompts, most, float(temperature), float(top_p), samples, _stops(asked.stop), logprobs,
-        bool(asked.echo), seed, bool(asked.stream), bool(options.include_usage),
-    )  # fmt: skip
+        prompts=prompts,
+        most=most,
+        temperature=float(temperature),
+        top_p=float(top_p),
+        samples=samples,
+        stop=_stops(fields.stop),
+        logprobs=logprobs,
+        echo=bool(fields.echo),
+        seed=seed,
+        stream=bool(fields.stream),
+        include_usage=bool(options.include_usage),
+    )
 
 
 def _parse(body: bytes) -> _Body:
     try:
         value = serde.parse(body.decode("utf-8-sig"))
-    except ValueError as error:  # JSON's and Unicode's errors are of this kind.
+    except ValueError as error:  # The base class of JSON and Unicode errors.
         raise ApiError(400, f"the body is not JSON: {str(error)[:200]}") from error
     try:
-        asked = serde.build(_Body, value)
+        body_fields = serde.build(_Body, value)
     except ValueError as error:
-        field = re.match(r"\w*", str(error))[0]
+        field = re.split(r"\W", str(error), maxsplit=1)[0]
         known = field in _Body.__dataclass_fields__
         raise ApiError(400, str(error)[:300], field if known else None) from error
     for field, values in NEUTRAL.items():
-        if getattr(asked, field) not in values:
-            raise _wrong(field, "is not supported. Leave it out")
-    return asked
+        if getattr(body_fields, field) not in values:
+            raise _invalid(field, "is not supported. Leave it out")
+    return body_fields
 
 
-def _wrong(field: str, what: str) -> ApiError:
-    return ApiError(400, f"{field} {what}", field)
+def _invalid(field: str, reason: str) -> ApiError:
+    return ApiError(400, f"{field} {reason}", field)
 
 
-def _within(field: str, value: Any, least: float, most: float, default: Any) -> Any:
-    """A number in its range; null is the default."""
+def _check_range(field: str, value: Any, least: float, most: float, default: Any) -> Any:
+    """The value, or the default if it is null; raises ApiError if it is out of range."""
     if value is None:
         return default
     if not least <= value <= most:
-        raise _wrong(field, f"is {value}: it is from {least} to {most:,} here")
+        raise _invalid(field, f"is {value}: it must be from {least} to {most:,}")
     return value
 
 
 def _stops(stop: Any) -> tuple[str, ...]:
-    found = [] if stop is None else [stop] if isinstance(stop, str) else stop
-    is_texts = isinstance(found, list) and all(isinstance(each, str) for each in found)
-    if not is_texts or not all(0 < len(each) <= LONGEST_STOP for each in found):
-        raise _wrong("stop", f"is text, or a list of texts, of 1 to {LONGEST_STOP} letters each")
-    if len(found) > MOST_STOPS:
-        raise _wrong("stop", f"has {len(found)} texts: at most {MOST_STOPS}")
-    return tuple(found)
+    stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
+    are_strings = isinstance(stops, list) and all(isinstance(each, str) for each in stops)
+    if not are_strings or not all(0 < len(each) <= LONGEST_STOP for each in stops):
+        raise _invalid(
+            "stop", f"must be a string or a list of strings, of 1 to {LONGEST_STOP} characters each"
+        )
+    if len(stops) > MOST_STOPS:
+        raise _invalid("stop", f"has {len(stops)} strings: at most {MOST_STOPS} are allowed")
+    return tuple(stops)
 
 
 def _prompts(prompt: Any, served: Served, most: int) -> tuple[tuple[int, ...], ...]:
-    """One text or list of ids, or a list of either: token ids of each."""
+    """Token ids of the prompts: a string or a list of ids, or a list of either."""
     is_one = isinstance(prompt, str) or (
         isinstance(prompt, list) and bool(prompt) and all(isinstance(t, int) for t in prompt)
     )
     many = [prompt] if is_one else prompt
     if not isinstance(many, list) or not many or len({type(each) for each in many}) > 1:
-        raise _wrong("prompt", "is text, a list of texts, of token ids, or of lists of token ids")
+        raise _invalid(
+            "prompt", "must be a string, or a list of strings, of token ids, or of lists of ids"
+        )
     if len(many) > most:
-        raise _wrong("prompt", f"has {len(many)} prompts: with this n at most {most} are answered")
+        raise _invalid("prompt", f"has {len(many)} prompts: with this n at most {most} are allowed")
     return tuple(_ids(each, served) for each in many)
 
 
 def _ids(prompt: Any, served: Served) -> tuple[int, ...]:
     model = served.model
     if isinstance(prompt, str):
-        if len(prompt) > served.most_letters:
+        if len(prompt) > served.max_characters:
             raise _too_long(f"over {model.context} tokens", model)
         try:
             ids = served.tokenizer.encode(prompt)
         except ConfigError as error:
-            raise _wrong("prompt", f"cannot be read: {error}") from error
+            raise _invalid("prompt", f"cannot be read: {error}") from error
     elif isinstance(prompt, list) and all(type(token) is int for token in prompt):
         ids = prompt
         known = min(model.vocabulary, served.tokenizer.vocabulary)
-        wrong = next((t for t in ids if not 0 <= t < known), None)
-        if wrong is not None:
-            raise _wrong("prompt", f"has token id {str(wrong)[:20]}: they are below {known}")
+        unknown = next((t for t in ids if not 0 <= t < known), None)
+        if unknown is not None:
+            raise _invalid("prompt", f"has token id {str(unknown)[:20]}: ids are below {known}")
     else:
-        raise _wrong("prompt", "holds what is neither text nor a list of token ids")
+        raise _invalid("prompt", "must consist of strings or lists of token ids")
     if len(ids) > model.context:
         raise _too_long(f"{len(ids):,} tokens", model)
     return tuple(ids)
 
 
 def _too_long(length: str, model: Model) -> ApiError:
-    message = f"prompt has {length}: the model reads {model.context} at once. Give its end"
+    message = f"prompt has {length}: the model's context is {model.context}. Give its end"
     return ApiError(400, message, "prompt", "context_length_exceeded")

@@ -1,7 +1,7 @@
-"""The page at `/`: type a prompt, and watch tokens come with their probabilities.
+"""The web page at `/`, which streams tokens with their probabilities for a prompt.
 
-Three files that need nothing else, held by a policy that lets the page load and
-ask only what is here. What the model writes is only ever set as text.
+The page consists of three self-contained files. Its content security policy only allows requests
+to this server, and generated text is only ever set as text content.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ HTML = """<!doctype html>
 <button id=stop type=button disabled>Stop</button></span>
 </div>
 </form>
-<p id=status role=status>The same seed writes the same text as <code>gpt3jax generate</code>.</p>
-<pre id=out aria-label="What the model writes"></pre>
+<p id=status role=status>The same seed gives the same text as <code>gpt3jax generate</code>.</p>
+<pre id=out aria-label="Generated text"></pre>
 <p class=legend><span class=sure>likely</span><span class=scale></span>
-<span>unlikely</span> Choose a token to see what else might have stood there.</p>
+<span>unlikely</span> Select a token to see its alternatives.</p>
 <section id=detail hidden><h2></h2><div class=wide><table>
 <thead><tr><th scope=col>token</th><th scope=col>probability</th><th></th></tr></thead>
 <tbody></tbody></table></div></section>
@@ -102,7 +102,7 @@ function detail(span, name, log, best) {
   at('detail').querySelector('h2').textContent = shown(name) + ': ' + percent(log);
   const body = at('detail').querySelector('tbody');
   body.replaceChildren();
-  // An object has keys that are whole numbers first.
+  // JavaScript objects list integer keys first.
   for (const [token, its] of Object.entries(best).sort((a, b) => b[1] - a[1])) {
     const row = make('tr', body);
     make('th', row, '', shown(token)).scope = 'row';
@@ -123,26 +123,26 @@ function add(choice) {
 }
 async function* events(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let held = '';
+  let buffer = '';
   for (;;) {
     const {done, value} = await reader.read();
     if (done) return;
-    held += value;
-    const parts = held.split('\n\n');
-    held = parts.pop();
+    buffer += value;
+    const parts = buffer.split('\n\n');
+    buffer = parts.pop();
     for (const part of parts) yield part.slice('data: '.length);
   }
 }
 async function write() {
-  const asked = {prompt: at('prompt').value, stream: true, logprobs: 5};
+  const request = {prompt: at('prompt').value, stream: true, logprobs: 5};
   for (const id of ['max_tokens', 'temperature', 'top_p', 'seed'])
-    asked[id] = Number(at(id).value);
+    request[id] = Number(at(id).value);
   out.replaceChildren();
   at('detail').hidden = true;
-  make('span', out, 'given', asked.prompt);
+  make('span', out, 'given', request.prompt);
   const began = performance.now();
   const answer = await fetch('v1/completions', {
-    method: 'POST', headers: headers(), body: JSON.stringify(asked), signal: asking.signal});
+    method: 'POST', headers: headers(), body: JSON.stringify(request), signal: asking.signal});
   if (!answer.ok) { say(await refusal(answer), true); return; }
   let count = 0, finish = '';
   for await (const event of events(answer)) {
@@ -156,7 +156,7 @@ async function write() {
     say(count + ' tokens');
   }
   const seconds = (performance.now() - began) / 1000;
-  const end = finish === 'stop' ? ', to the end of the document' : '';
+  const end = finish === 'stop' ? ', until the end of the document' : '';
   say(count + ' tokens in ' + seconds.toFixed(1) + ' s' + end);
 }
 at('form').addEventListener('submit', async event => {
@@ -189,7 +189,7 @@ FILES = {
     "/page.js": ("text/javascript", SCRIPT),
     "/page.css": ("text/css", CSS + MORE_CSS),
 }
-"""Paths, kinds and contents."""
+"""Media types and contents by path."""
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -201,6 +201,6 @@ HEADERS = {
 
 
 async def answer(request: Request) -> Response:
-    """One of the page's files."""
+    """Respond with one of the page's files."""
     kind, content = FILES[request.url.path]
     return Response(content, media_type=kind, headers=HEADERS)

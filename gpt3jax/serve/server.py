@@ -1,8 +1,8 @@
-"""The server: OpenAI's /v1/completions and /v1/models, a page to type at, health and metrics.
+"""The HTTP server: OpenAI's /v1/completions and /v1/models, a web page, health and metrics.
 
-It listens on loopback unless it is told otherwise. A web page that the user
-visits may send requests to loopback, too: bodies must be declared as JSON, for
-which browsers ask first, and requests must name this host.
+The server listens on loopback by default. Web pages that the user visits could also send requests
+to loopback. Therefore bodies must be declared as JSON, which makes browsers send a CORS preflight,
+and the Host header must name this host, which prevents DNS rebinding.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from gpt3jax.serve.api import LARGEST_BODY, ApiError, Served, completion
 from gpt3jax.serve.batching import Owner
 
 DRAINED = 64 << 20
-"""Bytes of too large a body that are read and dropped, so that its sender reads the answer."""
+"""Bytes of an oversized body that are read and dropped so that the client reads the response."""
 BACKLOG = 2048
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 OPEN = (*page.FILES, "/health")
-"""What needs no token: it tells nothing, and computes nothing."""
+"""Paths that need no token; they reveal nothing about the model and run no computation."""
 
 
 class Server:
-    """One model behind HTTP.
+    """Serves one model over HTTP.
 
     Args:
-      served: the model, and the limits of a request.
-      owner: who computes.
-      token: what requests must carry as bearer, if anything.
-      names: what requests may call this host; None: anything.
+      served: the model and the limits of a request.
+      owner: the thread that owns the device.
+      token: the bearer token that requests must carry, if any.
+      names: host names accepted in the Host header; None: any.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class Server:
     ) -> None:
         self._served, self._owner, self._token, self._names = served, owner, token, names
         self._created = int(time.time())
-        self._answers: Counter[tuple[str, int]] = Counter()
+        self._responses: Counter[tuple[str, int]] = Counter()
 
     def app(self) -> ASGIApp:
-        """The application, which starts and ends the owner's thread."""
+        """The ASGI application; it stops the owner's thread on shutdown."""
 
         @asynccontextmanager
         async def lifespan(_):
@@ -77,7 +77,7 @@ class Server:
         return self._guarded(inner)
 
     def _guarded(self, inner: ASGIApp) -> ASGIApp:
-        """Checks before anything is read, and what is counted after."""
+        """Check each request before its body is read, and count the responses."""
 
         async def guard(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":
@@ -98,15 +98,15 @@ class Server:
             except ClientDisconnect:
                 pass
             known = scope["path"] if scope["path"] in COUNTED else "other"
-            self._answers[known, status[0]] += 1
+            self._responses[known, status[0]] += 1
 
         return guard
 
     def _check(self, request: Request) -> None:
-        """Who asks, and for what host.
+        """Check the Host header and the bearer token.
 
         Raises:
-          ApiError: not to be answered.
+          ApiError: one of them is wrong.
         """
         host = request.headers.get("host", "").rsplit(":", 1)
         name = host[0] if len(host) == 1 or host[1].isdigit() else ":".join(host)
@@ -120,40 +120,43 @@ class Server:
 
     async def _completions(self, request: Request) -> Answer:
         body = await _body(request)
-        asked = await asyncio.to_thread(completion, body, self._served)
-        return Answer(asked, self._served, self._owner)
+        parsed = await asyncio.to_thread(completion, body, self._served)
+        return Answer(parsed, self._served, self._owner)
 
     async def _models(self, request: Request) -> Response:
         name = self._served.name
         model = {"id": name, "object": "model", "created": self._created, "owned_by": "gpt3jax"}
-        asked = request.path_params.get("name")
-        if asked not in (None, name):
-            what = f"there is no model {asked[:80]!r} here: {name!r} is served"
-            raise ApiError(404, what, "model", "model_not_found")
-        return JSONResponse(model if asked else {"object": "list", "data": [model]})
+        requested = request.path_params.get("name")
+        if requested not in (None, name):
+            message = f"there is no model {requested[:80]!r} here: {name!r} is served"
+            raise ApiError(404, message, "model", "model_not_found")
+        return JSONResponse(model if requested else {"object": "list", "data": [model]})
 
     async def _health(self, _: Request) -> Response:
         alive, programs = self._owner.is_alive, self._owner.programs
-        found = {
-            "status": "ok" if alive else "ended", "compiled": programs.compiled,
+        state = {
+            "status": "ok" if alive else "ended",
+            "compiled": programs.compiled,
             "programs": programs.total,
-        }  # fmt: skip
-        return JSONResponse(found, 200 if alive else 503)
+        }
+        return JSONResponse(state, 200 if alive else 503)
 
     async def _metrics(self, _: Request) -> Response:
-        """Prometheus' text format, version 0.0.4."""
+        """Metrics in Prometheus' text format, version 0.0.4."""
         counts, owner = self._owner.counts, self._owner
-        lines = ["# HELP gpt3jax_requests_total Answered requests (499: the client left before).",
-                 "# TYPE gpt3jax_requests_total counter"]  # fmt: skip
-        for (path, status), count in sorted(self._answers.items()):
+        lines = [
+            "# HELP gpt3jax_requests_total Answered requests (499: the client disconnected).",
+            "# TYPE gpt3jax_requests_total counter",
+        ]
+        for (path, status), count in sorted(self._responses.items()):
             lines.append(f'gpt3jax_requests_total{{path="{path}",code="{status}"}} {count}')
         for name, kind, what, value in (
-            ("prompt_tokens_total", "counter", "Tokens of prompts read", counts["prompt_tokens"]),
-            ("completion_tokens_total", "counter", "Tokens written", counts["completion_tokens"]),
-            ("steps_total", "counter", "Decoding steps of the device", counts["steps"]),
-            ("step_rows_total", "counter", "Rows in them, summed", counts["rows"]),
-            ("step_seconds_total", "counter", "Seconds in them", counts["step_seconds"]),
-            ("rows_active", "gauge", "Rows being written", owner.active),
+            ("prompt_tokens_total", "counter", "Prompt tokens", counts["prompt_tokens"]),
+            ("completion_tokens_total", "counter", "New tokens", counts["completion_tokens"]),
+            ("steps_total", "counter", "Decode steps", counts["steps"]),
+            ("step_rows_total", "counter", "Rows in all decode steps", counts["rows"]),
+            ("step_seconds_total", "counter", "Time in decode steps (s)", counts["step_seconds"]),
+            ("rows_active", "gauge", "Rows being decoded", owner.active),
             ("rows_waiting", "gauge", "Rows in the queue", owner.waiting),
         ):
             lines.append(f"# HELP gpt3jax_{name} {what}.")
@@ -164,32 +167,32 @@ class Server:
 
 
 COUNTED = ("/v1/completions", "/v1/models", "/health", "/metrics", *page.FILES)
-"""Paths that are counted by their names: others are a stranger's to choose."""
+"""Paths with their own counters; clients could send any number of other paths."""
 
 
 async def _body(request: Request) -> bytes:
-    """All of a request's body.
+    """Read a request's body.
 
     Raises:
-      ApiError: it is not declared as JSON, too large, or does not come.
+      ApiError: the body is not declared as JSON, is too large, or does not arrive in time.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    found, length = bytearray(), 0
+    body, length = bytearray(), 0
     try:
         async with asyncio.timeout(PATIENCE):
             async for chunk in request.stream():
                 length += len(chunk)
                 if length <= LARGEST_BODY:
-                    found += chunk
+                    body += chunk
                 elif length > DRAINED:
                     break
     except TimeoutError:
-        raise ApiError(408, f"the body did not come within {PATIENCE:.0f} seconds") from None
+        raise ApiError(408, f"the body did not arrive within {PATIENCE:.0f} seconds") from None
     if length > LARGEST_BODY:
-        raise ApiError(413, f"the body is over {LARGEST_BODY:,} bytes: the largest that is read")
+        raise ApiError(413, f"the body is over the limit of {LARGEST_BODY:,} bytes")
     if kind != "application/json":
         raise ApiError(415, f"content-type is {kind[:80]!r}: it must be application/json")
-    return bytes(found)
+    return bytes(body)
 
 
 def _refusal(error: ApiError) -> Response:
@@ -203,34 +206,34 @@ async def _refuse(_: Request, error: Exception) -> Response:
 
 
 async def _refuse_http(request: Request, error: Exception) -> Response:
-    """What Starlette itself refuses: unknown paths and methods."""
+    """Respond to Starlette's own errors: unknown paths and methods."""
     assert isinstance(error, HTTPException)
-    what = f"{request.method} {request.url.path[:80]}: {error.detail.lower()}"
+    message = f"{request.method} {request.url.path[:80]}: {error.detail.lower()}"
     return JSONResponse(
-        ApiError(error.status_code, what).to_json(), error.status_code, error.headers
+        ApiError(error.status_code, message).to_json(), error.status_code, error.headers
     )
 
 
 class _Protocol(H11Protocol):
-    """HTTP, but who connects and then does not ask is let go."""
+    """HTTP that closes connections on which no request arrives in time."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
 
-        def let_go() -> None:
+        def close_if_idle() -> None:
             if self.cycle is None:
                 transport.close()
 
-        self._letting_go = self.loop.call_later(PATIENCE, let_go)
+        self._idle_timer = self.loop.call_later(PATIENCE, close_if_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        # Or the event loop would hold what the connection was, and what it read, until then.
-        self._letting_go.cancel()
+        # The timer would otherwise keep the connection and its buffers alive until it fires.
+        self._idle_timer.cancel()
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody beyond this machine reaches an address."""
+    """Whether an address can only be reached from this machine."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -238,10 +241,10 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound.
+    """Bind a socket.
 
     Raises:
-      ConfigError: it cannot be.
+      ConfigError: the address cannot be bound.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -258,31 +261,39 @@ def listen(host: str, port: int) -> socket.socket:
 def make_server(
     served: Served, owner: Owner, bound: socket.socket, token: str | None
 ) -> uvicorn.Server:
-    """What `run(sockets=[bound])` starts; it ends the owner's thread, too.
+    """The server, to be started with `run(sockets=[bound])`; it stops the owner when it ends.
 
     Args:
       served: the model.
-      owner: who computes.
-      bound: where to listen.
-      token: what requests must carry, if anything.
+      owner: the thread that owns the device.
+      bound: the socket to listen on.
+      token: the bearer token that requests must carry, if any.
     """
     names = LOOPBACK_NAMES if is_loopback(bound.getsockname()[0]) else None
     config = uvicorn.Config(
-        Server(served, owner, token, names).app(), http=_Protocol, ws="none", loop="asyncio",
-        lifespan="on", access_log=False, log_level="error", server_header=False,
-        proxy_headers=False, backlog=BACKLOG, timeout_graceful_shutdown=2,
-    )  # fmt: skip
+        Server(served, owner, token, names).app(),
+        http=_Protocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        access_log=False,
+        log_level="error",
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=2,
+    )
     return uvicorn.Server(config)
 
 
 def address_of(bound: socket.socket) -> str:
-    """A socket's address, to be typed into a browser."""
+    """The URL of a bound socket."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def warn_of_strangers(host: str, token: str | None) -> None:
-    """Say it where others can reach the server."""
+def warn_if_public(host: str, token: str | None) -> None:
+    """Warn if other machines can reach the server."""
     if not is_loopback(host):
-        who = "with the token" if token else "WITHOUT A TOKEN: --token-file asks for one"
-        print(f"warning: whoever reaches {host} may use this model, {who}", file=sys.stderr)
+        access = "with the token" if token else "WITHOUT A TOKEN: set one with --token-file"
+        print(f"warning: anyone who can reach {host} can use this model, {access}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What goes between a request and the thread that owns the model: rows, pieces of their text."""
+"""Data passed between requests and the thread that owns the device: jobs, rows, pieces of text."""
 
 from __future__ import annotations
 
@@ -16,84 +16,86 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Scored:
-    """A token of a text, and how likely the model found it."""
+    """A token of a text with its logprob."""
 
     token: int
     offset: int
-    """Characters of the text before it."""
+    """Number of characters of the text before the token."""
     log_probability: float | None = None
-    """Nats; of the first token of a text, none."""
+    """Nats; None for the first token of a text."""
     best: tuple[tuple[int, float], ...] = ()
-    """The likeliest tokens in its place, with theirs."""
+    """The most likely tokens at this position and their logprobs."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What a row wrote since the last one."""
+    """The text and tokens of a row since its previous piece."""
 
     index: int
-    """Of the row in its request."""
+    """Index of the row in its request."""
     text: str
     tokens: tuple[Scored, ...]
     written: int
-    """Tokens, the one that ended the text included."""
+    """Number of new tokens, including the one that ended the text."""
     finish: Finish | None
 
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way."""
+    """A queued or active request."""
 
     asked: Completion
     deliver: Callable[[Piece | Exception], None]
-    """Called by the owner's thread: must only pass on."""
+    """Called from the owner's thread; must not block."""
     is_cancelled: bool = False
 
 
 class Offsets:
-    """Where each token of a text begins: a part of a character, where that character does."""
+    """Computes the character offset of each token; a partial character starts at the character."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._characters = tokenizer, 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> int:
-        """Characters of the text before the one that the token's first byte belongs to."""
-        spelled = self._tokenizer.token_bytes(token)
-        text = self._decoder.decode(spelled[:1])
-        ends_character = bool(spelled) and not self._decoder.getstate()[0]
+        """Add a token; returns the offset of the character that its first byte belongs to."""
+        raw = self._tokenizer.token_bytes(token)
+        text = self._decoder.decode(raw[:1])
+        ends_character = bool(raw) and not self._decoder.getstate()[0]
         offset = self._characters + len(text) - ends_character
-        self._characters += len(text) + len(self._decoder.decode(spelled[1:]))
+        self._characters += len(text) + len(self._decoder.decode(raw[1:]))
         return offset
 
     def flush(self) -> None:
-        """What follows is another text, after the end of this one."""
+        """End a text; the next token starts a new character."""
         self._characters += len(self._decoder.decode(b"", final=True))
         self._decoder.reset()
 
 
 @dataclass(eq=False)
 class Row:
-    """A text being written."""
+    """One sequence of a request."""
 
     job: Job
     index: int
     history: list[int]
-    """Token ids of its whole text."""
+    """Token ids of the prompt and the new tokens."""
     stream: TextStream
     offsets: Offsets
     filled: int = 0
-    """Slots of the cache."""
+    """Number of filled slots of the KV cache."""
     written: int = 0
+    """Number of new tokens."""
     text: str = ""
-    """Not yet delivered, as are these."""
+    """Text that is not delivered yet."""
     tokens: list[Scored] = field(default_factory=list)
+    """Tokens that are not delivered yet."""
     sent: int = 0
-    """Characters delivered."""
+    """Number of characters delivered."""
     unsent: int = 0
     is_over: bool = False
 
     @property
     def sample(self) -> int:
-        """Which of its prompt's samples it is."""
+        """Index of the sample among those of its prompt."""
         return self.index % self.job.asked.samples

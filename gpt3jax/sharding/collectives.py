@@ -111,9 +111,12 @@ def all_gather_params(params: Any, specs: Any) -> Any:
       specs: their entries in the table of parameters.
     """
 
+    if axis_size("fsdp") == 1:
+        return params
+
     def whole(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
         parts = partition_spec(by_path[path].axes[-leaf.ndim :])
-        if "fsdp" not in parts or axis_size("fsdp") == 1:
+        if "fsdp" not in parts:
             return leaf
         dim = tuple(parts).index("fsdp")
         front = jnp.moveaxis(leaf, dim, 0)

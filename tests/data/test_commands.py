@@ -38,7 +38,7 @@ def test_what_was_left_out_is_said_with_its_reasons(folder, tmp_path, capsys):
     assert cli.main(["data", "prepare", "--corpus", str(tmp_path / "in"), "--out", str(out),
                      *SMALL]) == 0  # fmt: skip
     line = capsys.readouterr().out.splitlines()[-1]
-    assert "skipped 10 (7 binary, 3 empty)" in line and "; 1 not UTF-8, read with U+FFFD" in line
+    assert "skipped 10 (7 binary, 3 empty)" in line and "; 1 not UTF-8, read as U+FFFD" in line
     tokenizer = Tokenizer.load(out / "tokenizer.model")
     tokens = sum(len(tokenizer.encode(text.decode())) + 1 for text in texts)
     tokens += len(tokenizer.encode("caf\ufffd window\n")) + 1
@@ -216,7 +216,9 @@ def test_a_second_process_at_one_folder_is_refused_in_a_line(start, tmp_path):
     second = start(0)
     out, err = second.communicate(timeout=60)
     assert second.returncode == 2 and "begun" not in out
-    assert err.startswith(f"error: --out {tmp_path / 'out'} is being made by process {first.pid}")
+    assert err.startswith(
+        f"error: --out {tmp_path / 'out'} is being written by process {first.pid}"
+    )
     assert err.count("\n") == 1
     assert "error" not in first.communicate(timeout=60)[1] and first.returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -270,7 +272,7 @@ def test_a_process_id_that_another_has_now_blocks_nobody(tmp_path):
 
 def test_a_folder_that_appears_meanwhile_is_not_overwritten(tmp_path):
     with (
-        pytest.raises(ConfigError, match="was made by another process meanwhile"),
+        pytest.raises(ConfigError, match="was written by another process in the meantime"),
         atomic_folder(tmp_path / "out", is_only=True),
     ):
         (tmp_path / "out").mkdir()

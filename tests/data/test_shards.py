@@ -346,7 +346,7 @@ def test_the_commands(folder, settings, tmp_path, capsys):
     words += ["--tokenizer", settings["tokenizer"]]
     assert cli.main([*words, "--shard", "1/2"]) == 0
     said = capsys.readouterr().out
-    assert "of 120 documents; 1 of 2 shards are. When all are: gpt3jax data merge" in said
+    assert "of 120 documents; 1 of 2 shards are finished. Then run: gpt3jax data merge" in said
     assert cli.main(["data", "merge", str(out), "--workers", "1"]) == 2
     said = capsys.readouterr().err.splitlines()
     err = [line for line in said if not line.startswith("verifying ")]
@@ -361,4 +361,4 @@ def test_the_commands(folder, settings, tmp_path, capsys):
     one = capsys.readouterr().out.splitlines()[-1]
     assert merged == one.replace(str(tmp_path / "one"), str(out))
     assert cli.main([*words, "--shard", "0/2"]) == 0
-    assert "is there already, of all its shards" in capsys.readouterr().out
+    assert "exists already: all its shards are merged" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import pytest
 from building import changed, randomised
 
 from gpt3jax.checkpoint.checkpointer import Checkpointer
-from gpt3jax.commands.train import train_and_tell
+from gpt3jax.commands.train import train_and_report
 from gpt3jax.config import Mesh
 from gpt3jax.data import loader
 from gpt3jax.doctor.verify import verify
@@ -162,16 +162,16 @@ def test_divergence_is_said_when_it_happens_and_at_the_end(short, tmp_path, caps
     wild = changed(
         short, schedule={"peak_learning_rate": 5.0, "warmup_tokens": 0}, train={"steps": 40},
     )  # fmt: skip
-    assert train_and_tell(wild, tmp_path, 0.0, Changes(), time.time()) == 0
+    assert train_and_report(wild, tmp_path, 0.0, Changes(), time.time()) == 0
     (event,) = events(tmp_path, "diverged")
     printed = capsys.readouterr().out
     assert f"step {event['step']}: loss" in printed and "training has diverged" in printed
     before, after = (r["val_loss"] for r in Run(tmp_path).metrics() if "val_loss" in r)
     assert after > before
-    assert f"the model got worse: validation was {before:.3f} nats/token" in printed
-    assert "done: 40 steps" not in printed
-    train_and_tell(wild, tmp_path, 0.0, Changes(), time.time())
-    assert "done: 40 steps. To go on, raise --train.steps\n" in capsys.readouterr().out
+    assert f"the model got worse: the validation loss was {before:.3f} nats/token" in printed
+    assert "finished: 40 steps" not in printed
+    train_and_report(wild, tmp_path, 0.0, Changes(), time.time())
+    assert "finished: 40 steps. To train further, raise --train.steps\n" in capsys.readouterr().out
 
 
 def test_a_rewind_passes_over_batches_and_is_one_recorded_command(short, tmp_path, capsys):

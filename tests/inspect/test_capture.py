@@ -12,7 +12,7 @@ import pytest
 
 from gpt3jax.config import Mesh
 from gpt3jax.errors import ConfigError
-from gpt3jax.inspect.attention import head_facts, induction
+from gpt3jax.inspect.attention import head_stats, induction
 from gpt3jax.inspect.capture import attention_of, capture
 from gpt3jax.inspect.edits import ablate_head, in_turn, patch, steer
 from gpt3jax.inspect.lens import guesses, lens
@@ -88,12 +88,12 @@ def test_attention_weights_are_those_that_the_heads_used(run, params, tokens):
         assert (np.asarray(weights)[..., hidden] == 0).all()
 
 
-def test_facts_of_heads_that_look_at_one_place():
+def test_head_stats_of_one_hot_and_uniform_attention():
     T = 6
     before = np.eye(T, k=-1)
     before[0, 0] = 1
     even = np.tril(np.ones((T, T))) / np.arange(1, T + 1)[:, None]
-    facts = head_facts(jnp.asarray(np.stack([np.eye(T), before, even]), jnp.float32))
+    facts = head_stats(jnp.asarray(np.stack([np.eye(T), before, even]), jnp.float32))
     np.testing.assert_allclose(facts.itself, [1, 1 / T, np.mean(1 / np.arange(1, T + 1))], 1e-6)
     np.testing.assert_allclose(facts.previous[:2], [0, 1])
     np.testing.assert_allclose(facts.distance[:2], [0, (T - 1) / T], rtol=1e-6)
@@ -213,10 +213,10 @@ def test_a_mesh_fetches_weights_layer_by_layer(model, params, tokens):
     assert 0 < gathered <= tables + of_layers // run.n_layers
 
 
-def test_what_cannot_be_captured_or_patched_is_said(model, params, tokens):
+def test_unsupported_captures_and_patches_are_refused(model, params, tokens):
     with pytest.raises(ConfigError, match="no activation 'logits'"):
         capture(params, tokens, model, ("logits",))
     devices = make_mesh(Mesh(2, 1, 4))
-    with jax.set_mesh(devices), pytest.raises(ConfigError, match="--mesh.tensor splits them"):
+    with jax.set_mesh(devices), pytest.raises(ConfigError, match="does not support --mesh.tensor"):
         spread = jax.device_put(params, param_shardings(param_specs(model), devices))
         capture(spread, tokens, model, (), patch("residual", 1, np.zeros((2, 20, 32))))

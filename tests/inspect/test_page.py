@@ -21,7 +21,7 @@ from gpt3jax.inspect import page as pages
 from gpt3jax.inspect import record as looking
 from gpt3jax.inspect.capture import attention_of, capture
 from gpt3jax.inspect.page import as_data, page, token_text
-from gpt3jax.inspect.record import Writing, look, look_at_shape
+from gpt3jax.inspect.record import GenerationSettings, inspect_run, inspect_shape
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.run_dir import Run
 
@@ -37,7 +37,7 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def asked():
-    return Writing("the cat <script>", 5, Sampling(temperature=0.8), seed=1)
+    return GenerationSettings("the cat <script>", 5, Sampling(temperature=0.8), seed=1)
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def of_text(model, tokens):
     params = randomised(model)
     read = SimpleNamespace(params=params)
     sampling = Sampling(temperature=0.8)
-    record, _ = looking._of_text(read, model, tokens, sampling, (), lambda *_: None)
-    shown = look_at_shape(SimpleNamespace(name="x", model=model)) | record
+    record, _ = looking._text_record(read, model, tokens, sampling, (), lambda *_: None)
+    shown = inspect_shape(SimpleNamespace(name="x", model=model)) | record
     facts = {"prompt_length": 3, "sampling": dataclasses.asdict(sampling), "seed": 0}
     return params, shown | facts
 
@@ -67,7 +67,7 @@ def in_percent(text):
 
 
 @needs_browser
-def test_each_list_of_where_a_head_looks_is_numpys_sort_of_its_weights(model, tmp_path):
+def test_attention_lists_match_numpy_sort_of_the_weights(model, tmp_path):
     """Of 141 tokens, of which a query's 44 largest weights are on the page."""
     model = dataclasses.replace(model, context=160)
     tokens = np.random.default_rng(0).integers(0, 300, 141)
@@ -83,19 +83,19 @@ def test_each_list_of_where_a_head_looks_is_numpys_sort_of_its_weights(model, tm
         weights = of_layers[layer][h, t, : t + 1]
         order = np.argsort(-weights, kind="stable")
         seen = t + 1 if model.is_dense(layer) else min(t + 1, model.band)
-        shown = re.findall(r"#(\d+) ([\d.<]+%)", text.split(" most to ")[1])
+        shown = re.findall(r"#(\d+) ([\d.<]+%)", text.split(" mostly to ")[1])
         best = order[: min(4, seen)]
         assert [int(token) for token, _ in shown] == tokens[best].tolist(), (head, t, text)
         shares = in_percent([share for _, share in shown])
         np.testing.assert_allclose(shares, weights[best], rtol=0.06, atol=1e-4)
         left = sorted(order[44:]) if model.is_dense(layer) else []
         assert dotted == [s for s in left if s != t], (head, t)
-    assert "the 44 largest weights are on this page" in found["text"]
+    assert "stores the 44 largest weights" in found["text"]
 
 
 @needs_browser
-def test_what_one_token_alone_does_not_tell_is_not_shown_as_0(model, tmp_path):
-    """No token before it, and no loss of what followed."""
+def test_undefined_statistics_of_a_single_token_are_shown_as_n_a(model, tmp_path):
+    """A single token has no previous token and no next token."""
     _, record = of_text(model, np.array([5]))
     assert np.isnan(record["heads"]["facts"]["previous"]).all()
     watcher = LISTS.replace("[0, 2, 30, 43, 44, 70, 80, 110, 140]", "[0]").replace(
@@ -105,11 +105,11 @@ def test_what_one_token_alone_does_not_tell_is_not_shown_as_0(model, tmp_path):
     )
     found, _, log = opened(page("One", record), watcher, tmp_path)
     assert "CONSOLE" not in log and "error" not in found, (log, found.get("error"))
-    assert found["text"].count("not known") >= 16 and "NaN" not in found["text"]
+    assert found["text"].count("n/a") >= 16 and "NaN" not in found["text"]
     assert "mean 0.00 nats" not in found["text"]
 
 
-def test_a_float8_run_is_shown_as_its_text_was_drawn_and_its_parent_is_named(run, asked, tmp_path):
+def test_a_float8_run_is_shown_in_its_decoding_dtype_with_its_parent(run, asked, tmp_path):
     """Where `tensor` splits the model, too, which has no products in float8."""
     trained = changed(Run(run.path).experiment(), model={"dtype": "float8"})
     child = random_run(tmp_path / "child", trained, seed=2, step=7)
@@ -117,7 +117,7 @@ def test_a_float8_run_is_shown_as_its_text_was_drawn_and_its_parent_is_named(run
     identity = child.identity() | {"parent": {"path": str(run.path), "step": 5, "state": state}}
     child.identity_file.write_text(json.dumps(identity))
     mesh = Mesh(data=2, fsdp=2, tensor=2)
-    record = look(child.path, asked, layers=(0,), task="hidden_rule", mesh=mesh, step=None)
+    record = inspect_run(child.path, asked, layers=(0,), task="hidden_rule", mesh=mesh, step=None)
     tokens = record["tokens"].astype(int)
     whole = dataclasses.replace(trained.model, dtype="float32")
     steps = {
@@ -151,7 +151,7 @@ def test_a_browser_draws_every_section_and_all_of_it_moves(run, asked, tmp_path,
     found, fetched, log = opened(text, WATCHER, tmp_path)
     assert "CONSOLE" not in log and "error" not in found, (log, found.get("error"))
     assert not fetched and found["scripts"] == 2 and found["images"] == 0
-    assert found["ready"] == "yes" and found["title"] == "test, step 5: the look inside"
+    assert found["ready"] == "yes" and found["title"] == "test, step 5: activations and parameters"
     assert found["sections"] == [[name, True] for name in SECTIONS]
     assert found["fits"] == {"wide": True, "narrow": True}
     first, after, back = found["at"]
@@ -162,15 +162,15 @@ def test_a_browser_draws_every_section_and_all_of_it_moves(run, asked, tmp_path,
     assert all(found[name] for name in ("sorted", "chosen", "checkpoint", "shots", "theme"))
     assert found["checkpoint"] == "untrained"
     exact, to_come, area = found["tips"]
-    assert "hidden by the band" in exact or re.search(r"\n0\.\d{7}|\n[\d.]+e-\d+", exact), exact
-    assert "it cannot be seen" in to_come and "% of all" in area
+    assert "outside the band" in exact or re.search(r"\n0\.\d{7}|\n[\d.]+e-\d+", exact), exact
+    assert "which is masked" in to_come and "% of all" in area
 
 
 @needs_browser
-def test_hostile_texts_are_shown_and_do_nothing(run, asked, tmp_path):
+def test_hostile_texts_are_shown_but_not_executed(run, asked, tmp_path):
     """As tokens, title, demonstrations and answers; with less motion, which shows no half steps."""
     mesh = Mesh(data=2, fsdp=2, tensor=2)
-    record = look(run.path, asked, layers=(1, 2), task="hidden_rule", mesh=mesh, step=5)
+    record = inspect_run(run.path, asked, layers=(1, 2), task="hidden_rule", mesh=mesh, step=5)
     ids = list(record["texts"])
     for number, token in enumerate(ids):
         record["texts"][token] = HOSTILE[number % len(HOSTILE)]
@@ -192,7 +192,7 @@ def test_hostile_texts_are_shown_and_do_nothing(run, asked, tmp_path):
 @needs_browser
 def test_the_watcher_sees_harm_and_the_policy_keeps_it_out(tmp_path, experiment):
     """Else the tests before would pass whatever a page did."""
-    text = page("A shape", look_at_shape(experiment))
+    text = page("A shape", inspect_shape(experiment))
     harm = "<script>document.title = 'taken'; console.log('here')</script><img src='/taken.png'>"
     text = text.replace("<main", harm + "<div style='width:2000px'>x</div><main")
     found, fetched, log = opened(
@@ -222,7 +222,7 @@ def test_a_run_without_its_data_is_still_shown(run, asked, prepared, tmp_path, m
     monkeypatch.setattr("gpt3jax.inspect.record.loader.windows", gone)
     monkeypatch.setattr("gpt3jax.inspect.record.shots_record", lambda *_: None)
     mesh = Mesh(data=1, fsdp=-1)
-    record = look(run.path, asked, layers=(0,), task="hidden_rule", mesh=mesh, step=None)
+    record = inspect_run(run.path, asked, layers=(0,), task="hidden_rule", mesh=mesh, step=None)
     assert "windows" not in record["training"] and "update" not in record["training"]
     assert record["training"]["missing"] == "the data is not here. Restore it"
     assert record["layers"] == [0] and record["heads"]["keys"].shape[0] == 1
@@ -231,14 +231,14 @@ def test_a_run_without_its_data_is_still_shown(run, asked, prepared, tmp_path, m
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--layers", "4"], "--layers names 4: they are from 0 to 3"),
-        (["--new-tokens", "47"], "over 48, the model sees no more"),
+        (["--layers", "4"], "--layers has 4: it must be from 0 to 3"),
+        (["--new-tokens", "47"], "the context is 48"),
         (["--task", "patterns"], "--task patterns is 2 tasks"),
         (["--temperature", "-1"], "--temperature is -1.0"),
         (["--step", "3"], "has no checkpoint of step 3"),
     ],
 )
-def test_what_cannot_be_shown_is_refused(run, words, message, capsys):
+def test_invalid_arguments_are_refused(run, words, message, capsys):
     assert main(["inspect", str(run.path), "--prompt", "the cat", *words]) == 2
     assert message in capsys.readouterr().err
 
@@ -253,7 +253,7 @@ def test_data_cannot_end_its_script_and_keeps_its_numbers():
     assert not re.search("[<>&]", text)
     found = json.loads(text)
     assert found["text"] == record["text"] and found["n"] == 3 and found["a"]["shape"] == [2, 3]
-    with pytest.raises(ValueError, match="int64 has no place"):
+    with pytest.raises(ValueError, match="int64 is not supported"):
         as_data({"a": np.zeros(3, np.int64)})
 
 

@@ -74,7 +74,7 @@ def test_a_folder_has_what_transformers_looks_for(experiment, make_run, tmp_path
     card = (tmp_path / "out/README.md").read_text()
     manifest = run.identity()["data"]["sources"][0]["manifest"]
     for fact in ("1,920 tokens in 5 steps", manifest, "3.2500 nats/token at step 4", found.state,
-                 "1.750 bits/byte", "Licence: none is stated", found.line):  # fmt: skip
+                 "1.750 bits/byte", "Licence: not stated", found.line):  # fmt: skip
         assert fact in card
     assert "1.0000" not in card, "of a later step"
     assert not list(tmp_path.glob("*.partial*"))
@@ -159,7 +159,7 @@ def test_large_models_are_cut_into_files_with_an_index(dense, make_run, tmp_path
     )
 
 
-def test_the_newest_checkpoint_that_is_whole_is_taken_or_the_one_named(
+def test_the_newest_intact_or_the_named_checkpoint_is_exported(
     experiment, make_run, tmp_path, capsys
 ):
     make_run(experiment, seed=1, step=3)
@@ -170,7 +170,7 @@ def test_the_newest_checkpoint_that_is_whole_is_taken_or_the_one_named(
         export.export(run.path, tmp_path / "other", step=4)
     flip(run.checkpoints / "7/params/layers.down.kernel/0.0.0")
     assert export.export(run.path, tmp_path / "whole").step == 3
-    assert "warning: checkpoint 7 was passed over" in capsys.readouterr().err
+    assert "warning: checkpoint 7 was skipped" in capsys.readouterr().err
     with pytest.raises(DamagedError):
         export.export(run.path, tmp_path / "damaged", step=7)
     assert not (tmp_path / "damaged").exists()
@@ -196,7 +196,7 @@ def test_a_flipped_bit_of_a_large_leaf_is_found_by_its_hash(experiment, make_run
         checkpoints.open_params(5, experiment.model)
 
 
-def test_shapes_that_have_no_name_there_are_refused_at_once(dense, make_run, tmp_path):
+def test_shapes_that_transformers_does_not_support_are_refused(dense, make_run, tmp_path):
     odd = dataclasses.replace(dense.model, n_heads=3, free_head_width=True)
     run = make_run(dataclasses.replace(dense, model=odd))
     with pytest.raises(ConfigError, match="GPT-2 and GPT-Neo have no such shape"):
@@ -204,15 +204,15 @@ def test_shapes_that_have_no_name_there_are_refused_at_once(dense, make_run, tmp
     assert not list(tmp_path.glob("out*"))
 
 
-def test_a_folder_that_holds_something_is_left_alone(experiment, make_run, tmp_path):
+def test_a_folder_that_is_not_empty_is_left_alone(experiment, make_run, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious").write_text("x")
-    with pytest.raises(ConfigError, match="holds something"):
+    with pytest.raises(ConfigError, match="is not empty"):
         export.export(make_run(experiment).path, tmp_path / "out")
     assert os.listdir(tmp_path / "out") == ["precious"]
 
 
-def test_nothing_is_left_of_an_export_that_does_not_hold(
+def test_nothing_is_left_of_an_export_that_fails_its_certificate(
     experiment, make_run, tmp_path, monkeypatch
 ):
     def refuse(*_, **__):
@@ -224,7 +224,7 @@ def test_nothing_is_left_of_an_export_that_does_not_hold(
     assert os.listdir(tmp_path) == ["run"]
 
 
-def test_a_disk_that_is_too_small_is_told_before(experiment, make_run, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_first(experiment, make_run, tmp_path, monkeypatch):
     run = make_run(experiment)
     usage = export.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(export.shutil, "disk_usage", lambda _: usage)

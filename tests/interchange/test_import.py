@@ -246,24 +246,24 @@ WTE, UP = "transformer.wte.weight", "transformer.h.1.mlp.c_fc.weight"
     [
         (take(UP), "h.1.mlp.c_fc.weight is missing"),
         (take("transformer.ln_f.bias"), "ln_f.bias is missing"),
-        (put(UP, lambda v: v[UP].T), "by config.json it is"),
+        (put(UP, lambda v: v[UP].T), "but config.json gives"),
         (put("transformer.h.9.ln_1.bias", lambda v: v[UP]), "not one of the model's"),
-        (put("wte.weight", lambda v: v[WTE]), "there twice"),
-        (put(UP, lambda v: v[UP] * np.inf), "layers/up/kernel is not finite"),
+        (put("wte.weight", lambda v: v[WTE]), "is duplicated"),
+        (put(UP, lambda v: v[UP] * np.inf), "layers/up/kernel has values that are not finite"),
         (put(UP, lambda v: v[UP] * np.nan), "not finite"),
         (put("lm_head.weight", lambda v: v[WTE] + 1), "not its token embedding"),
-        (put("lm_head.weight", lambda v: v[WTE][:-1]), "by config.json it is"),
+        (put("lm_head.weight", lambda v: v[WTE][:-1]), "but config.json gives"),
         (configured(model_type="opt"), "model_type is 'opt'"),
-        (configured(vocab_size=299), "by config.json it is"),
+        (configured(vocab_size=299), "but config.json gives"),
         (configured(num_layers=3), "not one of the model's|layers of 3"),
         (lambda folder: (folder / SINGLE).unlink(), "only safetensors are read"),
         (lambda folder: (folder / SINGLE).write_bytes(b"\x80\x04."), "cannot be read"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
         (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
-        (lambda folder: (folder / "tokenizer.model").write_bytes(b"x"), "cannot be taken over"),
+        (lambda folder: (folder / "tokenizer.model").write_bytes(b"x"), "cannot be imported"),
     ],
 )
-def test_a_folder_that_cannot_be_trusted_is_refused_in_words(folder, tmp_path, harm, words):
+def test_damaged_or_inconsistent_folders_are_refused(folder, tmp_path, harm, words):
     harm(folder)
     with pytest.raises(ConfigError, match=words) as error:
         import_.import_(folder, tmp_path / "run")
@@ -283,7 +283,7 @@ def test_weights_and_tokenizer_that_do_not_belong_together_are_refused(
 def test_a_run_that_is_there_is_left_alone(folder, tmp_path):
     import_.import_(folder, tmp_path / "run")
     before = Path(tmp_path / "run/ledger.jsonl").read_text()
-    with pytest.raises(ConfigError, match="holds something"):
+    with pytest.raises(ConfigError, match="is not empty"):
         import_.import_(folder, tmp_path / "run")
     assert Path(tmp_path / "run/ledger.jsonl").read_text() == before
 

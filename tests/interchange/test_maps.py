@@ -135,7 +135,7 @@ def test_a_band_as_wide_as_the_context_is_dense(model):
 
 
 @pytest.mark.parametrize(("d_model", "n_heads", "d_head"), [(2048, 24, 128), (5140, 40, 128)])
-def test_the_shapes_that_table_2_1_prints_for_xl_and_13b_are_refused(d_model, n_heads, d_head):
+def test_the_shapes_of_xl_and_13b_in_table_2_1_are_refused(d_model, n_heads, d_head):
     odd = Model(2, d_model, n_heads, d_head, dense_every=1, free_head_width=True)
     with pytest.raises(ConfigError, match="GPT-2 and GPT-Neo have no such shape"):
         family_of(odd)
@@ -144,8 +144,8 @@ def test_the_shapes_that_table_2_1_prints_for_xl_and_13b_are_refused(d_model, n_
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "llama"}, "GPT-2 .* and GPT-Neo are read"),
-        ({"model_type": ["gpt2"]}, "are read"),
+        ({"model_type": "llama"}, "only GPT-2 .* and GPT-Neo are supported"),
+        ({"model_type": ["gpt2"]}, "are supported"),
         ({"n_inner": 1024}, "MLP is 1024 wide"),
         ({"activation_function": "relu"}, "activation_function is 'relu'"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
@@ -162,7 +162,7 @@ def test_the_shapes_that_table_2_1_prints_for_xl_and_13b_are_refused(d_model, n_
         ({"n_positions": None}, "n_positions is null"),
     ],
 )
-def test_a_gpt2_that_we_are_not_is_refused(change, words):
+def test_unsupported_gpt2_configs_are_refused(change, words):
     with pytest.raises(ConfigError, match=words):
         from_config(GPT2 | change)
 
@@ -176,7 +176,7 @@ def test_a_gpt2_that_we_are_not_is_refused(change, words):
         ([[["global"], 1], [["local"], 3]], 4),
     ],
 )
-def test_global_and_local_layers_in_turn_are_taken_over(types, dense_every):
+def test_alternating_global_and_local_layers_are_imported(types, dense_every):
     family, model = from_config(NEO | {"attention_types": types})
     assert (family, model.dense_every, model.band) == ("gpt_neo", dense_every, 256)
 
@@ -197,8 +197,8 @@ def test_global_and_local_layers_in_turn_are_taken_over(types, dense_every):
         [[[["global"]], 4]],
     ],
 )
-def test_other_orders_of_layers_are_refused(types):
-    with pytest.raises(ConfigError, match="config.json cannot be taken over"):
+def test_unsupported_layer_patterns_are_refused(types):
+    with pytest.raises(ConfigError, match="config.json cannot be imported"):
         from_config(NEO | {"attention_types": types})
 
 

@@ -64,7 +64,7 @@ def test_alone_it_writes_what_generate_writes(wide, make_run, tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "count"), [("float32", 3), ("bfloat16", 1)])
-def test_rows_of_any_number_and_length_get_the_logits_of_a_forward_pass(
+def test_batches_of_any_size_and_length_get_the_logits_of_forward(
     wide, make_run, tmp_path, dtype, count
 ):
     wide = changed(wide, model={"lora_rank": 2})
@@ -129,7 +129,7 @@ def test_a_weight_that_is_disturbed_breaks_the_certificate(
             yield each, values
 
     monkeypatch.setattr(stablehlo, "_tensors", disturbed)
-    fails(make_run(wide), tmp_path, "the export does not hold: its logits differ by")
+    fails(make_run(wide), tmp_path, "the export is not valid: its logits differ by")
 
 
 def test_a_decoding_program_that_is_wrong_breaks_the_certificate(
@@ -143,10 +143,10 @@ def test_a_decoding_program_that_is_wrong_breaks_the_certificate(
         return logits_BV, longer.replace(keys=cache.keys)
 
     monkeypatch.setattr(decode, "decode", forgetful)
-    fails(make_run(wide), tmp_path, "the export does not hold")
+    fails(make_run(wide), tmp_path, "the export is not valid")
 
 
-def test_where_nothing_can_be_compared_the_certificate_says_why(
+def test_the_certificate_gives_a_reason_if_nothing_can_be_compared(
     wide, make_run, tmp_path, monkeypatch
 ):
     run = make_run(wide)
@@ -171,7 +171,7 @@ def test_it_appears_whole_or_not_at_all(wide, make_run, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("o*"))
     (tmp_path / "o").mkdir()
     (tmp_path / "o/kept").write_text("")
-    with pytest.raises(ConfigError, match="holds something"):
+    with pytest.raises(ConfigError, match="is not empty"):
         stablehlo.export(run.path, tmp_path / "o")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="flatbuffers"):

@@ -73,7 +73,7 @@ def test_two_processes_train_like_one_and_write_one_run(file, tmp_path):
     assert code == 0, alone
     code, together = finish(launch(file, tmp_path / "two"))
     assert code == 0, together
-    assert together.count("To go on:") == 1, "only the first process prints"
+    assert together.count("Next:") == 1, "only the first process prints"
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert list(two) == list(range(13))
     for step, values in one.items():

@@ -226,7 +226,7 @@ def test_merged_shards_equal_the_output_of_one_process(cluster, prepared, corpus
     job = cluster.wait(merge)
     said = "".join(path.read_text() for path in sorted(folder.glob("*.out")))
     assert job["JobState"] == "COMPLETED", said
-    assert said.count("When all are: gpt3jax data merge") == 4
+    assert said.count("Then run: gpt3jax data merge") == 4
     one = prepare(str(corpus), str(folder / "one"), context=48, vocabulary=300,
                   tokenizer=str(prepared), workers=1)  # fmt: skip
     assert verify(folder / "many") == one

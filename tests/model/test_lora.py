@@ -120,10 +120,10 @@ def test_the_count_is_that_of_the_factors():
     ("fields", "said"),
     [
         ({"lora_rank": -1}, "--model.lora-rank is -1: it must be at least 0"),
-        ({"lora_rank": 9}, "--model.lora-rank is 9, over the width 8"),
-        ({"lora_rank": 2, "lora_matrices": ()}, "--model.lora-matrices is .* one at least"),
-        ({"lora_matrices": ("up", "up")}, "--model.lora-matrices is .* named once"),
-        ({"lora_matrices": ("k",)}, "--model.lora-matrices is 'k': it is one of qkv, out"),
+        ({"lora_rank": 9}, "--model.lora-rank is 9, above d_model 8"),
+        ({"lora_rank": 2, "lora_matrices": ()}, "--model.lora-matrices is .* at least one"),
+        ({"lora_matrices": ("up", "up")}, "--model.lora-matrices is .* without repeats"),
+        ({"lora_matrices": ("k",)}, "--model.lora-matrices is 'k': it must be one of qkv, out"),
         ({"lora_alpha": float("nan")}, "--model.lora-alpha is nan"),
     ],
 )

@@ -102,7 +102,7 @@ def fresh(generator):
         owner.close()
 
 
-def test_a_first_answer_needs_four_programs_and_others_are_compiled_on_demand(fresh, monkeypatch):
+def test_a_first_answer_needs_four_programs_and_others_compile_on_demand(fresh, monkeypatch):
     compile_stage, lines = Programs._compile_stage, []
 
     def first_only(self, what, *rest):

@@ -47,7 +47,7 @@ def test_it_serves_what_generate_writes_until_it_is_interrupted(run, capsys):
             served.kill()
     assert served.returncode == 130
     first, *lines = said.splitlines()
-    assert first == f"reading {run.path}"
+    assert first == f"loading {run.path}"
     assert all(re.match(r"compil(ing|ed) .*\b\d+ of \d+ programs", line) for line in lines), said
     assert lines[0].startswith("compiling for a first answer: 0 of ")
     asked = ["--prompt", "the cat", "--new-tokens", "60", "--seed", "7", "--json"]
@@ -58,20 +58,20 @@ def test_it_serves_what_generate_writes_until_it_is_interrupted(run, capsys):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--rows", "3"], "powers of two"),
+        (["--rows", "3"], "power of two"),
         (["--port", "70000"], "--port is 70000"),
         (["--host", "no.such.host.invalid"], "cannot be listened on"),
-        (["--token-file", "empty"], "holds no token"),
+        (["--token-file", "empty"], "has no token"),
     ],
 )
-def test_mistakes_are_refused_in_a_line(run, tmp_path, monkeypatch, capsys, words, why):
+def test_invalid_flags_are_refused_in_one_line(run, tmp_path, monkeypatch, capsys, words, why):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").write_text("\n")
     assert cli.main(["serve", str(run.path), *words]) == 2
     assert re.fullmatch(rf"error: .*{re.escape(why)}.*\n", capsys.readouterr().err)
 
 
-def test_what_is_missing_is_named(run, monkeypatch, capsys):
+def test_a_missing_package_is_named(run, monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith("gpt3jax.serve")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "uvicorn", None)

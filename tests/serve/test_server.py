@@ -305,14 +305,14 @@ def _held():
 
 
 def test_only_loopback_is_quiet(capsys):
-    server.warn_of_strangers("127.0.0.1", None)
-    server.warn_of_strangers("::1", None)
-    server.warn_of_strangers("localhost", None)
+    server.warn_if_public("127.0.0.1", None)
+    server.warn_if_public("::1", None)
+    server.warn_if_public("localhost", None)
     assert capsys.readouterr().err == ""
-    server.warn_of_strangers("0.0.0.0", None)
+    server.warn_if_public("0.0.0.0", None)
     assert "WITHOUT A TOKEN" in capsys.readouterr().err
-    server.warn_of_strangers("192.168.0.7", "secret")
-    assert "whoever reaches 192.168.0.7" in capsys.readouterr().err
+    server.warn_if_public("192.168.0.7", "secret")
+    assert "anyone who can reach 192.168.0.7" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_said():

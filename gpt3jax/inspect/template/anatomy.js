@@ -1,4 +1,4 @@
-// 5. Where the parameters are.
+// 5. The parameters.
 
 const TINTS = {token_embedding: "green", position_embedding: "soft", qkv: "blue", out: "violet", up: "orange", down: "orange"};
 const partOf = (name) => name.replace(/^layers\//, "").split("/")[0];
@@ -7,8 +7,8 @@ function anatomySection() {
   const {anatomy, model} = R, inLayers = anatomy.arrays.filter((each) => each.copies > 1 || each.name.startsWith("layers/"));
   const perLayer = inLayers.reduce((sum, each) => sum + each.count, 0);
   const matrices = anatomy.arrays.reduce((sum, each) => sum + (each.shape.length > 1 && !each.name.endsWith("bias") ? each.copies : 0), 0);
-  const here = section("anatomy", "Parameters", "Where the parameters are",
-    "All that the model has learned is in these numbers. Each column is a layer, each area as large as its share.");
+  const here = section("anatomy", "Parameters", "Parameters of the model",
+    "Each column is a layer, and each area is proportional to its number of parameters.");
   here.append(el("div", {class: "figures"}, ...[[large(anatomy.total), "parameters"], [count(model.n_layers), "layers"], [large(perLayer), "in each layer"], [count(matrices), "matrices"]]
     .map(([value, name]) => el("div", {}, el("b", {}, value), name))));
   const detail = el("div"), map = el("div", {class: "map"});
@@ -18,7 +18,7 @@ function anatomySection() {
   const pick = (each, layer) => { chosen = {each, layer}; show(); };
   map.append(area(inLayers, perLayer, pick));
   drawn(show);
-  here.append(el("h3", {}, "Every array"), el("div", {class: "wide"}, arrayTable(pick)));
+  here.append(el("h3", {}, "All arrays"), el("div", {class: "wide"}, arrayTable(pick)));
 }
 
 function area(inLayers, perLayer, pick) {
@@ -49,7 +49,7 @@ function area(inLayers, perLayer, pick) {
 
 function arrayTable(pick) {
   const {anatomy} = R;
-  return el("table", {}, el("thead", {}, el("tr", {}, ...["array", "shape", "numbers", "copies", "share", "", "begins as"].map((each) => el("th", {}, each)))),
+  return el("table", {}, el("thead", {}, el("tr", {}, ...["array", "shape", "numbers", "copies", "share", "", "initialized as"].map((each) => el("th", {}, each)))),
     el("tbody", {}, ...anatomy.arrays.map((each) => el("tr", {}, el("td", {}, el("button", {type: "button", onclick: () => pick(each, 0)}, each.name)), el("td", {}, each.shape.join(" \u00d7 ")), el("td", {}, count(each.count)),
       el("td", {}, count(each.copies)), el("td", {}, percent(each.share)), el("td", {style: {width: "8rem", "text-align": "left"}}, el("span", {class: "share", style: {width: 7 * each.share + "rem"}})),
       el("td", {class: "soft"}, each.init === "normal" ? `normal, \u03c3 ${each.std.toPrecision(2)}` : each.init)))));
@@ -57,7 +57,7 @@ function arrayTable(pick) {
 
 function arrayDetail({each, layer}) {
   const heading = el("h3", {}, `${each.name}${each.copies > 1 ? `, layer ${layer}` : ""}: ${each.shape.join(" \u00d7 ")}`);
-  if (!each.histogram) return el("div", {}, heading, el("p", {}, `${count(each.count)} numbers; no weights yet. They begin as ${each.init === "normal" ? `normal, with standard deviation ${each.std.toPrecision(3)}` : each.init}.`));
+  if (!each.histogram) return el("div", {}, heading, el("p", {}, `${count(each.count)} values; there are no weights yet. They are initialized as ${each.init === "normal" ? `normal, with standard deviation ${each.std.toPrecision(3)}` : each.init}.`));
   const found = each.histogram.row(layer), bins = found.length, W = roomy(600), H = 120, wide = (2 * each.reach) / bins, middle = each.init === "ones" ? 1 : 0;
   const density = [...found].map((n) => n / each.count), first = each.init === "normal" && each.std > 0;
   const normal = (x) => (Math.exp(-0.5 * (x / each.std) ** 2) / (each.std * Math.sqrt(2 * Math.PI))) * wide;
@@ -69,5 +69,5 @@ function arrayDetail({each, layer}) {
   const text = (x, anchor, value) => el("svg:text", {x, y: H + 16, "text-anchor": anchor, class: "soft"}, value.toPrecision(2));
   return el("div", {}, heading, el("svg:svg", {viewBox: `0 0 ${W} ${H + 20}`, style: {width: "min(100%,38rem)"}, role: "img", "aria-label": "histogram of values"}, ...bars, start,
     text(0, "start", middle - each.reach), text(W / 2, "middle", middle), text(W, "end", middle + each.reach)),
-    el("small", {}, el("span", {class: "key a", style: {"margin-left": 0}}), `values now: mean ${each.mean.at(layer).toPrecision(2)}, root mean square ${each.rms.at(layer).toPrecision(3)}`, el("span", {class: "key m"}), "as initialised"));
+    el("small", {}, el("span", {class: "key a", style: {"margin-left": 0}}), `values now: mean ${each.mean.at(layer).toPrecision(2)}, root mean square ${each.rms.at(layer).toPrecision(3)}`, el("span", {class: "key m"}), "at initialization"));
 }

@@ -1,5 +1,5 @@
-// What all sections use: the record, elements, colours, the tip, and which token is looked at.
-// Text of the model is only ever set as textContent: nothing of it is parsed.
+// Shared by all sections: the record, elements, colours, the tooltip, and the selected token.
+// Model text is only ever set as textContent, so it is never parsed as HTML.
 
 const TYPES = {float32: Float32Array, uint32: Uint32Array, uint16: Uint16Array, uint8: Uint8Array, int32: Int32Array};
 
@@ -52,7 +52,7 @@ function section(id, name, title, text) {
   return made;
 }
 
-// Spaces and line ends are shown as signs, softly.
+// Spaces and line breaks are shown as grey symbols.
 function spelled(text) {
   return [...text.matchAll(/[ \n\t\r\u2028\u2029]|[^ \n\t\r\u2028\u2029]+/g)].map(([part]) => {
     const sign = {" ": "\u00b7", "\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d", "\u2028": "\u23ce", "\u2029": "\u23ce"}[part];
@@ -66,7 +66,7 @@ const chip = (id, kind = "", tag = "span", more = {}) =>
   el(tag, {class: "token " + kind, ...(tag === "button" ? {type: "button"} : {}), ...more}, ...spelled(textOf(id)));
 const isOwn = (t) => t >= R.prompt_length;
 
-const percent = (p) => (Number.isNaN(p) ? "not known" : p >= 0.9995 ? "100%" : p >= 0.0995 ? (100 * p).toFixed(0) + "%" : p >= 0.0001 ? (100 * p).toPrecision(2) + "%" : p > 0 ? "<0.01%" : "0");
+const percent = (p) => (Number.isNaN(p) ? "n/a" : p >= 0.9995 ? "100%" : p >= 0.0995 ? (100 * p).toFixed(0) + "%" : p >= 0.0001 ? (100 * p).toPrecision(2) + "%" : p > 0 ? "<0.01%" : "0");
 const signed = (x) => (x < 0 ? "\u2212" : "+") + Math.abs(x).toFixed(2);
 const count = (n) => n.toLocaleString("en-US");
 function large(n) {
@@ -75,7 +75,7 @@ function large(n) {
   return count(n);
 }
 
-// Colours of the theme as numbers, for canvases; drawings are made again when the theme changes.
+// Theme colours as numbers, for canvases, which are redrawn when the theme changes.
 const redraws = [];
 let palette = {};
 function readPalette() {
@@ -119,13 +119,13 @@ function tell(event, text) {
   tip.style.top = (y + box.height > innerHeight ? Math.max(4, y - box.height - 34) : y) + "px";
 }
 const hush = () => { tip.hidden = true; };
-// A function gives the text when it is asked, so that thousands of cells cost nothing.
+// The text is computed on demand, because there may be thousands of cells.
 const telling = (text) => ({
   onpointermove: (event) => tell(event, text(event)), onpointerleave: hush,
   onfocus: (event) => tell(event, text(event)), onblur: hush,
 });
 
-// One token is looked at, by all sections.
+// The selected token is shared by all sections.
 const state = {at: 0};
 const watchers = [];
 function lookAt(t) {
@@ -145,7 +145,7 @@ function tokenRow(start, stop, more = () => "") {
   return row;
 }
 
-// Of a long text, what lies around the token that is looked at.
+// The part of a long text around the selected token.
 function around(most) {
   const start = Math.max(0, Math.min(state.at - (most >> 1), T - most));
   return [start, Math.min(T, start + most)];

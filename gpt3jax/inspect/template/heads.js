@@ -1,18 +1,18 @@
-// 4. Where it looked: attention of every head.
+// 4. Attention of each head.
 
 const FACTS = {
-  induction: ["induction", (x) => (Number.isNaN(x) ? "not known" : x.toFixed(2)), "looks for what followed last time", -1],
-  entropy: ["entropy", (x) => x.toFixed(2) + " nats", "how spread its look is: 0 for one token", 1],
-  distance: ["distance", (x) => x.toFixed(1) + " back", "how far back it looks", -1],
-  previous: ["token before", (x) => percent(x), "weight on the token before", -1],
-  itself: ["itself", (x) => percent(x), "weight on the token itself", -1],
-  first: ["first token", (x) => percent(x), "weight on the first token, where heads with nothing to do look", -1],
+  induction: ["induction", (x) => (Number.isNaN(x) ? "n/a" : x.toFixed(2)), "attends to the token that followed the same token before", -1],
+  entropy: ["entropy", (x) => x.toFixed(2) + " nats", "entropy of the weights: 0 for a single token", 1],
+  distance: ["distance", (x) => x.toFixed(1) + " back", "mean distance to the attended tokens", -1],
+  previous: ["previous token", (x) => percent(x), "weight on the previous token", -1],
+  itself: ["itself", (x) => percent(x), "weight on the query's own token", -1],
+  first: ["first token", (x) => percent(x), "weight on the first token, which idle heads attend to", -1],
 };
 const MOST_HEADS = 96;
 
 function heads() {
-  const here = section("heads", "Where it looked", "Where it looked",
-    "Each picture is a head: a line for each token that looks, a column for each it looks at, the darker the more. Dense layers see all that came before; banded ones the last few: what the band hides is hatched.");
+  const here = section("heads", "Attention", "Attention of each head",
+    "Each picture is a head, with a row per query and a column per key; darker is more weight. Dense layers attend to all previous tokens, banded layers to the last few; keys outside the band are hatched.");
   const list = R.layers.flatMap((layer, n) => [...Array(R.model.n_heads).keys()].map((h) => ({layer, n, h, dense: R.model.dense[layer]})));
   const fact = (name, {n, h}) => R.heads.facts[name].at(n, h);
   let chosen = list.reduce((best, each) => (fact("induction", each) > fact("induction", best) ? each : best));
@@ -49,7 +49,7 @@ function heads() {
       Object.entries(telling(() => weightText(chosen, state.at, s))).forEach(([key, run]) => each.addEventListener(key.slice(2), run));
     }
     const most = [...row.keys()].filter((s) => from <= s && s <= state.at && !Number.isNaN(row[s])).sort((a, b) => row[b] - row[a]).slice(0, 4);
-    exact.replaceChildren("From ", chip(R.tokens.data[state.at], "at"), " most to ", ...most.flatMap((s) => [chip(R.tokens.data[s]), ` ${percent(row[s])} `]));
+    exact.replaceChildren("From ", chip(R.tokens.data[state.at], "at"), " mostly to ", ...most.flatMap((s) => [chip(R.tokens.data[s]), ` ${percent(row[s])} `]));
   };
   const point = (event) => {
     const [start, stop] = around(128), size = stop - start;
@@ -59,14 +59,14 @@ function heads() {
   big.addEventListener("pointermove", (event) => { const at = point(event); if (at) tell(event, weightText(chosen, ...at)); });
   big.addEventListener("pointerleave", hush);
   big.addEventListener("click", (event) => { const at = point(event); if (at) lookAt(at[0]); });
-  const left = R.heads.kept < T ? el("small", {}, `Of each line the ${R.heads.kept} largest weights are on this page; a dot or a dotted frame stands for a smaller one.`) : "";
+  const left = R.heads.kept < T ? el("small", {}, `This page stores the ${R.heads.kept} largest weights of each query; a dot or a dotted frame marks a smaller one.`) : "";
   here.append(el("div", {class: "bar"}, el("label", {}, "heads", sort), says), el("div", {class: "split"}, small,
     el("div", {class: "big"}, title, big, left, exact, seen)));
   drawn(all);
   watch(one);
 }
 
-// Weights of one query, by key; NaN where only larger ones were kept: if the least of these is 0, so is the rest.
+// Weights of one query by key; NaN if not stored. If the smallest stored weight is 0, the others are 0 too.
 function looks({n, h}, t) {
   const {keys, weights, kept} = R.heads, where = keys.row(n, h, t), what = weights.row(n, h, t);
   const row = new Float32Array(T).fill(kept < t + 1 && what[kept - 1] !== 0 ? NaN : 0);
@@ -76,8 +76,8 @@ function looks({n, h}, t) {
 
 function weightText(head, t, s) {
   const pair = `${plain(R.tokens.data[t])} (${t}) \u2192 ${plain(R.tokens.data[s])} (${s})`;
-  if (s > t) return pair + "\nstill to come: it cannot be seen";
-  if (!head.dense && t - s >= R.model.band) return pair + "\nhidden by the band";
+  if (s > t) return pair + "\na later token, which is masked";
+  if (!head.dense && t - s >= R.model.band) return pair + "\noutside the band";
   const weight = looks(head, t)[s];
   if (Number.isNaN(weight)) return pair + `\nat most ${R.heads.weights.at(head.n, head.h, t, R.heads.kept - 1).toPrecision(4)}: only larger ones are on this page`;
   return pair + `\n${weight.toPrecision(7)}`;

@@ -1,17 +1,17 @@
-// 3. What it was thinking: the guess after every layer, at every token.
+// 3. Logit lens: predictions after each layer, at each token.
 
 function lensSection() {
-  const here = section("lens", "Thinking", "What it was thinking",
-    "If the model had to answer after this layer: its first guess, the darker the surer. Green frame: already the answer of the last layer. Read a column from below: the token that goes in, then the layers.");
+  const here = section("lens", "Thinking", "Predictions after each layer",
+    "The most likely next token after each layer; darker is more probable. A green frame marks the prediction of the last layer. Read a column from the bottom: the input token, then the layers.");
   const strip = el("div"), facts = el("p"), grid = el("div", {class: "wide lens", onkeydown: arrows});
-  here.append(el("h3", {}, "How unsure, and how wrong, at each token"), strip, facts, grid);
+  here.append(el("h3", {}, "Entropy and loss at each token"), strip, facts, grid);
   watch(() => strip.replaceChildren(uncertainty()));
   watch(() => {
     const t = state.at, {lens} = R, last = lens.tokens.shape[0] - 1, after = lens.appears.at(t);
-    facts.replaceChildren("After ", chip(R.tokens.data[t]), " the final guess ", chip(lens.tokens.at(last, t, 0), "right"),
-      after === 0 ? " is there before the first layer" : after === last ? ` first comes with the last layer` : ` is first from layer ${after - 1} on`,
-      ` and stays. Entropy ${lens.entropy.at(last, t).toFixed(2)} nats: like a choice among ${Math.exp(lens.entropy.at(last, t)).toFixed(1)} tokens.`
-      + (t < T - 1 ? ` What followed cost ${lens.loss.at(last, t).toFixed(2)} nats.` : ""));
+    facts.replaceChildren("After ", chip(R.tokens.data[t]), " the final prediction ", chip(lens.tokens.at(last, t, 0), "right"),
+      after === 0 ? " is the top prediction before the first layer" : after === last ? " is the top prediction only after the last layer" : ` is the top prediction from layer ${after - 1} on`,
+      `. Entropy ${lens.entropy.at(last, t).toFixed(2)} nats, as for a uniform choice among ${Math.exp(lens.entropy.at(last, t)).toFixed(1)} tokens.`
+      + (t < T - 1 ? ` The loss of the next token is ${lens.loss.at(last, t).toFixed(2)} nats.` : ""));
     grid.replaceChildren(guessTable());
     const column = grid.querySelector("tr.in .at");
     if (column) grid.scrollLeft += column.getBoundingClientRect().left - grid.getBoundingClientRect().left - grid.clientWidth / 2;
@@ -51,5 +51,5 @@ function uncertainty() {
       ...telling(() => `${plain(R.tokens.data[t])}\nentropy ${entropy[t].toFixed(2)} nats` + (t < T - 1 ? `\n${plain(R.tokens.data[t + 1])} followed: ${loss[t].toFixed(2)} nats` : ""))}));
   }
   return el("div", {}, made, el("small", {}, el("span", {class: "key a", style: {"margin-left": 0}}), "entropy of the prediction", el("span", {class: "key m"}),
-    (loss.length ? `loss of what followed; mean ${(loss.reduce((a, b) => a + b) / loss.length).toFixed(2)} nats, at most ${Math.max(...loss).toFixed(2)}` : "loss of what followed") + ". Paler: the prompt."));
+    (loss.length ? `loss of the next token; mean ${(loss.reduce((a, b) => a + b) / loss.length).toFixed(2)} nats, at most ${Math.max(...loss).toFixed(2)}` : "loss of the next token") + ". Paler: the prompt."));
 }

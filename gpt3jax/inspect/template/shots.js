@@ -1,8 +1,8 @@
 // 7. Few-shot: the same question after 0, 1, 4 and 16 demonstrations.
 
 function shots() {
-  const {shots: all} = R, here = section("shots", "Few-shot", "Learning from the prompt",
-    `The same question of the task ${all.task}, after more and more demonstrations. Nothing is updated: what is learned, is learned while reading. Colour: attention from the last token before the answer.`);
+  const {shots: all} = R, here = section("shots", "Few-shot", "In-context learning",
+    `The same question of the task ${all.task} after more and more demonstrations, without any update of the parameters. Colour: attention from the last token before the answer.`);
   const layers = R.model.n_layers, H = R.model.n_heads, richest = all.settings[all.settings.length - 1];
   const onDemonstrations = (n, h) => richest.pieces.reduce((sum, piece, i) => sum + (piece.kind === "demonstration" ? richest.looks.at(n, h, i) : 0), 0);
   const peak = (n, h) => Math.max(...richest.pieces.map((piece, i) => (piece.kind === "demonstration" ? richest.looks.at(n, h, i) : 0)), 0);
@@ -21,7 +21,7 @@ function shots() {
     const right = setting.p.data[0], mean = setting.p.data.reduce((a, b) => a + b, 0) / setting.p.data.length;
     return el("div", {}, el("h3", {}, `${setting.asked} ${setting.asked === 1 ? "demonstration" : "demonstrations"}` + (setting.shots < setting.asked ? `, ${setting.shots} fit` : "")),
       el("div", {}, "right answer: ", el("b", {}, percent(right))), el("div", {class: "meter"}, el("i", {style: {width: 100 * right + "%"}})),
-      el("small", {}, `mean of ${setting.p.data.length} questions ${percent(mean)}; ${setting.greedy.filter(Boolean).length} right if the likeliest is taken`),
+      el("small", {}, `mean of ${setting.p.data.length} questions ${percent(mean)}; ${setting.greedy.filter(Boolean).length} right with greedy decoding`),
       el("div", {style: {"margin-top": ".6rem"}}, ...setting.pieces.map((piece, i) => {
         const share = look(setting, i);
         const last = i === setting.pieces.length - 1;

@@ -1,4 +1,4 @@
-// What is there is drawn, in its order.
+// Renders the sections whose records exist, in order.
 
 readPalette();
 if (R.tokens) { state.at = Math.max(0, Math.min(T - 1, R.prompt_length - 1)); whole(); track(); lensSection(); heads(); }
@@ -17,5 +17,5 @@ document.getElementById("theme").addEventListener("click", () => {
   root.style.colorScheme = isDark ? "light" : "dark";
   again();
 });
-if (R.tokens) lookAt(state.at); // Now that all has its place, what scrolls can scroll there.
+if (R.tokens) lookAt(state.at); // Scroll only after the layout is complete.
 document.documentElement.dataset.ready = "yes";

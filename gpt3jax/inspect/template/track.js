@@ -1,11 +1,11 @@
-// 2. One track: a token's vector, from the embedding to the probabilities.
+// 2. The residual stream of one token, from the embedding to the probabilities.
 
 function track() {
-  const here = section("track", "One track", "One token, all the way",
-    "Each line is a vector, each cell one of its numbers: orange above zero, blue below, one scale for all. A layer reads the stream, and adds to it; nothing is ever taken away. Push: how much a part moves the logit of the token that followed.");
+  const here = section("track", "Residual stream", "The residual stream of one token",
+    "Each row is a vector and each cell one of its values: orange is positive, blue negative, on a common scale. Each layer adds to the residual stream. Push: the change of the logit of the next token.");
   const picker = el("div", {onkeydown: arrows}), body = el("div", {class: "wide"}), end = el("div", {class: "split"});
   const own = el("input", {type: "checkbox", id: "own-scale", onchange: () => body.replaceChildren(bars(state.at, own.checked))});
-  here.append(picker, el("div", {class: "bar"}, el("label", {}, own, "each line on its own scale")), body, end);
+  here.append(picker, el("div", {class: "bar"}, el("label", {}, own, "scale each row separately")), body, end);
   watch(() => {
     const [start, stop] = around(60);
     picker.replaceChildren(tokenRow(start, stop));
@@ -17,7 +17,7 @@ function track() {
 function bars(t, isOwnScale) {
   const {vectors: v, predictions: p, lens, layers, tokens} = R, i = t - v.first, size = v.size;
   const d = v.token.shape[1], next = p.target.at(t);
-  if (i < 0) return el("p", {}, `The vectors of the last ${count(v.token.shape[0])} tokens are on this page; this one is before them.`);
+  if (i < 0) return el("p", {}, `This page stores the vectors of the last ${count(v.token.shape[0])} tokens; this token is before them.`);
   const sum = v.token.row(i).map((x, n) => x + v.position.row(i)[n]);
   const all = [sum, ...layers.flatMap((_, n) => [v.attention.row(n, i), v.mlp.row(n, i), v.residual.row(n, i)])];
   const scaleOf = (lines) => {
@@ -25,7 +25,7 @@ function bars(t, isOwnScale) {
     return sorted[Math.floor(0.985 * (sorted.length - 1))] || 1;
   };
   const common = scaleOf(all);
-  const grid = el("div", {class: "track"}, ...["", "", "length", "push", "guess here"].map((each) => el("span", {class: "head"}, each)));
+  const grid = el("div", {class: "track"}, ...["", "", "length", "push", "prediction"].map((each) => el("span", {class: "head"}, each)));
   const add = (name, values, length, push, guess, isSum) => {
     const canvas = el("canvas", {role: "img", "aria-label": name, ...telling((event) => {
       if (event.offsetX === undefined) return name;
@@ -49,7 +49,7 @@ function bars(t, isOwnScale) {
     add(`${layer} + MLP`, v.mlp.row(n, i), size.at(1, n, t), p.push.at(2 + 2 * layer, t), null);
     add("= stream", v.residual.row(n, i), size.at(2, n, t), null, lens.tokens.at(layer + 1, t, 0), true);
   });
-  if (v.stride > 1) grid.append(el("small", {style: {"grid-column": "1/-1"}}, `Every ${v.stride}th number of ${count(R.model.d_model)} is drawn.`));
+  if (v.stride > 1) grid.append(el("small", {style: {"grid-column": "1/-1"}}, `Every ${v.stride}th of ${count(R.model.d_model)} values is shown.`));
   return grid;
 }
 
@@ -70,9 +70,9 @@ function logits(t) {
 
 function story(t) {
   const {predictions: p, sampling} = R, next = p.target.at(t), rank = p.target_rank.at(t);
-  const what = t === T - 1 ? "Nothing was drawn after this one. Likeliest: " : isOwn(t + 1) ? "Drawn: " : "The prompt goes on with ";
-  return el("div", {}, el("h3", {}, "What became of it"), el("p", {}, what, chip(next, isOwn(t + 1) && t < T - 1 ? "own" : ""),
-    `, which had ${percent(p.target_p.at(t))}` + (rank ? `; ${count(rank)} ${rank === 1 ? "token was" : "tokens were"} likelier.` : ", more than any other token.")),
-    el("p", {}, `A probability is e to the power of logit \u2212 ${p.log_sum.at(t).toFixed(3)}. ` + (sampling.temperature === 0 ? "The likeliest is taken."
-      : `Tokens are drawn at temperature ${sampling.temperature}` + (sampling.top_k ? `, from the ${sampling.top_k} likeliest` : "") + (sampling.top_p < 1 ? `, from those that make up ${sampling.top_p}` : "") + `, with seed ${R.seed}.`)));
+  const what = t === T - 1 ? "No token was sampled after this one. Most likely: " : isOwn(t + 1) ? "Sampled: " : "The prompt continues with ";
+  return el("div", {}, el("h3", {}, "Next token"), el("p", {}, what, chip(next, isOwn(t + 1) && t < T - 1 ? "own" : ""),
+    `, with probability ${percent(p.target_p.at(t))}` + (rank ? `; ${count(rank)} ${rank === 1 ? "token was" : "tokens were"} more likely.` : ", the most likely token.")),
+    el("p", {}, `A probability is e to the power of logit \u2212 ${p.log_sum.at(t).toFixed(3)}. ` + (sampling.temperature === 0 ? "Decoding is greedy."
+      : `Tokens are sampled at temperature ${sampling.temperature}` + (sampling.top_k ? `, from the ${sampling.top_k} most likely` : "") + (sampling.top_p < 1 ? `, from those that add up to ${sampling.top_p}` : "") + `, with seed ${R.seed}.`)));
 }

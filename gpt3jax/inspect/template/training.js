@@ -1,11 +1,11 @@
-// 6. Training examples: a window slides over real text; the model guesses, errs, is corrected.
+// 6. Training examples, and predictions of each checkpoint.
 
 function training() {
   const {training: all} = R, last = all.steps.length - 1;
-  const here = section("training", "Training", "How it learned",
-    "Text is all it takes: the tokens so far are the features, the next one is the label. The model guesses, the error is measured, every parameter moves a little. Many steps later:");
+  const here = section("training", "Training", "Predictions during training",
+    "The previous tokens are the features and the next token is the label. Each step updates all parameters to lower the loss of the labels.");
   if (all.windows) here.append(examples(all, last));
-  else here.append(el("p", {}, "The run's training data is not here" + (all.missing ? ": " + all.missing : ".")));
+  else here.append(el("p", {}, "The run's training data is not available" + (all.missing ? ": " + all.missing : ".")));
   here.append(el("h3", {}, "The same prompt, at each checkpoint"));
   const slider = el("input", {type: "range", id: "checkpoint", min: 0, max: last, value: last, "aria-label": "checkpoint"}), label = el("b"), text = el("div"), curve = el("div"), when = el("p");
   here.append(el("div", {class: "bar"}, el("label", {}, "checkpoint", slider), label), text, when, curve);
@@ -19,8 +19,8 @@ function training() {
           + [0, 1, 2].filter((k) => k < of.tokens.shape[2]).map((k) => `${plain(of.tokens.at(c, t, k))} ${percent(of.p.at(c, t, k))}`).join("\n"))));
     }));
     const t = state.at, next = R.predictions.target.at(t), first = all.steps.findIndex((_, each) => of.tokens.at(each, t, 0) === next);
-    when.replaceChildren("Below each token, the guess of what follows. ", chip(next, "right"), " after ", chip(R.tokens.data[t], "at"),
-      first < 0 ? " is not the first guess of any checkpoint." : ` becomes the first guess at step ${count(all.steps[first])}.`);
+    when.replaceChildren("Below each token is the predicted next token. ", chip(next, "right"), " after ", chip(R.tokens.data[t], "at"),
+      first < 0 ? " is not the top prediction of any checkpoint." : ` becomes the top prediction at step ${count(all.steps[first])}.`);
     curve.replaceChildren(chances(all.steps, (each) => of.target_p.at(each, t), c, (each) => { slider.value = each; draw(); }));
   };
   slider.addEventListener("input", draw);
@@ -37,18 +37,18 @@ function examples(all, last) {
     timer = setInterval(() => { s = (s + 1) % S; place.value = s; draw(); }, 1100);
   }}, "\u25b6 slide");
   const which = el("select", {"aria-label": "example", onchange: () => { w = Number(which.value); draw(); }},
-    ...[...Array(all.windows.shape[0]).keys()].map((n) => el("option", {value: n}, `window ${n + 1} of its data`)));
+    ...[...Array(all.windows.shape[0]).keys()].map((n) => el("option", {value: n}, `window ${n + 1} of the training data`)));
   const guess = (of, ...at) => [chip(of.tokens.at(...at, 0), of.tokens.at(...at, 0) === all.windows.at(w, s + 1) ? "right" : ""), ` ${percent(of.p.at(...at, 0))}`];
   const draw = () => {
     const label = all.windows.at(w, s + 1), of = all.examples, loss = (c) => -Math.log(of.target_p.at(c, w, s));
     shown.replaceChildren(...[...all.windows.row(w)].map((id, n) => chip(id, n <= s ? "feature" : n === s + 1 ? "label" : "later")));
     const part = (title, ...children) => el("div", {}, el("h4", {}, title), ...children);
     const update = all.update && w === 0 ? all.update : null, moved = update && [...update.moved.data];
-    box.replaceChildren(part(all.steps[0] === 0 && all.began ? `At step 0 (${all.began}) it guesses` : `At step ${count(all.steps[0])} it guesses`, el("p", {}, ...guess(of, 0, w, s))),
-      part("The error", el("p", {}, "the label ", chip(label), ` had ${percent(of.target_p.at(0, w, s))}: ${loss(0).toFixed(2)} nats`)),
-      part("The update", el("p", {}, ...(update ? [`one step on this window alone, at learning rate ${update.learning_rate}: matrices move by ${percent(Math.min(...moved))} to ${percent(Math.max(...moved))}. Then: `, ...guess(update.after, 0, s),
-        `; the label has ${percent(update.after.target_p.at(0, s))}`] : ["every parameter moves a little against the error; shown for window 1", ...(all.update ? [] : [" of smaller models trained here"]), "."]))),
-      part(`At step ${count(all.steps[last])} it guesses`, el("p", {}, ...guess(of, last, w, s), `; the label has ${percent(of.target_p.at(last, w, s))}: ${loss(last).toFixed(2)} nats`)));
+    box.replaceChildren(part(all.steps[0] === 0 && all.began ? `At step 0 (${all.began}) the model predicts` : `At step ${count(all.steps[0])} the model predicts`, el("p", {}, ...guess(of, 0, w, s))),
+      part("Loss", el("p", {}, "the label ", chip(label), ` has ${percent(of.target_p.at(0, w, s))}: ${loss(0).toFixed(2)} nats`)),
+      part("Update", el("p", {}, ...(update ? [`one step on this window at learning rate ${update.learning_rate} changes the matrices by ${percent(Math.min(...moved))} to ${percent(Math.max(...moved))}. Then: `, ...guess(update.after, 0, s),
+        `; the label has ${percent(update.after.target_p.at(0, s))}`] : ["each step changes all parameters to lower the loss; shown for window 1", ...(all.update ? [] : [" of smaller models with training data"]), "."]))),
+      part(`At step ${count(all.steps[last])} the model predicts`, el("p", {}, ...guess(of, last, w, s), `; the label has ${percent(of.target_p.at(last, w, s))}: ${loss(last).toFixed(2)} nats`)));
     curve.replaceChildren(chances(all.steps, (c) => of.target_p.at(c, w, s), -1));
   };
   const curve = el("div");

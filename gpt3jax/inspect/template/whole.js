@@ -1,8 +1,8 @@
-// 1. The whole: tokens go in one by one, through the layers; what comes out goes in again.
+// 1. Generation: each token passes through the layers, and the sampled token is the next input.
 
 function whole() {
-  const here = section("whole", "The whole", "A token at a time",
-    "The model reads one token after another. After each it gives every token it knows a probability to be the next. While the prompt goes on, that is not used; then one token is drawn, written, and read in its turn.");
+  const here = section("whole", "Generation", "One token at a time",
+    "After each token the model predicts a probability for each token of the vocabulary to be next. Within the prompt the predictions are not used; after it, one token is sampled and becomes the next input.");
   const {layers, lens, predictions, vectors} = R, many = layers.length > 16;
   const written = el("div", {class: "written", tabindex: 0, "aria-label": "text so far"});
   const rows = layers.map((layer, n) => el("div", {class: "layer"}, el("span", {}, many ? String(layer) : "layer " + layer),
@@ -11,17 +11,17 @@ function whole() {
   const into = el("div", {class: "flow"}), out = el("div", {class: "flow"});
   const candidates = el("div");
   const largest = Math.max(...vectors.size.row(0), ...vectors.size.row(1));
-  let phase = layers.length, timer = 0, isMoved = false; // Until something is moved, play starts at the first token.
+  let phase = layers.length, timer = 0, isMoved = false; // Play starts at the first token unless another was selected.
 
-  // phase: how many layers the token has come through.
+  // phase: number of layers the token has passed.
   const draw = () => {
     const t = state.at, [start, stop] = around(400), shown = Math.min(stop, T);
     written.replaceChildren(tokenRow(start, shown, (each) => (each > t ? "to-come " : "")));
     const current = written.querySelector(`[data-t="${t}"]`);
     if (current) written.scrollTop = current.offsetTop - written.offsetTop - written.clientHeight / 2;
     if (isOwn(t) && phase === 0) current.classList.add("pop");
-    into.replaceChildren("\u2191 token ", el("b", {}, String(t)), " goes in: ", chip(R.tokens.data[t], isOwn(t) ? "own" : ""),
-      isOwn(t) ? " (its own)" : "");
+    into.replaceChildren("\u2191 token ", el("b", {}, String(t)), " is the input: ", chip(R.tokens.data[t], isOwn(t) ? "own" : ""),
+      isOwn(t) ? " (generated)" : "");
     rows.forEach((row, n) => {
       row.classList.toggle("lit", n < phase);
       row.classList.toggle("now", n === phase - 1 && phase < layers.length);
@@ -31,10 +31,10 @@ function whole() {
       if (!many) guess.replaceChildren(...(n < phase ? [chip(lens.tokens.at(layers[n] + 1, t, 0))] : []));
     });
     const done = phase >= layers.length, isLast = t === T - 1;
-    out.replaceChildren(...(!done ? ["\u2191 \u2026"] : isLast ? ["\u2191 here it was told to stop"] : isOwn(t + 1)
-      ? ["\u2191 drawn: ", chip(R.tokens.data[t + 1], "own"), " and goes in next"]
-      : ["\u2191 not used: the prompt goes on with ", chip(R.tokens.data[t + 1])]));
-    candidates.replaceChildren(...(done ? candidateRows(t, 8) : [el("p", {}, "on its way through the layers \u2026")]));
+    out.replaceChildren(...(!done ? ["\u2191 \u2026"] : isLast ? ["\u2191 generation stops here"] : isOwn(t + 1)
+      ? ["\u2191 sampled: ", chip(R.tokens.data[t + 1], "own"), " and is the next input"]
+      : ["\u2191 not used: the prompt continues with ", chip(R.tokens.data[t + 1])]));
+    candidates.replaceChildren(...(done ? candidateRows(t, 8) : [el("p", {}, "passing through the layers \u2026")]));
   };
   watch(() => { if (!timer) phase = layers.length; draw(); });
 
@@ -71,8 +71,8 @@ function whole() {
     el("div", {class: "bar"}, play, el("button", {type: "button", id: "back", onclick: () => step(-1)}, "\u2190 step"),
       el("button", {type: "button", id: "step", onclick: () => step(1)}, "step \u2192"), el("label", {}, "token", place), el("label", {}, "speed", speed)),
     el("div", {class: "whole"}, written, el("div", {}, out, stack, into,
-      el("small", {}, "how much was added by", el("span", {class: "key a"}), "attention", el("span", {class: "key m"}), "MLP", many ? "" : "; right: the guess so far")),
-      el("div", {}, el("h3", {style: {"margin-top": 0}}, "What could come next"), candidates)));
+      el("small", {}, "size of the update by", el("span", {class: "key a"}), "attention", el("span", {class: "key m"}), "MLP", many ? "" : "; right: current prediction")),
+      el("div", {}, el("h3", {style: {"margin-top": 0}}, "Next token"), candidates)));
   here.append(el("h3", {}, "This model, and GPT-3"), el("div", {class: "wide"}, numbers()));
 }
 
@@ -89,9 +89,9 @@ function numbers() {
   const rows = [["parameters", count(model.parameters), large(gpt3.parameters), gpt3.parameters / model.parameters],
     ["layers", model.n_layers, gpt3.n_layers, gpt3.n_layers / model.n_layers],
     ["width", count(model.d_model), count(gpt3.d_model), gpt3.d_model / model.d_model],
-    ["heads in a layer", model.n_heads, gpt3.n_heads, gpt3.n_heads / model.n_heads],
-    ["tokens it can see", count(model.context), count(gpt3.context), gpt3.context / model.context],
-    ["tokens it knows", count(model.vocabulary), count(gpt3.vocabulary), gpt3.vocabulary / model.vocabulary]];
+    ["heads per layer", model.n_heads, gpt3.n_heads, gpt3.n_heads / model.n_heads],
+    ["context length", count(model.context), count(gpt3.context), gpt3.context / model.context],
+    ["vocabulary size", count(model.vocabulary), count(gpt3.vocabulary), gpt3.vocabulary / model.vocabulary]];
   return el("table", {class: "numbers"}, el("thead", {}, el("tr", {}, ...["", R.name, "GPT-3 175B", "times"].map((each) => el("th", {scope: "col"}, each)))),
     el("tbody", {}, ...rows.map(([name, ours, theirs, times]) => el("tr", {}, el("th", {scope: "row"}, name), el("td", {}, String(ours)),
       el("td", {}, String(theirs)), el("td", {class: "soft"}, "\u00d7\u2009" + (times >= 10 ? count(Math.round(times)) : times.toPrecision(2)))))));
