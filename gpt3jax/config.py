@@ -18,8 +18,6 @@ from typing import Any, ClassVar, Literal, get_args
 
 from gpt3jax import serde
 from gpt3jax.errors import LARGEST, ConfigError, check, check_choice, check_numbers
-from gpt3jax.errors import RunError as RunError
-from gpt3jax.serde import short_hash as short_hash
 
 VOCABULARY_MULTIPLE = 128
 """The embedding table is padded to this multiple of rows so that it divides over any mesh."""
@@ -96,9 +94,8 @@ class Model:
             f"the model has about {self.parameters_estimate:.1e} parameters: at most 1e14 are "
             "supported. Lower --model.d-model or --model.n-layers",
         )
-        check_choice("--model.dtype", self.dtype, get_args(Dtype))
-        check_choice("--model.remat", self.remat, get_args(Remat))
-        check_choice("--model.activation", self.activation, get_args(Activation))
+        for name, kind in (("dtype", Dtype), ("remat", Remat), ("activation", Activation)):
+            check_choice(f"--model.{name}", getattr(self, name), get_args(kind))
         for name in self.lora_matrices:
             check_choice("--model.lora-matrices", name, get_args(Matrix))
         distinct = len(set(self.lora_matrices))
@@ -194,8 +191,7 @@ class AdamW:
 
     def __post_init__(self) -> None:
         check_numbers(self, "optimizer", b1=0, b2=0, epsilon=0, clip_norm=1e-12, weight_decay=0)
-        for name in ("b1", "b2"):
-            value = getattr(self, name)
+        for name, value in (("b1", self.b1), ("b2", self.b2)):
             check(value < 1, f"--optimizer.{name} is {value}: it must be below 1. Lower it")
 
 
@@ -246,13 +242,11 @@ class Train:
     keep: int = 3
     """Number of newest checkpoints to retain."""
     only: tuple[str, ...] = ()
-    """Parameters to train, by path: layers/qkv, */bias, layers[8:12], position_embedding. Empty:
-    all, or with LoRA its factors."""
+    """Paths of the parameters to train, as layers/qkv, */bias, layers[8:12]; empty: all, or LoRA's."""
     noise_scale: bool = False
     """Estimate the gradient noise scale where gradients are accumulated; costs memory traffic."""
     patience: int = 0
-    """Early stopping at the best checkpoint, after this many evaluations without a better val_loss;
-    0: off."""
+    """Early stopping: evaluations without a better val_loss, then the best checkpoint; 0: off."""
 
     def __post_init__(self) -> None:
         check_numbers(
@@ -277,8 +271,7 @@ class Mesh:
     """Heads, MLPs and windows are sharded."""
 
     def __post_init__(self) -> None:
-        sizes = dataclasses.asdict(self)
-        values = list(sizes.values())
+        values = list((sizes := dataclasses.asdict(self)).values())
         check(
             all(size in ("auto", -1) or size > 0 for size in values),
             f"mesh {sizes}: an axis must be 1 or more devices, -1 for the rest, or auto. Change it",
@@ -388,9 +381,8 @@ class Experiment:
     def identity(self) -> dict[str, Any]:
         """The fields that determine the numbers of a run; a checkpoint only resumes if they match.
 
-        Fields that only affect how the run is computed, logged or stopped are excluded and may
-        change on resume. So are fields that are turned off, so that runs from before these
-        fields existed have the same identity.
+        Fields that only affect how the run is computed, logged or stopped may change on resume.
+        Fields that are turned off are excluded, as in runs from before these fields existed.
         """
         fields = dataclasses.asdict(self)
         top = ["name", "mesh", "evaluate"] + ([] if self.init_from else ["init_from"])
@@ -398,9 +390,8 @@ class Experiment:
         model += ["activation"] if self.model.activation == "gelu_tanh" else []
         model += ["mup_base"] if self.model.mup_base is None else []
         model += [] if self.model.lora_rank else ["lora_rank", "lora_matrices", "lora_alpha"]
-        train = ["tokens", "steps", "microbatch", "log_every", "save_every", "keep", "noise_scale",
-                 "patience"]  # fmt: skip
-        train += [] if self.train.only else ["only"]
+        train = ["tokens", "steps", "microbatch", "log_every", "save_every", "keep", "patience"]
+        train += ["noise_scale"] + ([] if self.train.only else ["only"])
         for group, names in ((fields, top), (fields["model"], model), (fields["train"], train)):
             for name in names:
                 del group[name]
