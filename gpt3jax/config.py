@@ -242,7 +242,7 @@ class Train:
     keep: int = 3
     """Number of newest checkpoints to retain."""
     only: tuple[str, ...] = ()
-    """Paths of the parameters to train, as layers/qkv, */bias, layers[8:12]; empty: all, or LoRA's."""
+    """Paths of parameters to train, as layers/qkv, */bias, layers[8:12]; empty: all, or LoRA's."""
     noise_scale: bool = False
     """Estimate the gradient noise scale where gradients are accumulated; costs memory traffic."""
     patience: int = 0

@@ -97,11 +97,16 @@ def test_an_optimizer_trains_and_says_what_it_stores(prepared, plain, tmp_path):
     stored = json.loads((tmp_path / "run/experiment.json").read_text())["optimizer"]
     assert stored["name"] == "lion"
     run(tmp_path, "train", "x.py", "--run", "run", "--optimizer.b2", "0.99", "--train.steps", "6")
-    plans = [
-        json.loads(run(tmp_path, "plan", file, "--chips", "h100:8", "--json"))
-        for file in (tmp_path / "x.py", ROOT / "experiments/tiny.py")
+    (tmp_path / "y.py").write_text(
+        (tmp_path / "x.py").read_text().replace("config.Lion()", "AdamW()")
+    )
+    memory = [
+        json.loads(run(tmp_path, "plan", file, "--chips", "h100:8", "--json"))["memory_bytes"][
+            "optimizer"
+        ]
+        for file in ("x.py", "y.py")
     ]
-    assert plans
+    assert memory[1] == 2 * memory[0] > 0
 
 
 @pytest.mark.long
@@ -116,8 +121,8 @@ def test_a_metric_of_the_forward_pass_is_logged(prepared, plain, tmp_path):
     apply("Metric of the forward pass", tmp_path)
     found = trained(tmp_path, prepared)
     assert found["loss"] == plain["loss"]
-    # After the final norm with a gain of 1, at first.
-    assert found["final_mean_square"][0] == pytest.approx(1, rel=1e-3)
+    # After the final norm, whose gain is 1 at first; its epsilon takes a little.
+    assert 0.95 < found["final_mean_square"][0] < 1
 
 
 @pytest.mark.long
@@ -136,21 +141,34 @@ def test_an_activation_is_chosen_by_its_name(prepared, plain, tmp_path):
 
 @pytest.mark.long
 def test_attention_scores_are_capped(prepared, plain, tmp_path):
+    """Scores of 1,000 and 900 become equal; those of a model that was just initialised stay."""
     apply("Attention kernel", tmp_path)
-    found = trained(tmp_path, prepared)
-    assert found["loss"][-1] < found["loss"][0] and found["loss"] != plain["loss"]
+    script = (
+        "import jax.numpy as jnp\nfrom gpt3jax.model.attention import attention_weights\n"
+        "q = jnp.ones((1, 2, 1, 1))\nk = jnp.array([1000.0, 900.0]).reshape(1, 2, 1, 1)\n"
+        "print(attention_weights(q, k, None)[0, 0, 1].tolist())"
+    )
+    for folder, expected in ((tmp_path, "[0.5, 0.5]"), (ROOT, "[1.0, 0.0]")):
+        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True,
+            text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == expected
+    assert trained(tmp_path, prepared)["loss"] == pytest.approx(plain["loss"], rel=1e-5)
 
 
 @pytest.mark.long
-def test_front_matter_is_left_out(tmp_path):
+def test_front_matter_is_left_out(corpus, tmp_path):
     apply("Corpus", tmp_path)
-    (tmp_path / "a.md").write_text("---\ntitle: x\n---\n" + "the words of the text\n" * 400)
+    words = "".join(file.read_text() for file in sorted(corpus.glob("*.txt")))
+    (tmp_path / "a.md").write_text(f"---\ntitle: x\n---\n{words}")
     run(
         tmp_path, "data", "prepare", "--corpus", "a.md", "--out", "data", "--context", "48",
-        "--vocabulary", "280",
+        "--vocabulary", "300",
     )  # fmt: skip
     shown = run(tmp_path, "data", "show", "data")
-    assert "the words of the text" in shown and "title" not in shown
+    assert "cat" in shown and "title" not in shown
     assert trained(tmp_path, tmp_path / "data")
 
 

@@ -40,8 +40,8 @@ from gpt3jax.runtime.chips import GiB, chip_of
 from gpt3jax.runtime.memory import available_bytes
 from gpt3jax.sharding.distributed import MANAGED
 
-CHECKPOINT = 12 * 1.05
-"""Bytes per parameter: the parameter and two moments in float32, plus metadata."""
+METADATA = 1.05
+"""Size of a checkpoint over that of its arrays."""
 FILES = 1000
 """Upper bound on the number of files of a checkpoint."""
 CPU_FACTOR = 5
@@ -167,7 +167,8 @@ def disk(experiment: Experiment, run: Run) -> Check:
     """Checks that the disk has space for `train.keep` checkpoints and one being written."""
     model, keep = experiment.model, experiment.train.keep
     padding = (model.padded_vocabulary - model.vocabulary) * model.d_model
-    size = CHECKPOINT * (count_params(model) + padding)
+    each = METADATA * (4 + experiment.optimizer.state_bytes)
+    size = each * (count_params(model) + padding)
     existing = _checkpoint_bytes(run.checkpoints)
     needed = max(size, (keep + 1) * size - existing)
     folder = _existing_ancestor(run.path)

@@ -53,7 +53,7 @@ def record(estimate: Estimate, price: float | None, compiled: Compiled | None) -
         "days": estimate.days,
         "chip_hours": estimate.chip_hours,
         "dollars": dollars,
-        "checkpoint_bytes": 12 * parameters,
+        "checkpoint_bytes": (4 + estimate.experiment.optimizer.state_bytes) * parameters,
         "launch": launch(estimate),
         "flags": [vars(flag) for flag in recommended(estimate.slice, layout)],
     }
