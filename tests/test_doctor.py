@@ -166,8 +166,8 @@ def test_a_run_that_another_process_trains_is_a_warning(run):
     assert found(diagnose.lock, run) == ("ok", "free", "")
     script = (
         "import sys\nfrom pathlib import Path\nfrom gpt3jax.run_dir import Run\n"
-        "from gpt3jax.train.run_setup import only_one\n"
-        f"with only_one(Run(Path({str(run.path)!r}))):\n    print('held', flush=True)\n"
+        "from gpt3jax.train.run_setup import run_lock\n"
+        f"with run_lock(Run(Path({str(run.path)!r}))):\n    print('held', flush=True)\n"
         "    sys.stdin.read()\n"
     )
     with subprocess.Popen(
@@ -293,9 +293,13 @@ def test_on_an_accelerator_its_own_limit_counts(spread, monkeypatch):
     assert found(diagnose.memory, spread)[1].endswith(said), "else what is known of the chip"
 
 
-def test_a_mesh_that_cannot_be_is_refused_but_not_on_one_host_of_several(experiment, monkeypatch):
+def test_an_impossible_mesh_is_refused_but_not_on_one_host_of_several(experiment, monkeypatch):
     status, finding, cure = found(diagnose.memory, experiment)
-    assert status == "failure" and "must multiply to that" in finding and "Add --mesh.data " in cure
+    assert (
+        status == "failure"
+        and "the product of the axes must be that" in finding
+        and "Add --mesh.data " in cure
+    )
     monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
     status, finding, _ = found(diagnose.memory, experiment)
     assert status == "warning" and finding.startswith("alone on this host, mesh")

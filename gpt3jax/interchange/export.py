@@ -133,7 +133,7 @@ def _tensors(
             yield f"{prefix}h.{index}.{name}", values
     for name, kind in (("weight", "gain"), ("bias", "bias")):
         # Of which muP's logits are made.
-        yield f"{prefix}ln_f.{name}", params.whole(f"final_norm/{kind}") / width_ratio(model)
+        yield f"{prefix}ln_f.{name}", params.read(f"final_norm/{kind}") / width_ratio(model)
     progress("writing", 1.0)
 
 
