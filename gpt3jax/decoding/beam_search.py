@@ -22,7 +22,7 @@ from gpt3jax.model.init import Params
 
 
 @struct.dataclass
-class Found:
+class Continuations:
     """The best continuations of each prompt, best first; unused entries have score -inf."""
 
     tokens: jax.Array
@@ -46,7 +46,7 @@ class _Search:
     """[B, W], logprobs of the active beams; -inf for unused beams."""
     writer: jax.Array
     """[B, W, N], index of the beam that wrote each token, at the step that wrote it."""
-    found: Found
+    best: Continuations
     ended: jax.Array
     """[B], number of finished continuations."""
 
@@ -67,7 +67,7 @@ def search(
     width: int,
     alpha: float,
     limit: jax.Array | None = None,
-) -> Found:
+) -> Continuations:
     """Continue prompts after prefill.
 
     A beam finishes with an end token, or after `limit` tokens. The search of a prompt is over when
@@ -94,7 +94,7 @@ def search(
         tokens=tokens_BWN,
         totals=none_BW.at[:, 0].set(0.0),
         writer=tokens_BWN,
-        found=Found(tokens_BWN, zeros_BW, none_BW, none_BW),
+        best=Continuations(tokens_BWN, zeros_BW, none_BW, none_BW),
         ended=jnp.zeros(B, jnp.int32),
     )
     choose = partial(_choose, is_end_V=is_end_V, alpha=alpha, limit=most)
@@ -123,7 +123,7 @@ def search(
 
     first_BWV = jnp.broadcast_to(logits_BV[:, None], (B, W, logits_BV.shape[-1]))
     end, _ = jax.lax.while_loop(is_active, advance, (choose(begin, first_BWV), cache))
-    return end.found
+    return end.best
 
 
 def _distance(now: _Search, length_B: jax.Array, filled: int, slots: int) -> jax.Array:
@@ -157,7 +157,7 @@ def _choose(
     is_active = ~is_end & (jnp.cumsum(~is_end, 1) <= W)
     # At the limit active beams finish, too, unless the search of the prompt is over.
     is_cut = is_active & (now.step == limit - 1) & (ended < W)[:, None]
-    more = Found(
+    more = Continuations(
         tokens=written,
         length=now.step + (~is_end).astype(jnp.int32),
         log_probability=totals,
@@ -171,7 +171,7 @@ def _choose(
         writer=take(now.writer, take(origins, order)[..., None])
         .at[:, :, now.step]
         .set(jnp.arange(W)),
-        found=_best_of(now.found, more, W),
+        best=_best_of(now.best, more, W),
         ended=ended,
     )
 
@@ -184,9 +184,9 @@ def _best(log_BWV: jax.Array, totals_BW: jax.Array) -> tuple[jax.Array, jax.Arra
     return best, flat // V, flat % V
 
 
-def _best_of(found: Found, more: Found, width: int) -> Found:
+def _best_of(best: Continuations, more: Continuations, width: int) -> Continuations:
     """The `width` best of both by score."""
-    both = jax.tree.map(lambda a, b: jnp.concatenate((a, b), axis=1), found, more)
+    both = jax.tree.map(lambda a, b: jnp.concatenate((a, b), axis=1), best, more)
     _, order = jax.lax.top_k(both.score, width)
     return jax.tree.map(
         lambda each: jnp.take_along_axis(

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt3jax.config import Model
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.decoding.beam_search import Found, search
+from gpt3jax.decoding.beam_search import Continuations, search
 from gpt3jax.decoding.decode import CPU_OPTIONS, decoding_params, prefill, take_cache_rows
 from gpt3jax.evals import packing
 from gpt3jax.evals.packing import Pair, Tokens
@@ -284,12 +284,12 @@ def _score_copies(params, logits_BV, cache, suffix_RC, model, copies) -> TokenLo
 
 def _answers(
     params, arrays, suffix, is_end_V, limit, *, model, copies, new_tokens, width, alpha
-) -> tuple[Found, TokenLogprobs | None]:
+) -> tuple[Continuations, TokenLogprobs | None]:
     logits_BV, cache = _prefill(params, arrays, model, suffix[0].shape[1] if suffix else 0)
     scores = None
     for suffix_RC in suffix:
         scores = _score_copies(params, logits_BV, cache, suffix_RC, model, copies)
-    found = search(
+    best = search(
         params,
         logits_BV,
         cache,
@@ -300,4 +300,4 @@ def _answers(
         alpha=alpha,
         limit=limit,
     )
-    return found, scores
+    return best, scores

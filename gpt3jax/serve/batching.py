@@ -214,11 +214,11 @@ class Owner:
                 self._fit(2 * len(self._slots), self._room)
             slot = self._slots.index(None)
             self._slots[slot] = row  # From here on, a failure is delivered to its request.
-            asked = row.job.asked
+            request = row.job.asked
             self.counts["prompt_tokens"] += len(row.history) * (row.sample == 0)
-            if asked.echo:
+            if request.echo:
                 self._echo(row)
-            if asked.most == 0:
+            if request.most == 0:
                 self._finish(row, "length")
                 self._slots[slot] = None
             elif previous and previous[:2] == (row.job, row.history):
@@ -324,15 +324,15 @@ class Owner:
 
     def _take(self, row: Row, drawn: batched.Drawn, at: int) -> None:
         """Append a row's next token to its text, and finish or deliver the row."""
-        token, asked = int(drawn.token[at]), row.job.asked
+        token, request = int(drawn.token[at]), row.job.asked
         row.history.append(token)
         row.written += 1
         row.unsent += 1
         self.counts["completion_tokens"] += 1
         text = row.stream.push(token)
-        if asked.logprobs is not None and token != self._tokenizer.end_of_text:
+        if request.logprobs is not None and token != self._tokenizer.end_of_text:
             row.tokens.append(self._scored(row, token, drawn, at))
-        is_last = row.stream.ended or row.written == asked.most
+        is_last = row.stream.ended or row.written == request.most
         if is_last and not row.stream.ended:
             text += row.stream.flush()
         row.text += text
@@ -342,7 +342,7 @@ class Owner:
             row.tokens = [each for each in row.tokens if each.offset < end]
         if is_last:
             self._finish(row, "stop" if row.stream.ended else "length")
-        elif asked.stream and row.text:
+        elif request.stream and row.text:
             self._deliver(row, None)
 
     def _scored(self, row: Row, token: int, drawn: batched.Drawn | None, at: int) -> Scored:
@@ -355,10 +355,10 @@ class Owner:
 
     def _echo(self, row: Row) -> None:
         """Add the prompt to the text, with logprobs if requested."""
-        asked = row.job.asked
-        prompt = asked.prompts[row.index // asked.samples]
+        request = row.job.asked
+        prompt = request.prompts[row.index // request.samples]
         row.text = self._tokenizer.decode(prompt)
-        if asked.logprobs is None or not prompt:
+        if request.logprobs is None or not prompt:
             return
         size = padded_size(len(prompt), self._model)
         padded = np.zeros((1, size), np.int32)

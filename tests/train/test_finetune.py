@@ -238,7 +238,7 @@ def records(path):
     return [{n: record[n] for n in names if n in record} for record in Run(path).metrics()]
 
 
-def test_a_run_begins_at_its_parent_resumes_bit_for_bit_without_it_and_leaves_it_alone(
+def test_a_fine_tuned_run_resumes_bit_for_bit_and_does_not_write_to_its_parent(
     base, tuned, tmp_path
 ):
     untouched = files(base)

@@ -98,15 +98,15 @@ def _by_layer(path: tuple, leaf: jax.Array) -> jax.Array:
     return jnp.isfinite(leaf).all(axis=tuple(range(int(is_stacked), leaf.ndim)))
 
 
-def _first(found: dict[str, Any]) -> str | None:
-    for name, ok in named_leaves(found["parameters"]).items():
+def _first(finite: dict[str, Any]) -> str | None:
+    for name, ok in named_leaves(finite["parameters"]).items():
         if not ok.all():
             return f"parameter {name}{_layer(ok, first=True)}"
-    if not found["stream"].all():
-        return f"residual stream after layer {int(np.argmin(found['stream']))}"
-    if not found["loss"]:
+    if not finite["stream"].all():
+        return f"residual stream after layer {int(np.argmin(finite['stream']))}"
+    if not finite["loss"]:
         return "logits and loss"
-    bad = {name: ok for name, ok in named_leaves(found["gradients"]).items() if not ok.all()}
+    bad = {name: ok for name, ok in named_leaves(finite["gradients"]).items() if not ok.all()}
     if not bad:
         return None
     # The backward pass begins at the last layer and ends at the embeddings.
