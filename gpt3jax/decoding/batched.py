@@ -61,8 +61,8 @@ class Drawn:
 
 def draw_each(logits_BV: jax.Array, how: Drawing, vocabulary: int | None = None) -> Drawn:
     """Sample as `decode.draw` does, with the sampling parameters of each row."""
-    keys_B = decode.row_keys(how.seed, how.position, how.sample)
     allowed_BV = decode.tokenizer_logits(logits_BV, vocabulary)
+    keys_B = decode.row_keys(how.seed, how.position, how.sample)
     token_B = decode.sample_rows(allowed_BV, keys_B, how.temperature, how.top_p)
 
     def zeros(logits_BV, token_B):

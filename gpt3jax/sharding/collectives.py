@@ -112,8 +112,10 @@ def all_gather_params(params: Any, specs: Any) -> Any:
     """
 
     def gathered(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        if axis_size("fsdp") == 1:  # Quantized weights, which have no ndim, end here.
+            return leaf
         parts = partition_spec(by_path[path].axes[-leaf.ndim :])
-        if "fsdp" not in parts or axis_size("fsdp") == 1:
+        if "fsdp" not in parts:
             return leaf
         dim = tuple(parts).index("fsdp")
         front = jnp.moveaxis(leaf, dim, 0)

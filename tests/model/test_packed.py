@@ -100,7 +100,7 @@ def test_a_step_reads_each_matrix_once_and_computes_no_norm_anew(params, model, 
     step = jax.jit(decode.decode, static_argnames="model", compiler_options=decode.CPU_OPTIONS)
     text = step.lower(small, cache, TOKENS[0, :1], model).compile().as_text()
     entry = text[text.index("ENTRY") :]
-    D, F, V = model.d_model, model.d_ff, len(small["token_embedding"])
+    D, F, V = model.d_model, model.d_ff, small["token_embedding"].shape[0]
     for rows, columns in ((3 * D, D), (D, D), (F, D), (D, F), (V, D)):
         for shape in ((rows, columns), (columns, rows)):
             copies = re.findall(rf"= f32\[{shape[0]},{shape[1]}\]\S* (\S+)\(", entry)
