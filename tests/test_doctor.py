@@ -166,8 +166,8 @@ def test_a_run_locked_by_another_process_is_a_warning(run):
     assert found(diagnose.lock, run) == ("ok", "free", "")
     script = (
         "import sys\nfrom pathlib import Path\nfrom gpt3jax.run_dir import Run\n"
-        "from gpt3jax.train.run_setup import only_one\n"
-        f"with only_one(Run(Path({str(run.path)!r}))):\n    print('held', flush=True)\n"
+        "from gpt3jax.train.run_setup import run_lock\n"
+        f"with run_lock(Run(Path({str(run.path)!r}))):\n    print('held', flush=True)\n"
         "    sys.stdin.read()\n"
     )
     with subprocess.Popen(
@@ -295,7 +295,11 @@ def test_accelerators_use_their_reported_memory_limit(spread, monkeypatch):
 
 def test_an_illegal_mesh_fails_except_on_one_host_of_several(experiment, monkeypatch):
     status, finding, cure = found(diagnose.memory, experiment)
-    assert status == "failure" and "must multiply to that" in finding and "Add --mesh.data " in cure
+    assert (
+        status == "failure"
+        and "the product of the axes must be that" in finding
+        and "Add --mesh.data " in cure
+    )
     monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
     status, finding, _ = found(diagnose.memory, experiment)
     assert status == "warning" and finding.startswith("alone on this host, mesh")

@@ -1,9 +1,9 @@
-"""Hashes of arrays, computed where they lie: the same on every mesh, before and after the disk.
+"""Hashes of arrays, computed on the devices; they do not depend on the mesh.
 
-Each element's bits are mixed with its place; the mixes are added up modulo
-2^32, so that the order, and with it the mesh, does not matter. The mix is
-one-to-one: a single changed element always changes the hash. Of other changes,
-one in 2^64 would slip through. Against accidents, not against a forger.
+The bits of each element are mixed with its index, and the results are summed modulo 2^32, so the
+order of summation, and therefore the sharding, does not matter. The mix is a bijection: a single
+changed element always changes the hash; other changes go undetected with probability 2^-64. The
+hash is not cryptographic.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 STRIDES = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1, 0xD3A2646D)
-"""One odd number per axis: what a place along it adds to an element's key."""
+"""One odd number per axis, multiplied by an element's index along it."""
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by path, as `params/layers/qkv/kernel`."""
+    """The leaves of a tree by path, such as `params/layers/qkv/kernel`."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -29,7 +29,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 @jax.jit
 def array_hashes(tree: Any) -> dict[str, jax.Array]:
-    """Two uint32 per leaf, by path."""
+    """The hash of each leaf by path, uint32 [2]."""
     return {name: _array_hash(leaf) for name, leaf in named_leaves(tree).items()}
 
 
@@ -39,25 +39,25 @@ def as_hex(fingerprint: jax.Array) -> str:
 
 
 def array_hash_of_parts(parts: Iterable[np.ndarray]) -> jax.Array:
-    """The same of one array that comes in parts along its first axis, and is never there whole."""
+    """The hash of an array given in parts along its first axis."""
     columns, start = jnp.uint32(0), 0
     for part in parts:
-        # Waited for, or parts would be read faster than they are used, and pile up.
+        # Blocks, since otherwise parts would be read faster than they are hashed.
         columns = jax.block_until_ready(columns + _columns(part, jnp.uint32(start)))
         start += len(part)
     return _of_columns(columns)
 
 
 def _array_hash(x: jax.Array) -> jax.Array:
-    # The barrier keeps XLA from making one reduction of two; its CPU backend would then use
-    # one core. Over the first axis alone, each step of it is a vector.
+    # The barrier keeps XLA from merging the two reductions into one, for which its CPU backend
+    # uses one core. A reduction over the first axis alone is vectorised.
     columns = _columns(x[None] if x.ndim == 0 else x, jnp.uint32(0))
     return _of_columns(jax.lax.optimization_barrier(columns))
 
 
 @jax.jit
 def _columns(x: jax.Array, start: jax.Array) -> jax.Array:
-    """Sums over the first axis, whose places are counted from `start`."""
+    """Sums over the first axis, whose indices start at `start`."""
     unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
     bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
     return _mix(bits, start).sum(axis=0, dtype=jnp.uint32)
@@ -70,7 +70,7 @@ def _of_columns(columns: jax.Array) -> jax.Array:
 
 
 def _mix(bits: jax.Array, start: jax.Array) -> jax.Array:
-    """One-to-one in each element's bits, and different at each place; `start` is the first's."""
+    """Mix each element's bits with its index, a bijection; the first axis starts at `start`."""
     key = jnp.uint32(0x2545F491) + start * jnp.uint32(STRIDES[0])
     for axis, stride in zip(range(bits.ndim), STRIDES, strict=False):
         key += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride)

@@ -1,10 +1,10 @@
-"""Checkpoints: the state and its position, saved in the background and verified on load.
+"""Checkpoints of the train state, saved in the background and verified on load.
 
-    state -> hashes per leaf -> STEP.saving/ (Orbax) -> manifest.json -> STEP/ -> old ones go
+    state -> hash per leaf -> STEP.saving/ (Orbax) -> manifest.json -> STEP/ -> prune old ones
 
-The only module that touches Orbax; its v1 API is still marked experimental.
-Values are stored as they are, uncompressed, a folder per leaf (Zarr 2): each byte
-on disk is in some leaf's hash, and a damaged file names its leaf.
+This is the only module that uses Orbax, whose v1 API is still marked experimental. Arrays are
+stored uncompressed, with a folder per leaf (Zarr 2): the hash of a leaf covers every byte of its
+files, and the path of a damaged file names its leaf.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -41,26 +41,29 @@ from gpt3jax.errors import RunError
 from gpt3jax.model.init import Params
 from gpt3jax.sharding import processes
 
-STEP = re.compile("0|[1-9][0-9]*")
-"""Names of folders that are checkpoints."""
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-# What it logs as an error, it raises, too.
+STEP = re.compile("0|[1-9][0-9]*")
+"""Names of checkpoint folders."""
+
+# Orbax also raises what it logs as an error.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 Loaded = TypeVar("Loaded")
-State = TypeVar("State")
-"""A dataclass of pytrees of arrays: the parameters in `params`, and what training keeps of them."""
+State = TypeVar("State", bound="DataclassInstance")
+"""A dataclass of pytrees of arrays, with the parameters in `params`."""
 Tell = Callable[[int, str], None]
-"""Told a step and what is wrong with its checkpoint."""
+"""Called with a step and the reason why its checkpoint was skipped."""
 
 
 class SaveError(RunError):
-    """A checkpoint could not be written; the ones before it are as they were."""
+    """A checkpoint could not be written; earlier checkpoints are intact."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where in the run a state is: Python integers, kept on the host."""
+    """Position of a state in the run, as Python integers on the host."""
 
     step: int = 0
     sequences: int = 0
@@ -71,12 +74,12 @@ class Checkpointer:
     """The checkpoints of one run."""
 
     def __init__(self, folder: Path, keep: int | None = None):
-        """Open for writing when told how many to keep, otherwise only for reading."""
+        """Open for reading, or for writing if `keep`, the number of checkpoints to keep, is set."""
         self.folder, self._keep = folder.absolute(), keep
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="save")
         self._saving: Future[None] | None = None
         self.best: int | None = None
-        """A step that is kept, too, however old."""
+        """A step that is never pruned."""
         self._inode = 0
         if keep is not None and processes.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -85,9 +88,9 @@ class Checkpointer:
             self._clear("*.pruned*")
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, ascending; whether it is whole is not looked at.
+        """The steps that have a checkpoint, ascending; does not verify them.
 
-        Only a run that was imported has one of step 0.
+        Only an imported run has a checkpoint of step 0.
         """
         named = (path for path in self.folder.glob("[0-9]*") if STEP.fullmatch(path.name))
         return sorted(int(path.name) for path in named if _is_checkpoint(path))
@@ -97,47 +100,48 @@ class Checkpointer:
         return self.folder / str(step)
 
     def manifest(self, step: int) -> CheckpointManifest:
-        """What a checkpoint holds.
+        """The manifest of a checkpoint, after comparing the files with it.
 
         Raises:
-          DamagedError: its files are not those that the manifest lists.
+          DamagedError: the files differ from the manifest.
         """
-        found = read_manifest(self.path(step))
-        check_files(self.path(step), found)
-        return found
+        manifest = read_manifest(self.path(step))
+        check_files(self.path(step), manifest)
+        return manifest
 
     def save(
         self,
-        state: State,
+        state: DataclassInstance,
         draft: CheckpointManifest,
         on_saved: Callable[[CheckpointManifest], None],
     ) -> None:
-        """Start saving; returns once the state may be donated.
+        """Start an asynchronous save; returns when the state may be donated.
 
         Args:
-          state: on the mesh.
-          draft: position, identity and versions; leaves and files are filled in.
-          on_saved: called with the manifest when all of it is on disk, in another thread.
+          state: the state on the mesh.
+          draft: a manifest with position, identity and versions; leaves and files are filled in.
+          on_saved: called with the manifest, in another thread, when the checkpoint is complete.
 
         Raises:
-          SaveError: it could not start, or the save before it failed.
+          SaveError: the save could not start, or the previous save failed.
         """
         self.wait()
         self._check_space(draft.step, state)
         hashes = array_hashes(_parts(state))
         is_copy = jax.default_backend() == "cpu"
         if is_copy:
-            # Orbax would read the very buffers that the next step overwrites.
+            # On CPUs Orbax reads the device buffers in place, and the next step overwrites them.
             state = _copied(state)
         unfinished = self.folder / f"{draft.step}.saving"
 
         def begin() -> Any:
             with _plain_files():
-                return ocp.save_checkpointables_async(unfinished, _parts(state), overwrite=True)
+                path = str(unfinished)
+                return ocp.save_checkpointables_async(path, _parts(state), overwrite=True)
 
         writing = None
-        # A copy has time: Orbax prepares for longer than a small step takes. But several processes
-        # wait for each other when they begin, so each does it between the same two steps.
+        # Starting takes Orbax longer than a small step, so a copy is saved in the background.
+        # Several processes synchronise at the start of a save, so all start it at the same step.
         if not is_copy or jax.process_count() > 1:
             with _saving(draft.step):
                 writing = begin()
@@ -160,34 +164,35 @@ class Checkpointer:
         self._saving = self._saver.submit(commit)
 
     def has_failed(self) -> bool:
-        """Whether the save under way has come to a bad end; `wait` raises why."""
+        """Whether the current save has failed; `wait` raises the error."""
         saving = self._saving
         return saving is not None and saving.done() and saving.exception() is not None
 
     def wait(self) -> None:
-        """Block until the last save is on disk.
+        """Block until the current save, if any, is on disk.
 
         Raises:
-          SaveError: it failed.
+          SaveError: the save failed.
         """
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
 
     def newest(self, load: Callable[[int], Loaded], tell: Tell) -> Loaded | None:
-        """What `load` makes of the newest checkpoint that is whole; None if there is none at all.
+        """The result of `load` for the newest intact checkpoint; None if there are no checkpoints.
 
         Args:
-          load: raises DamagedError if the checkpoint of a step is not what was saved.
-          tell: of each that had to be passed over.
+          load: loads the checkpoint of a step, or raises DamagedError.
+          tell: called for each damaged checkpoint that is skipped.
 
         Raises:
-          DamagedError: there are checkpoints, but none is whole.
+          DamagedError: there are checkpoints, but none is intact.
         """
         steps, reasons = processes.exchange(self.steps())[0], []
         for step in reversed(steps):
-            # In two parts, since restoring waits for all hosts: each must know to begin.
+            # Two stages, since restoring is collective: all hosts must start it or none.
             _, error = _tried(lambda step=step: processes.is_first() and self.manifest(step))
+            loaded = None
             if error is None:
                 loaded, error = _tried(lambda step=step: load(step))
             if error is None:
@@ -202,36 +207,36 @@ class Checkpointer:
         return None
 
     def restore(self, step: int, abstract: State) -> State:
-        """The state of a step, laid out as `abstract` says, whatever mesh it was saved on.
+        """The state of a step with the shardings of `abstract`, whatever mesh it was saved on.
 
-        Its values are compared with the manifest, its files are not: see `manifest`.
+        Verifies the array hashes, but not the files; see `manifest`.
 
         Raises:
-          DamagedError: it is not, bit for bit, what was saved.
+          DamagedError: the state is not bit-identical to what was saved.
         """
         return dataclasses.replace(abstract, **self._restore(step, _parts(abstract)))
 
     def restore_params(self, step: int, abstract: Params) -> Params:
-        """The parameters alone; else as `restore`."""
+        """Like `restore`, for the parameters only."""
         return self._restore(step, {"params": abstract})["params"]
 
     def open_params(self, step: int, model: Model) -> StoredParams:
-        """The parameters of a step, to be read part by part; as saved on any mesh.
+        """The parameters of a step, to be read in parts; saved on any mesh.
 
-        All of them are read once, to compare them with the manifest.
+        Reads all of them once to verify the array hashes.
 
         Raises:
-          DamagedError: they are not, bit for bit, what was saved.
+          DamagedError: the parameters are not bit-identical to what was saved.
         """
-        found = self.manifest(step)
-        params = open_params(self.path(step), found, model)
+        manifest = self.manifest(step)
+        params = open_params(self.path(step), manifest, model)
         for leaf in params.leaves.values():
-            if as_hex(array_hash_of_parts(leaf.parts())) != found.leaves[leaf.name].hash:
+            if as_hex(array_hash_of_parts(leaf.parts())) != manifest.leaves[leaf.name].hash:
                 raise DamagedError(f"leaf {leaf.name} has other values than when it was saved")
         return params
 
     def set_aside(self, step: int, why: str) -> Path:
-        """Rename a step's folder to STEP.WHY, so that it is no checkpoint any more."""
+        """Rename the folder of a step to STEP.WHY, so that it no longer counts as a checkpoint."""
         aside, count = self.folder / f"{step}.{why}", 1
         while aside.exists():
             count += 1
@@ -240,10 +245,11 @@ class Checkpointer:
         return aside
 
     def close(self) -> None:
-        """No more saves; alone, wait for the one under way. Of several hosts, one may be gone."""
+        """Allow no more saves. Waits for the current one in a single process only, since with
+        several hosts one of them may have died."""
         self._saver.shutdown(wait=jax.process_count() == 1)
         if self._keep is not None and jax.process_count() == 1:
-            # Threads of a failed save may still have been writing when it was cleared.
+            # Threads of a failed save may have continued to write after it was cleared.
             self._clear("*.saving*")
 
     def _restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
@@ -251,37 +257,37 @@ class Checkpointer:
         wanted = named_leaves(abstract)
         for name, leaf in wanted.items():
             if name not in expected or expected[name].shape != leaf.shape:
-                found = expected[name].shape if name in expected else "missing"
-                raise DamagedError(f"leaf {name} is {found}, the model's is {leaf.shape}")
+                saved = expected[name].shape if name in expected else "missing"
+                raise DamagedError(f"leaf {name} is {saved}, the model's is {leaf.shape}")
         try:
-            parts = ocp.load_checkpointables(self.path(step), abstract)
-        except Exception as error:  # Of many kinds, from Orbax and TensorStore.
+            parts = ocp.load_checkpointables(str(self.path(step)), abstract)
+        except Exception as error:  # Orbax and TensorStore raise many types.
             text = " ".join(map(str, _chain(error)))
             names = [f"leaf {name}" for name in wanted if f"{leaf_folder(name)}/" in text]
             raise DamagedError(
                 f"{(names or ['it'])[0]} cannot be read ({' '.join(text.split())[:80]})"
             ) from error
-        for name, found in array_hashes(parts).items():
-            if as_hex(found) != expected[name].hash:
+        for name, hash_ in array_hashes(parts).items():
+            if as_hex(hash_) != expected[name].hash:
                 raise DamagedError(f"leaf {name} has other values than when it was saved")
         return parts
 
-    def _check_space(self, step: int, state: State) -> None:
-        """A disk that is too small is told before a byte is written."""
+    def _check_space(self, step: int, state: DataclassInstance) -> None:
+        """Raise SaveError before anything is written if the disk has too little free space."""
         if not processes.is_first():
             return
         need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         with _saving(step):
-            self._check_is_there()
+            self._check_same_folder()
             free = shutil.disk_usage(self.folder).free
         if free < need:
             raise SaveError(
                 f"checkpoint {step} needs {need / 1e9:.3g} GB, but {self.folder} has "
-                f"{free / 1e9:.3g} GB free. Free some; older checkpoints are whole"
+                f"{free / 1e9:.3g} GB free. Free some space; older checkpoints are intact"
             )
 
-    def _check_is_there(self) -> None:
-        """Refuse to make a folder again that somebody has removed or unmounted."""
+    def _check_same_folder(self) -> None:
+        """Raise an error if the folder has been removed or unmounted since it was opened."""
         if self.folder.stat().st_ino != self._inode:
             raise FileNotFoundError(errno.ENOENT, f"{self.folder} is another folder than before")
 
@@ -291,17 +297,18 @@ class Checkpointer:
                 shutil.rmtree(rest, ignore_errors=True)
 
     def _name(self, unfinished: Path, step: int) -> None:
-        """The moment from which the checkpoint is there."""
-        self._check_is_there()
+        """Commit a checkpoint by an atomic rename."""
+        self._check_same_folder()
         if self.path(step).exists():
             self.set_aside(step, "stray")
         os.rename(unfinished, self.path(step))
         _sync(self.folder)
 
     def _prune(self) -> None:
+        assert self._keep is not None
         for step in self.steps()[: -self._keep]:
             if step != self.best:
-                # Renamed first: a kill between two files leaves no half of a checkpoint.
+                # Renamed first, so that a kill during deletion leaves no partial checkpoint.
                 shutil.rmtree(self.set_aside(step, "pruned"), ignore_errors=True)
 
 
@@ -311,7 +318,7 @@ def _copied(state: State) -> State:
 
 
 def _tried(work: Callable[[], Loaded]) -> tuple[Loaded | None, str | None]:
-    """What the work gives, or what damage any host found; the same on all hosts."""
+    """The result of the work, and the DamagedError of any host; all hosts get the same error."""
     result, error = None, None
     try:
         result = work()
@@ -322,7 +329,7 @@ def _tried(work: Callable[[], Loaded]) -> tuple[Loaded | None, str | None]:
 
 @contextmanager
 def _saving(step: int) -> Iterator[None]:
-    """Whatever goes wrong inside is a SaveError that names the step."""
+    """Convert every error to a SaveError that names the step."""
     try:
         yield
     except SaveError:
@@ -334,12 +341,12 @@ def _saving(step: int) -> Iterator[None]:
 def _failed(step: int, error: Exception) -> str:
     return (
         f"checkpoint {step} could not be written: {_reason(error)}. "
-        "Older ones are whole; mend the disk and relaunch"
+        "Older ones are intact; repair the disk and relaunch"
     )
 
 
 def _reason(error: Exception) -> str:
-    """What the system said, also where TensorStore has it in the middle of a page."""
+    """The system's error message, which TensorStore buries in a long text."""
     for each in _chain(error):
         if isinstance(each, OSError) and each.strerror:
             return each.strerror
@@ -356,12 +363,12 @@ def _plain_files() -> ocp.Context:
     return context
 
 
-def _parts(state: State) -> dict[str, Any]:
+def _parts(state: DataclassInstance) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
-def leaves_of(state: State) -> dict[str, Leaf]:
-    """The leaves of a state, as a manifest has them."""
+def leaves_of(state: DataclassInstance) -> dict[str, Leaf]:
+    """The manifest entries of the leaves of a state."""
     return _leaves(_parts(state), array_hashes(_parts(state)))
 
 
@@ -373,19 +380,19 @@ def _leaves(parts: dict[str, Any], hashes: dict[str, jax.Array]) -> dict[str, Le
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from."""
+    """An error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Whether a save has been here: what a person has put there does not count."""
+    """Whether a folder was written by `save`, rather than placed there by a person."""
     return any((folder / name).exists() for name in (MANIFEST_FILE, "_CHECKPOINT_METADATA"))
 
 
 def _sync(folder: Path) -> None:
-    """Make a rename in the folder survive a loss of power."""
+    """Flush a rename in the folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""A run's model as it was saved, laid out over the devices there are."""
+"""Load the model of a run from a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gpt3jax.run_dir import Run, open_run
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What a checkpoint holds, and whose it is."""
+    """The parameters of a checkpoint, with the run they belong to."""
 
     run: Run
     experiment: Experiment
@@ -30,17 +30,17 @@ class LoadedModel:
 
     @property
     def model(self) -> Model:
-        """The shape of the parameters, in the dtype that they are read in: never float8."""
+        """The model of the parameters, LoRA included; float8 applies to training only."""
         trained = self.experiment.model
         return dataclasses.replace(trained, dtype=merged_model(trained).dtype)
 
 
 def load_model(path: Path, step: int | None, mesh: jax.sharding.Mesh) -> LoadedModel:
-    """A run's parameters at a step (the newest whole one if it is None), laid out over a mesh.
+    """The parameters of a run at a step (the newest intact one if None), sharded over a mesh.
 
     Raises:
       ConfigError: there is no such run or checkpoint.
-      DamagedError: it is not what was saved.
+      DamagedError: the checkpoint differs from what was saved.
     """
     run = open_run(path)
     experiment = run.experiment()
@@ -51,9 +51,11 @@ def load_model(path: Path, step: int | None, mesh: jax.sharding.Mesh) -> LoadedM
     if not steps:
         raise ConfigError(f"{run.path} has no checkpoint yet: it was stopped early. Train it first")
     if step is None:
-        step, params = checkpoints.newest(
+        newest = checkpoints.newest(
             lambda each: (each, checkpoints.restore_params(each, abstract)), _warn
         )
+        assert newest is not None  # Since `steps` is not empty.
+        step, params = newest
     elif step in steps:
         checkpoints.manifest(step)
         params = checkpoints.restore_params(step, abstract)
@@ -62,5 +64,5 @@ def load_model(path: Path, step: int | None, mesh: jax.sharding.Mesh) -> LoadedM
     return LoadedModel(run, experiment, tokenizer, step, params)
 
 
-def _warn(step: int, what: str) -> None:
-    print(f"warning: checkpoint {step} was passed over: {what}", file=sys.stderr)
+def _warn(step: int, reason: str) -> None:
+    print(f"warning: checkpoint {step} was passed over: {reason}", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""The manifest of a checkpoint: `manifest.json`, which says what must be found in its folder.
+"""The checkpoint manifest, `manifest.json`: every array and file of the checkpoint, with hashes.
 
-It is written last, before the folder gets its name; a folder without one is no
+It is written last, before the folder is renamed to its final name; a folder without one is not a
 checkpoint. Importing this file does not import jax.
 """
 
@@ -24,15 +24,15 @@ from gpt3jax.serde import Count, short_hash
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 HASHED_BYTES = 1 << 20
-"""Larger files of values are not hashed: each byte of theirs is in a leaf's hash."""
+"""Larger array chunks have no file hash, since the hash of their leaf covers them."""
 LARGEST = 1 << 30
-"""Bytes of a file that is hashed."""
+"""Maximum size of a hashed file, bytes."""
 CHUNK = re.compile(r"\d+(\.\d+)*")
-"""Zarr's names for files of values: a place along each axis."""
+"""Names of Zarr's chunk files: an index along each axis."""
 
 
 class DamagedError(RunError):
-    """A checkpoint is not what was saved. The message names the file or the leaf."""
+    """A checkpoint differs from what was saved; the message names the file or the leaf."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Leaf:
     shape: tuple[Count, ...]
     dtype: str
     hash: str
-    """Of its values (array_hash.py): the same on every mesh."""
+    """Hash of the values (array_hash.py), independent of the mesh."""
 
 
 @dataclass(frozen=True)
@@ -51,34 +51,34 @@ class File:
 
     bytes: Count
     sha256: str | None
-    """None for large files of values."""
+    """None for large array chunks."""
 
 
 @dataclass(frozen=True)
 class CheckpointManifest:
-    """What a checkpoint holds."""
+    """Position, origin and contents of a checkpoint."""
 
     step: Count
     sequences: Count
     """Windows consumed since the start."""
     skips: tuple[Skip, ...]
-    """Stretches of the data that were passed over on the way here."""
+    """Ranges of the data that were skipped before this step."""
     identity: str
     """Hash of the run's identity."""
     code: dict[str, str]
-    """Versions that wrote it."""
+    """Versions of the packages that wrote it."""
     leaves: dict[str, Leaf]
     files: dict[str, File] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
     def state(self) -> str:
-        """Sixteen hex digits that identify every bit of the state and its position."""
+        """Hash of the complete state and its position, sixteen hex digits."""
         leaves = {name: dataclasses.astuple(leaf) for name, leaf in self.leaves.items()}
         return short_hash([self.step, self.sequences, leaves])
 
     def write(self, folder: Path) -> None:
-        """Seal a folder with what is in it now."""
+        """Write the manifest of a folder, with the files that it contains now."""
         manifest = dataclasses.replace(self, files=dict(_files(folder)))
         record = dataclasses.asdict(manifest) | {"state": self.state}
         write_atomic(
@@ -90,12 +90,12 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     """The manifest of a checkpoint.
 
     Raises:
-      DamagedError: there is none, or it was changed.
+      DamagedError: the manifest is missing or was modified.
     """
     try:
         record = serde.build(dict[str, Any], serde.read(folder / MANIFEST_FILE))
-        written = record.pop("hash", None)
-        if short_hash(record) != written:
+        recorded_hash = record.pop("hash", None)
+        if short_hash(record) != recorded_hash:
             raise ValueError("its own hash does not agree")
         if record.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}, which this gpt3jax reads")
@@ -106,19 +106,19 @@ def read_manifest(folder: Path) -> CheckpointManifest:
 
 
 def check_files(folder: Path, manifest: CheckpointManifest) -> None:
-    """Compare names and sizes of all files with the manifest, and what small ones hold.
+    """Compare the size of every file, and the hash of small ones, with the manifest.
 
     Raises:
       DamagedError: a file is missing or differs.
     """
     for name, expected in manifest.files.items():
         try:
-            found = _file(folder, name, expected.bytes)
+            actual = _file(folder, name, expected.bytes)
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise DamagedError(f"file {name:.100} cannot be read: {why}") from error
-        if found != expected:
-            what = "size" if found.bytes != expected.bytes else "content"
+        if actual != expected:
+            what = "size" if actual.bytes != expected.bytes else "content"
             raise DamagedError(f"file {name:.100} has another {what} than when it was saved")
 
 
@@ -128,14 +128,14 @@ def _files(folder: Path) -> list[tuple[str, File]]:
 
 
 def _file(folder: Path, name: str, expected: int | None = None) -> File:
-    """What is there by this name; the content only if the size is as expected."""
+    """Size and hash of a file; the hash only if the size is as expected."""
     path = folder / name
-    found = os.stat(path)
+    status = os.stat(path)
     is_inside = path.resolve().is_relative_to(folder.resolve())
-    # One name per file: by `x/../x` a manifest could have a file read for ever.
-    if not (stat.S_ISREG(found.st_mode) and is_inside and os.path.normpath(name) == name):
+    # Only normalised names: with `x/../x` a manifest could have the same file read many times.
+    if not (stat.S_ISREG(status.st_mode) and is_inside and os.path.normpath(name) == name):
         raise DamagedError(f"{name:.100} is not a file of the checkpoint")
-    size = found.st_size
+    size = Count(status.st_size)
     is_values = size > HASHED_BYTES and CHUNK.fullmatch(path.name)
     if is_values or (expected is not None and size != min(expected, LARGEST)):
         return File(size, None)

@@ -1,13 +1,11 @@
-"""Generation, one token at a time: prefill the prompt, then decode with cached keys and values.
-
-Pure functions over arrays; generate.py turns text into tokens and back.
+"""Prefill, decode and sampling as pure functions; generator.py handles text.
 
 Legend: B rows (samples or beams), T prompt tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -21,24 +19,24 @@ from gpt3jax.model.lora import merge_lora
 from gpt3jax.model.quantized import quantize
 
 CPU_OPTIONS = {
-    # Without it the whole cache is copied every token.
+    # Otherwise the entire cache is copied at every token.
     "xla_cpu_copy_insertion_use_region_analysis": True,
-    # Products of one row are XLA's own loops: a fifth faster on all of AVX-512, where it is there.
+    # Products of one row are XLA's own loops; with full-width AVX-512 they are a fifth faster.
     "xla_cpu_prefer_vector_width": 512,
 }
-"""How XLA's CPU backend should compile a step."""
+"""Compiler options of a decode step on CPUs."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn from the model's distribution."""
+    """Sampling parameters."""
 
     temperature: float = 1.0
-    """0 takes the most likely token."""
+    """0 is greedy decoding."""
     top_k: int = 0
     """Keep the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
-    """Keep the fewest tokens whose probability adds up to this."""
+    """Keep the smallest set of tokens whose probabilities sum to at least this; 1 keeps all."""
 
     def __post_init__(self) -> None:
         if not (self.temperature == 0 or 1e-6 <= self.temperature < float("inf")):
@@ -52,9 +50,12 @@ class Sampling:
 
 
 def decoding_params(params: Params, model: Model, weights: Weights | None = None) -> Params:
-    """The parameters as decoding wants them: LoRA's changes in their kernels, cast once, layers in
-    a list (no slicing per token), matrices packed as `weights` says; None, which is best for
-    reading many tokens at a time and goes on meshes, leaves them arrays."""
+    """Parameters prepared for decoding.
+
+    LoRA is merged, parameters are cast once, and layers are unstacked (no slicing per token).
+    Matrices are stored as `weights` says; None leaves them as arrays, which supports meshes and is
+    faster for many tokens at a time.
+    """
     params, _ = merge_lora(params, model)
     params = jax.tree.map(lambda leaf: leaf.astype(compute_dtype(model)), params)
     layers = unstack(params["layers"], model.n_layers)
@@ -72,17 +73,17 @@ def prefill(
 ) -> tuple[jax.Array, Cache]:
     """Read prompts, padded on the right to T tokens.
 
-    Padding leaves no trace: its keys lie beyond the cache's length and are overwritten.
+    Padding has no effect: its keys are beyond the length of the cache and will be overwritten.
 
     Args:
-      params: as `decoding_params` returns them.
+      params: parameters from `decoding_params`.
       tokens_BT: int32 token ids.
-      length: int32, the tokens of each prompt: [B], or a scalar where all have one length.
-      model: the shape of the model.
-      slots: tokens that the cache has room for, of which each decoding step reads all;
+      length: int32, number of tokens of each prompt: [B], or a scalar if they are equal.
+      model: the model's configuration.
+      slots: capacity of the cache in tokens, all of which each decode step reads;
         `model.context` by default.
-      prefix: a cache of one row that has read what all prompts begin with; `tokens_BT` and
-        `length` are then those of the rest.
+      prefix: a cache of one row with a prefix that all prompts share; `tokens_BT` and `length`
+        then describe the rest.
 
     Returns:
       Float32 logits [B, V] after the last token of each prompt, and the cache.
@@ -90,13 +91,13 @@ def prefill(
     slots = slots or model.context
 
     def with_room(keys_BHSK):
-        kept = keys_BHSK[:, :, :slots]
-        return jnp.pad(kept, ((0, 0), (0, 0), (0, slots - kept.shape[2]), (0, 0)))
+        fitting = keys_BHSK[:, :, :slots]
+        return jnp.pad(fitting, ((0, 0), (0, 0), (0, slots - fitting.shape[2]), (0, 0)))
 
     if prefix is None:
-        x_BTD, _, found = hidden_states(params, tokens_BT, model, want=("keys", "values"))
+        x_BTD, _, activations = hidden_states(params, tokens_BT, model, want=("keys", "values"))
         keys, values = (
-            tuple(with_room(new_BTHK.transpose(0, 2, 1, 3)) for new_BTHK in found[name])
+            tuple(with_room(new_BTHK.transpose(0, 2, 1, 3)) for new_BTHK in activations[name])
             for name in ("keys", "values")
         )
         cache = Cache(keys, values, length)
@@ -105,15 +106,16 @@ def prefill(
             lambda one_1HSK: jnp.repeat(with_room(one_1HSK), len(tokens_BT), axis=0),
             (prefix.keys, prefix.values),
         )
-        # Given explicitly, since padding may reach beyond the last position.
+        # Explicit positions, since padding may extend beyond the last one.
         positions_BT = jnp.broadcast_to(
             prefix.length + jnp.arange(tokens_BT.shape[1]), tokens_BT.shape
         )
-        x_BTD, cache, _ = hidden_states(
-            params, tokens_BT, model, cache=Cache(keys, values, prefix.length),
-            positions_BT=positions_BT,
-        )  # fmt: skip
-        cache = cache.replace(length=prefix.length + length)
+        cache = Cache(keys, values, prefix.length)
+        x_BTD, extended, _ = hidden_states(
+            params, tokens_BT, model, cache=cache, positions_BT=positions_BT
+        )
+        assert extended is not None
+        cache = replace(extended, length=prefix.length + length)
     if length.ndim:
         last_B1D = jnp.take_along_axis(x_BTD, (length - 1)[:, None, None], axis=1)
     else:
@@ -124,30 +126,30 @@ def prefill(
 def decode(
     params: Params, cache: Cache, token_B: jax.Array, model: Model
 ) -> tuple[jax.Array, Cache]:
-    """Read one more token per row; return the next logits [B, V] and the longer cache."""
+    """Read one token per row; returns the next logits [B, V] and the extended cache."""
     output = forward(params, token_B[:, None], model, cache=cache)
+    assert output.cache is not None
     return output.logits[:, 0, : model.vocabulary], output.cache
 
 
 def sample(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
-    """Draw a token per row, int32 [B]; each row with its own key."""
+    """Sample a token per row, int32 [B]; each row has its own key."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, -1).astype(jnp.int32)
-    kept = truncate(logits_BV / sampling.temperature, sampling)
-    return _categorical(keys_B, kept)
+    return _categorical(keys_B, truncate(logits_BV / sampling.temperature, sampling))
 
 
 def _categorical(keys_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
-    """`jax.random.categorical` of each row with its own key."""
+    """`jax.random.categorical` with a key per row."""
     V = logits_BV.shape[-1]
     noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, (V,), logits_BV.dtype))(keys_B)
-    # Of `argmax` XLA's CPU backend would compute the noise inside the search, one by one: four
-    # times as long (8 rows of 2,048, 2 cores, jax 0.10.2).
+    # With `argmax` XLA's CPU backend would fuse the noise into the reduction, element by element,
+    # and take four times as long (8 rows of 2,048, 2 cores, jax 0.10.2).
     return jax.lax.top_k(logits_BV + noise_BV, 1)[1][:, 0]
 
 
 def truncate(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
-    """Set the logits outside top-k, then outside top-p of the rest, to -inf."""
+    """Set the logits outside the top k, then outside the top p of the rest, to -inf."""
     if 0 < sampling.top_k < logits_BV.shape[-1]:
         smallest_B1 = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
         logits_BV = jnp.where(logits_BV < smallest_B1, -jnp.inf, logits_BV)
@@ -155,17 +157,17 @@ def truncate(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def _nucleus(logits_BV: jax.Array, top_p: jax.Array | float) -> jax.Array:
-    """Top-p alone; one for all rows, or [B, 1]."""
+    """Top-p filtering; `top_p` is a scalar or [B, 1]."""
     sorted_BV = jnp.sort(logits_BV, -1, descending=True)
     probability_BV = jax.nn.softmax(sorted_BV, -1)
     before_BV = jnp.cumsum(probability_BV, -1) - probability_BV
-    kept_B = jnp.sum(before_BV < top_p, -1)
-    smallest_B1 = jnp.take_along_axis(sorted_BV, kept_B[:, None] - 1, -1)
+    count_B = jnp.sum(before_BV < top_p, -1)
+    smallest_B1 = jnp.take_along_axis(sorted_BV, count_B[:, None] - 1, -1)
     return jnp.where(logits_BV < smallest_B1, -jnp.inf, logits_BV)
 
 
 def row_keys(seed: jax.Array, position: jax.Array, row: jax.Array) -> jax.Array:
-    """A key per row, made of seed, row and position; each is [B], or one for all rows."""
+    """A key per row, derived from seed, position and row; each is [B] or a scalar."""
 
     def key(seed, position, row):
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), position), row)
@@ -176,33 +178,33 @@ def row_keys(seed: jax.Array, position: jax.Array, row: jax.Array) -> jax.Array:
 def sample_rows(
     logits_BV: jax.Array, keys_B: jax.Array, temperature_B: jax.Array, top_p_B: jax.Array
 ) -> jax.Array:
-    """`sample`, each row in its own way; what no row asks for is not computed."""
+    """`sample` with a temperature and top-p per row; skips what no row needs."""
 
     def nucleus(scaled_BV):
         return jnp.where(top_p_B[:, None] < 1, _nucleus(scaled_BV, top_p_B[:, None]), scaled_BV)
 
     def drawn():
         scaled_BV = logits_BV / jnp.where(temperature_B > 0, temperature_B, 1)[:, None]
-        kept_BV = jax.lax.cond((top_p_B < 1).any(), nucleus, lambda same: same, scaled_BV)
-        return _categorical(keys_B, kept_BV)
+        scaled_BV = jax.lax.cond((top_p_B < 1).any(), nucleus, lambda same: same, scaled_BV)
+        return _categorical(keys_B, scaled_BV)
 
-    def likeliest():
+    def greedy():
         return jnp.argmax(logits_BV, -1).astype(jnp.int32)
 
     is_drawn_B = temperature_B > 0
-    tokens_B = jax.lax.cond(is_drawn_B.any(), drawn, likeliest)
+    tokens_B = jax.lax.cond(is_drawn_B.any(), drawn, greedy)
     return jax.lax.cond(
-        is_drawn_B.all(), lambda: tokens_B, lambda: jnp.where(is_drawn_B, tokens_B, likeliest())
+        is_drawn_B.all(), lambda: tokens_B, lambda: jnp.where(is_drawn_B, tokens_B, greedy())
     )
 
 
 def tokenizer_logits(values_BV: jax.Array, vocabulary: int | None) -> jax.Array:
-    """Logits or log-probabilities of the tokens that may be written; None: of all rows.
+    """Logits or logprobs of the tokens that the tokenizer has; all if `vocabulary` is None.
 
-    A model may have more embedding rows than its tokenizer has tokens. Everywhere in this package
-    a probability is over all rows of the model's vocabulary, as transformers computes it: in
-    perplexity, evaluation, the harness, beam search and the scores of served tokens. Rows that
-    have no token are only excluded when a token is chosen to be written, and only here.
+    A model may have more embedding rows than its tokenizer has tokens. Probabilities in this
+    package are over all rows of the model's vocabulary, as in transformers: in perplexity,
+    evaluation, the harness, beam search and logprobs of the server. Rows without a token are
+    excluded only when a token is chosen, by this function.
     """
     return values_BV[..., :vocabulary]
 
@@ -214,7 +216,7 @@ def draw(
     sampling: Sampling,
     vocabulary: int | None = None,
 ) -> jax.Array:
-    """Sample; the key is made of seed, row and position, never of how many rows there are."""
+    """Sample with keys that depend on seed, position and row, but not on the number of rows."""
     keys_B = row_keys(seed, position, jnp.arange(len(logits_BV)))
     return sample(tokenizer_logits(logits_BV, vocabulary), keys_B, sampling)
 
@@ -229,11 +231,11 @@ def next_token(
     sampling: Sampling,
     vocabulary: int | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Read a token per row and draw the one after it, at `position`: one compiled step."""
+    """One decode step: read a token per row and sample the next one, at `position`."""
     logits_BV, cache = decode(params, cache, token_B, model)
     return draw(logits_BV, seed, position, sampling, vocabulary), cache
 
 
 def take_cache_rows(cache: Cache, rows: jax.Array) -> Cache:
-    """The cache of these rows, in this order; a row may be taken more than once."""
+    """The cache of these rows, in this order; rows may repeat."""
     return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0) if leaf.ndim else leaf, cache)

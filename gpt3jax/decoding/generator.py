@@ -1,8 +1,7 @@
-"""From a prompt to text: tokens in, one token at a time out.
+"""Text generation on one device: sampling, streaming and beam search.
 
-The model sees `context` tokens. Of a longer prompt the last `context` are
-read. When the window is full while writing, its older half is forgotten: the
-newer half is read again from position 0 and writing goes on.
+Only the last `context` tokens of a prompt are read. When the context is full during decoding, its
+older half is dropped: the newer half is prefilled again from position 0.
 """
 
 from __future__ import annotations
@@ -32,26 +31,26 @@ SMALLEST_PREFILL = 16
 
 @dataclass(frozen=True)
 class Continuation:
-    """What beam search found."""
+    """A result of beam search."""
 
     tokens: list[int]
     log_probability: float
-    """Sum over its tokens, nats."""
+    """Sum over the tokens, nats."""
     score: float
     """log_probability over the length penalty."""
 
 
 class Generator:
-    """A model made ready to write: parameters laid out once, each step compiled once."""
+    """A model ready for decoding; parameters are prepared once and each step is compiled once."""
 
     def __init__(
         self, params: Params, model: Model, tokenizer: Tokenizer, weights: Weights = "full"
     ):
         self.tokenizer = tokenizer
         self.weights = weights
-        self.model = merged_model(model)  # Once laid out, kernels hold what LoRA has changed.
+        self.model = merged_model(model)  # `decoding_params` merges LoRA.
         self.vocabulary = min(model.vocabulary, tokenizer.vocabulary)
-        """Ids below it may be written (`decode.tokenizer_logits`)."""
+        """Only ids below it are generated (`decode.tokenizer_logits`)."""
         self._lay_out = jax.jit(decode.decoding_params, static_argnames=("model", "weights"))
         self.load(params)
         options = decode.CPU_OPTIONS if jax.default_backend() == "cpu" else None
@@ -65,7 +64,7 @@ class Generator:
         )
 
     def load(self, params: Params) -> None:
-        """Write with these parameters from now on; nothing is compiled again."""
+        """Use these parameters from now on; nothing is recompiled."""
         self.params = self._lay_out(params, self.model, self.weights)
 
     def tokens(
@@ -77,37 +76,43 @@ class Generator:
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> Iterator[np.ndarray]:
-        """Yield `new_tokens` arrays [rows] of token ids; each row is its own sample.
+        """Yield `new_tokens` arrays [rows] of token ids; each row is an independent sample.
 
         The same seed (below 2^32) gives the same tokens. An empty prompt starts a new document.
         """
-        seed = np.uint32(seed)  # Of a Python integer jax makes an int32, if it can.
+        seed32 = np.uint32(seed)  # JAX would convert a Python integer to int32.
         history = [np.full(rows, token, np.int32) for token in self._or_start(prompt)]
         slots = padded_size(len(history) + new_tokens, self.model)
         logits, cache, filled = self._read(history, self.model.context, rows, slots)
-        token = self._draw(logits, seed, len(history), sampling, self.vocabulary)
+        token = self._draw(logits, seed32, len(history), sampling, self.vocabulary)
         for remaining in reversed(range(new_tokens)):
             following = None
             if remaining and filled < slots:
-                # Dispatched before the host waits for `token`: the device does not idle.
+                # Dispatched before the host waits for `token`, so that the device does not idle.
                 following, cache = self._next(
-                    self.params, cache, token, seed, len(history) + 1, self.model, sampling,
+                    self.params,
+                    cache,
+                    token,
+                    seed32,
+                    len(history) + 1,
+                    self.model,
+                    sampling,
                     self.vocabulary,
-                )  # fmt: skip
+                )
                 filled += 1
             history.append(np.asarray(token))
             yield history[-1]
             if remaining and following is None:
                 half = (self.model.context + 1) // 2
                 logits, cache, filled = self._read(history, half, rows, slots)
-                following = self._draw(logits, seed, len(history), sampling, self.vocabulary)
+                following = self._draw(logits, seed32, len(history), sampling, self.vocabulary)
             token = following
 
     def text(self, prompt: str, *, stop: Sequence[str] = (), **options) -> Iterator[str]:
-        """Yield one sample's text piece by piece, as soon as its bytes are whole.
+        """Yield one sample's text in pieces, as soon as their UTF-8 is complete.
 
-        Takes the options of `tokens`. Ends at the end-of-text token or before
-        the first stop string.
+        Takes the options of `tokens`. Ends at the end-of-text token or before the first stop
+        string.
         """
         stream = TextStream(self.tokenizer, stop)
         for (token,) in self.tokens(self.tokenizer.encode(prompt), **options):
@@ -117,12 +122,12 @@ class Generator:
         yield stream.flush()
 
     def samples(self, prompt: str, rows: int, *, stop: Sequence[str] = (), **options) -> list[str]:
-        """Several whole samples of one prompt, computed together."""
+        """Several samples of one prompt, decoded as one batch."""
         drawn = self.tokens(self.tokenizer.encode(prompt), rows=rows, **options)
         return [self.decode_until(list(row), stop) for row in np.stack(list(drawn), axis=1)]
 
     def decode_until(self, tokens: list[int], stop: Sequence[str]) -> str:
-        """The text of tokens up to end-of-text, or to the first stop string."""
+        """The text before the end-of-text token or the first stop string."""
         end = self.tokenizer.end_of_text
         text = self.tokenizer.decode(tokens[: tokens.index(end)] if end in tokens else tokens)
         return _before_stop(text, stop)
@@ -130,10 +135,13 @@ class Generator:
     def beam_search(
         self, prompt: Sequence[int], *, new_tokens: int, width: int = 4, alpha: float = 0.6
     ) -> list[Continuation]:
-        """The best continuations found, best first (section 2.4: width 4, penalty 0.6).
+        """The best continuations, best first (section 2.4: width 4, length penalty 0.6).
 
-        A beam is finished at the end-of-text token, which its tokens leave out,
-        or after `new_tokens`. The prompt and these must fit the context.
+        A beam finishes at the end-of-text token, which is not part of its tokens, or after
+        `new_tokens`. A prompt too long for the context is truncated on the left.
+
+        Raises:
+          ConfigError: `new_tokens` or `width` is out of range.
         """
         if not 0 < new_tokens < self.model.context or not 0 < 2 * width <= self.vocabulary:
             raise ConfigError(
@@ -145,21 +153,27 @@ class Generator:
         slots = padded_size(len(prompt), self.model)
         logits, cache, _ = self._read(history, len(prompt), 1, slots)
         is_end = np.arange(self.vocabulary) == self.tokenizer.end_of_text
-        found = self._search(
-            self.params, logits, cache, is_end, self.model,
-            new_tokens=new_tokens, width=width, alpha=alpha,
-        )  # fmt: skip
-        found = jax.tree.map(lambda each: np.asarray(each)[0], found)
+        result = self._search(
+            self.params,
+            logits,
+            cache,
+            is_end,
+            self.model,
+            new_tokens=new_tokens,
+            width=width,
+            alpha=alpha,
+        )
+        result = jax.tree.map(lambda each: np.asarray(each)[0], result)
         return [
             Continuation(tokens[:length].tolist(), float(log_probability), float(score))
             for tokens, length, log_probability, score in zip(
-                found.tokens, found.length, found.log_probability, found.score, strict=True
+                result.tokens, result.length, result.log_probability, result.score, strict=True
             )
             if np.isfinite(score)
         ]
 
     def _or_start(self, prompt: Sequence[int]) -> list[int]:
-        """The prompt, or the token that starts a document. An array would clamp ids in silence."""
+        """The prompt, or end-of-text if it is empty. Checks the ids, which JAX would clamp."""
         wrong = [token for token in prompt if not 0 <= token < self.vocabulary]
         if wrong:
             raise ConfigError(
@@ -171,9 +185,9 @@ class Generator:
     def _read(
         self, history: list[np.ndarray], most: int, rows: int, slots: int
     ) -> tuple[jax.Array, Cache, int]:
-        """Prefill with the last `most` tokens: next logits, cache, slots filled.
+        """Prefill with the last `most` tokens; returns logits, cache and filled slots.
 
-        Lengths are padded (`padded_size`); rows that share their history are read once.
+        Lengths are padded (`padded_size`). If all rows have the same history, it is read once.
         """
         recent = np.stack(history[-most:], axis=1)
         shared = bool((recent == recent[:1]).all())
@@ -182,60 +196,60 @@ class Generator:
         padded = np.pad(recent[:1] if shared else recent, ((0, 0), (0, size - length)))
         logits, cache = self._prefill(self.params, padded, jnp.int32(length), self.model, slots)
         if shared and rows > 1:
-            everyone = jnp.zeros(rows, jnp.int32)
-            logits, cache = logits[everyone], self._take_rows(cache, everyone)
+            first_row = jnp.zeros(rows, jnp.int32)
+            logits, cache = logits[first_row], self._take_rows(cache, first_row)
         return logits, cache, length
 
 
 def padded_size(length: int, model: Model) -> int:
-    """Tokens that a text is padded to, and slots for it: powers of two, so that few programs are
-    compiled."""
+    """Padded length of a text: a power of two, so that few programs are compiled."""
     return min(model.context, max(SMALLEST_PREFILL, 1 << (length - 1).bit_length()))
 
 
 def load_generator(path: Path, step: int | None = None, weights: Weights = "full") -> Generator:
-    """A run's model at a checkpoint (the newest if `step` is None), on one device.
+    """A generator for a checkpoint of a run (the newest if `step` is None), on one device.
 
-    Raises: as `load_model`.
+    Raises the errors of `load_model`.
     """
-    found = load_model(path, step, make_mesh(Mesh(data=1), jax.devices()[:1]))
-    return Generator(found.params, found.model, found.tokenizer, weights)
+    loaded = load_model(path, step, make_mesh(Mesh(data=1), jax.devices()[:1]))
+    return Generator(loaded.params, loaded.model, loaded.tokenizer, weights)
 
 
 class TextStream:
-    """A text as its tokens come, up to the end-of-text token or the first stop string."""
+    """Incremental decoding of tokens to text, up to end-of-text or the first stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self.ended = False
-        """Whether it is over; no token follows."""
+        """Whether the text has ended; no more tokens may be pushed."""
         self._end = tokenizer.end_of_text
-        self._decoder, self._stop, self._held = StreamDecoder(tokenizer), stop, ""
+        self._decoder, self._stop, self._pending = StreamDecoder(tokenizer), stop, ""
 
     def push(self, token: int) -> str:
-        """The text that is now certain; what may begin a stop string is held back."""
+        """The text that is certain by now; a possible beginning of a stop string is buffered."""
         if token == self._end:
             self.ended = True
             return self.flush()
-        self._held += self._decoder.push(token)
-        if any(each in self._held for each in self._stop):
+        self._pending += self._decoder.push(token)
+        if any(each in self._pending for each in self._stop):
             self.ended = True
-            return _before_stop(self._held, self._stop)
-        keep = _length_of_begun_stop(self._held, self._stop)
-        certain, self._held = self._held[: len(self._held) - keep], self._held[-keep:] * (keep > 0)
+            return _before_stop(self._pending, self._stop)
+        keep = _length_of_begun_stop(self._pending, self._stop)
+        split = len(self._pending) - keep
+        certain, self._pending = self._pending[:split], self._pending[split:]
         return certain
 
     def flush(self) -> str:
-        """What was held back, where no token follows."""
-        return self._held + self._decoder.flush()
+        """The buffered text, after the last token."""
+        return self._pending + self._decoder.flush()
 
 
 def _before_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the stop string that is complete first, as when read as a stream."""
-    found = [(text.find(each) + len(each), text.find(each)) for each in stop if each in text]
-    return text[: min(found)[1]] if found else text
+    """The text before the stop string that completes first, as in a stream."""
+    matches = [(text.find(each) + len(each), text.find(each)) for each in stop if each in text]
+    return text[: min(matches)[1]] if matches else text
 
 
 def _length_of_begun_stop(text: str, stop: Sequence[str]) -> int:
-    """Characters at the end of the text that may be the beginning of a stop string."""
+    """Number of characters at the end of the text that may begin a stop string."""
     lengths = (n for s in stop for n in range(1, len(s)) if text.endswith(s[:n]))
     return max(lengths, default=0)

@@ -1,7 +1,6 @@
-"""Batch token ids of many lengths into arrays of a few shapes; without jax.
+"""Pad and pack token ids of many lengths into arrays of a few shapes. Does not import jax.
 
-Legend: B prompts, T slots, Q slots of the part in which prompts differ, P tokens
-of their common prefix.
+Legend: B prompts, T slots, Q slots of a prompt after the shared prefix, P tokens of that prefix.
 """
 
 from __future__ import annotations
@@ -16,52 +15,52 @@ Pair = tuple[Tokens, Tokens]
 """A prompt and a completion."""
 
 SMALLEST = 64
-"""Minimum slots of a prompt: compiling for fewer would cost more than the padding."""
+"""Minimum slots of a prompt; compiling for fewer takes longer than reading the padding."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A batch of prompts, padded on the right, as `decode.prefill` reads them."""
+    """A batch of prompts, padded on the right, as inputs of `decode.prefill`."""
 
     tokens: np.ndarray
-    """int32 [B, T]; or [B, Q], what follows the shared beginning."""
+    """int32 [B, T]; with a shared prefix [B, Q], the tokens after it."""
     length: np.ndarray
-    """int32 [B], tokens of each row; rows that only fill the batch have one."""
+    """int32 [B], tokens of each row; 1 for rows that only fill the batch."""
     shared: np.ndarray | None
-    """int32 [1, P], the beginning that all prompts share, padded, if it is read separately."""
+    """int32 [1, P], the padded prefix that all prompts share, if it is read separately."""
     shared_length: int
 
     @property
     def rows(self) -> int:
-        """B, with the rows that only fill the batch."""
+        """B, including rows that only fill the batch."""
         return len(self.length)
 
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """Tokens and lengths; and, where there is one, the shared beginning and its length."""
+        """Tokens and lengths; and the shared prefix and its length, if there is one."""
         if self.shared is None:
             return self.tokens, self.length
-        return self.tokens, self.length, self.shared, np.int32(self.shared_length)
+        return self.tokens, self.length, self.shared, np.asarray(self.shared_length, np.int32)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Complete texts, several to a row."""
+    """Complete texts packed into rows."""
 
     rows: np.ndarray
     """int32 [B, T]."""
-    places: np.ndarray
-    """int32 [B, T]: the position of each token in its text, 0 for padding."""
+    positions: np.ndarray
+    """int32 [B, T], position of each token in its text; 0 for padding."""
     where: dict[int, tuple[int, int]]
-    """For each text, by index, its row and the slot of its first token."""
+    """From the index of a text to its row and the slot of its first token."""
 
 
 def bucket(size: int, least: int = 1) -> int:
-    """The smallest power of two that is at least `size`, but not less than `least`."""
+    """The smallest power of two that is at least `size`, or `least` if that is larger."""
     return max(least, 1 << (size - 1).bit_length())
 
 
-def common_beginning(texts: Sequence[Tokens]) -> Tokens:
-    """The longest common prefix that is shorter than every text; () for a single text."""
+def common_prefix(texts: Sequence[Tokens]) -> Tokens:
+    """The longest common proper prefix of all texts; empty if there is only one text."""
     if len(texts) < 2:
         return ()
     first, last = min(texts), max(texts)
@@ -73,12 +72,12 @@ def common_beginning(texts: Sequence[Tokens]) -> Tokens:
 
 
 def batches(prompts: Sequence[Tokens], most: int, multiple: int) -> Iterator[list[int]]:
-    """Yield batches of indices of prompts, grouped by length, longest first.
+    """Indices of prompts in batches of similar length, longest first.
 
     Args:
       prompts: token ids.
       most: maximum slots of a batch.
-      multiple: of which the number of rows must be a multiple.
+      multiple: the rows of a batch are a multiple of this.
     """
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     while order:
@@ -91,12 +90,12 @@ def batches(prompts: Sequence[Tokens], most: int, multiple: int) -> Iterator[lis
 def pad_prompts(
     prompts: Sequence[Tokens], shared: Tokens, context: int, most: int, multiple: int
 ) -> Prompts:
-    """A batch of `batches`: as many rows as fit, whether there are prompts for all or not."""
+    """Pad a batch of `batches` to its full number of rows."""
     longest = max(map(len, prompts))
     size = bucket(longest, SMALLEST)
     rows = max(1, most // (size * multiple)) * multiple
     rest = bucket(longest - len(shared), SMALLEST)
-    if 2 * rest > size:  # Too little is shared to be worth a program of its own.
+    if 2 * rest > size:  # The prefix is too short to be worth a separate program.
         shared = ()
     tokens = np.zeros((rows, rest if shared else min(size, context)), np.int32)
     length = np.ones(rows, np.int32)
@@ -105,19 +104,19 @@ def pad_prompts(
         tokens[row, : len(own)], length[row] = own, len(own)
     if not shared:
         return Prompts(tokens, length, None, 0)
-    beginning = np.zeros((1, min(bucket(len(shared), SMALLEST), context)), np.int32)
-    beginning[0, : len(shared)] = shared
-    return Prompts(tokens, length, beginning, len(shared))
+    prefix = np.zeros((1, min(bucket(len(shared), SMALLEST), context)), np.int32)
+    prefix[0, : len(shared)] = shared
+    return Prompts(tokens, length, prefix, len(shared))
 
 
 def pack(texts: Sequence[Tokens], context: int, most: int, multiple: int) -> Iterator[Packed]:
-    """Pack texts into rows by first-fit decreasing, and yield batches of rows.
+    """Pack texts into rows by first fit in order of decreasing length.
 
     Args:
-      texts: of at most `context` + 1 tokens.
-      context: of the model; rows have at most one token more.
+      texts: texts of at most `context` + 1 tokens.
+      context: maximum row length minus one; rows are shorter if the texts fit into less.
       most: maximum slots of a batch.
-      multiple: of which the number of rows must be a multiple.
+      multiple: the rows of a batch are a multiple of this.
     """
     order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
     total = sum(map(len, texts))
@@ -138,14 +137,14 @@ def pack(texts: Sequence[Tokens], context: int, most: int, multiple: int) -> Ite
 
 
 def _filled(texts: Sequence[Tokens], bins: list[list[int]], rows: int, size: int) -> Packed:
-    tokens, places = np.zeros((rows, size), np.int32), np.zeros((rows, size), np.int32)
+    tokens, positions = np.zeros((rows, size), np.int32), np.zeros((rows, size), np.int32)
     where = {}
     for row, numbers in enumerate(bins):
         start = 0
         for number in numbers:
             stop = start + len(texts[number])
             tokens[row, start:stop] = texts[number]
-            places[row, start:stop] = np.arange(stop - start)
+            positions[row, start:stop] = np.arange(stop - start)
             where[number] = (row, start)
             start = stop
-    return Packed(tokens, places, where)
+    return Packed(tokens, positions, where)

@@ -1,12 +1,11 @@
-"""How a model judges texts and what it answers, in batches of a few static shapes.
+"""Score completions and generate answers, in batches of a few static shapes.
 
-A prompt that has several candidates is read once for all of them, and what all
-prompts begin with is read once; texts that share nothing are packed into rows.
-Each way gives the numbers of a text alone (tests/evals/test_scoring.py).
+A prompt with several candidates is prefilled once for all of them, and a prefix that all prompts
+share is prefilled once; texts that share nothing are packed into rows. All of these give the
+logprobs of a text on its own (tests/evals/test_scoring.py).
 
-Legend: B prompts of a batch, T slots of a prompt, Q slots of what differs
-between them, P tokens of what they share, R candidates, C tokens of one, V
-vocabulary.
+Legend: B prompts of a batch, T slots of a prompt, Q slots of a prompt after the shared prefix, P
+tokens of the shared prefix, R candidates, C tokens of a candidate, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt3jax.config import Model
 from gpt3jax.data.tokenizer import Tokenizer
-from gpt3jax.decoding.beam_search import Found, search
+from gpt3jax.decoding.beam_search import Continuations, search
 from gpt3jax.decoding.decode import CPU_OPTIONS, decoding_params, prefill, take_cache_rows
 from gpt3jax.evals import packing
 from gpt3jax.evals.packing import Pair, Tokens
@@ -34,44 +33,44 @@ from gpt3jax.sharding import processes
 from gpt3jax.sharding.rules import batch_sharding
 
 BATCH_TOKENS = 8192
-"""Of prompts read together, padding included."""
+"""Tokens per batch of prompts, including padding."""
 SHARED_LEAST = 32
-"""A shorter common beginning is not worth a program of its own."""
+"""Minimum length of a shared prefix; shorter ones are not worth a separate program."""
 FEWEST = 8
-"""Answers and candidates of up to so many tokens share a program."""
+"""Answers and candidates of up to this many tokens share a program."""
 
 Report = Callable[[float], None]
-"""Gets the share done, from 0 to 1."""
+"""Called with the completed fraction, from 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate's tokens as the model sees them coming."""
+    """Scores of the tokens of a candidate."""
 
     log_probabilities: tuple[float, ...]
     """Nats, one per token."""
     is_likeliest: tuple[bool, ...]
-    """Whether greedy decoding would have written it."""
+    """Whether greedy decoding would choose the token, one per token."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote."""
+    """A generated answer."""
 
     tokens: tuple[int, ...]
-    """The one that ended it included, if one did."""
+    """The tokens, including the end token if there is one."""
     log_probability: float
-    """Sum over them, nats."""
+    """Sum over the tokens, nats."""
     candidates: tuple[Scored, ...] = ()
-    """What was to be scored after the same prompt."""
+    """Scores of the candidates after the same prompt."""
 
 
 class Scorer:
-    """A model made ready: parameters laid out once, each shape compiled once."""
+    """A model ready for scoring; parameters are prepared once and each shape is compiled once."""
 
     def __init__(self, params: Params, model: Model, tokenizer: Tokenizer, mesh: Mesh):
         self.tokenizer, self.mesh = tokenizer, mesh
-        self.model = merged_model(model)  # Once laid out, kernels hold what LoRA has changed.
+        self.model = merged_model(model)  # `decoding_params` merges LoRA.
         self._rows = mesh.shape["data"] * mesh.shape["fsdp"]
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._lay_out = jax.jit(decoding_params, static_argnames="model")
@@ -81,22 +80,22 @@ class Scorer:
         self.load(params)
 
     def load(self, params: Params) -> None:
-        """Judge with these parameters from now on; nothing is compiled again."""
+        """Use these parameters from now on; nothing is recompiled."""
         self.params = self._lay_out(params, self.model)
 
     def score(self, pairs: Sequence[Pair], report: Report = lambda _: None) -> list[Scored]:
-        """Score each completion after its prompt, both as token ids; neither may be empty."""
+        """Score the completion of each (prompt, completion) pair of non-empty token ids."""
         groups: dict[Tokens, list[int]] = {}
         for number, (prompt, _) in enumerate(pairs):
             groups.setdefault(prompt, []).append(number)
         shared = _shared(list(groups))
-        found: dict[int, Scored] = {}
+        results: dict[int, Scored] = {}
         is_packed = len(groups) == len(pairs) and not shared
         batches = self._pack(pairs) if is_packed else self._groups(pairs, groups, shared)
         for scored in batches:
-            found.update(scored)
-            report(len(found) / len(pairs))
-        return [found[number] for number in range(len(pairs))]
+            results.update(scored)
+            report(len(results) / len(pairs))
+        return [results[number] for number in range(len(pairs))]
 
     def answer(
         self,
@@ -113,31 +112,37 @@ class Scorer:
 
         Args:
           prompts: token ids.
-          new_tokens: at most this many.
-          stop: an answer ends with a token that holds one of these, or with a document.
-          width: beams.
-          alpha: of the length penalty.
-          candidates: completions to be scored, too, of each prompt: it is read only once.
-          report: gets the share done.
+          new_tokens: maximum number of new tokens.
+          stop: an answer ends with a token that contains one of these strings, or at end-of-text.
+          width: number of beams.
+          alpha: exponent of the length penalty.
+          candidates: completions of each prompt to be scored as well, with a single prefill.
+          report: called with the completed fraction.
         """
-        # One program writes answers of many lengths.
-        looking = {"new_tokens": packing.bucket(new_tokens, FEWEST), "width": width, "alpha": alpha}
+        # Limits are bucketed, so that they share programs.
+        options = {"new_tokens": packing.bucket(new_tokens, FEWEST), "width": width, "alpha": alpha}
         is_end, limit = self._ends(stop), np.int32(new_tokens)
-        shared, found = _shared(prompts), {}
+        shared, answers = _shared(prompts), {}
         copies = max(map(len, candidates), default=0)
         for numbers in packing.batches(prompts, self._most(copies), self._rows):
             batch = self._padded([prompts[n] for n in numbers], shared, copies)
             suffix = _suffix([candidates[n] for n in numbers] if copies else [], batch.rows, copies)
             best, scores = self._fetch(
                 self._answers(
-                    self.params, self._on_devices(batch.arrays()), self._on_devices(suffix), is_end,
-                    limit, model=self.model, copies=copies, **looking,
+                    self.params,
+                    self._on_devices(batch.arrays()),
+                    self._on_devices(suffix),
+                    is_end,
+                    limit,
+                    model=self.model,
+                    copies=copies,
+                    **options,
                 )
-            )  # fmt: skip
+            )
             for row, number in enumerate(numbers):
                 length = int(best.length[row, 0])
                 ended = length < new_tokens and is_end[best.tokens[row, 0, length]]
-                found[number] = Answer(
+                answers[number] = Answer(
                     tuple(best.tokens[row, 0, : length + int(ended)].tolist()),
                     float(best.log_probability[row, 0]),
                     tuple(
@@ -145,13 +150,13 @@ class Scorer:
                         for copy, candidate in enumerate(candidates[number] if copies else ())
                     ),
                 )
-            report(len(found) / len(prompts))
-        return [found[number] for number in range(len(prompts))]
+            report(len(answers) / len(prompts))
+        return [answers[number] for number in range(len(prompts))]
 
     def _groups(
         self, pairs: Sequence[Pair], groups: dict[Tokens, list[int]], shared: Tokens
     ) -> Iterator[dict[int, Scored]]:
-        """Each prompt once, then its candidates."""
+        """Score candidates in batches of prompts, each of which is prefilled once."""
         prompts = list(groups)
         copies = max(map(len, groups.values()))
         for numbers in packing.batches(prompts, self._most(copies), self._rows):
@@ -170,21 +175,21 @@ class Scorer:
             }
 
     def _pack(self, pairs: Sequence[Pair]) -> Iterator[dict[int, Scored]]:
-        """Several texts to a row."""
+        """Score texts that are packed into rows."""
         texts = [(*prompt, *completion) for prompt, completion in pairs]
         for batch in packing.pack(texts, self.model.context, self._most(), self._rows):
-            rows, places = self._on_devices((batch.rows, batch.places[:, :-1]))
-            scores = self._fetch(self._packed(self.params, rows, self.model, places))
-            found = {}
+            rows, positions = self._on_devices((batch.rows, batch.positions[:, :-1]))
+            scores = self._fetch(self._packed(self.params, rows, self.model, positions))
+            results = {}
             for number, (row, start) in batch.where.items():
                 prompt, completion = pairs[number]
-                # The score of token i stands at i - 1.
+                # The score of token i is at index i - 1.
                 first = start + len(prompt) - 1
-                found[number] = _scored(scores, row, first, first + len(completion))
-            yield found
+                results[number] = _scored(scores, row, first, first + len(completion))
+            yield results
 
     def _ends(self, stop: Sequence[str]) -> np.ndarray:
-        """Of each token of the tokenizer, whether it ends an answer."""
+        """Whether each token of the tokenizer ends an answer, boolean [V]."""
         ends = [
             any(each.encode() in self.tokenizer.token_bytes(token) for each in stop)
             for token in range(min(self.model.vocabulary, self.tokenizer.vocabulary))
@@ -198,28 +203,30 @@ class Scorer:
         )
 
     def _most(self, copies: int = 1) -> int:
-        """Slots of a batch whose prompts have so many candidates."""
+        """Maximum slots of a batch of prompts with up to `copies` candidates each."""
         return max(1, BATCH_TOKENS * self._rows // max(1, copies))
 
     def _jit(self, function: Callable[..., Any], *static: str) -> Callable[..., Any]:
-        """Compiled; what comes out is whole on every host."""
+        """Jit with outputs that are replicated on all hosts."""
         options = CPU_OPTIONS if jax.default_backend() == "cpu" else None
         return jax.jit(
-            function, static_argnames=static, out_shardings=self._everywhere,
+            function,
+            static_argnames=static,
+            out_shardings=self._everywhere,
             compiler_options=options,
-        )  # fmt: skip
+        )
 
     def _on_devices(self, arrays: Sequence[np.ndarray]) -> list[jax.Array]:
-        """Rows spread over the mesh; what all rows share everywhere."""
-        by_row, whole = batch_sharding(self.mesh), self._everywhere
-        one = NamedSharding(self.mesh, PartitionSpec(by_row.spec[0]))
+        """Shard arrays over the mesh by row; replicate those that all rows share."""
+        matrix = batch_sharding(self.mesh)
+        vector = NamedSharding(self.mesh, PartitionSpec(matrix.spec[0]))
 
-        def place(x: np.ndarray) -> NamedSharding:
+        def sharding(x: np.ndarray) -> NamedSharding:
             if x.ndim == 0 or x.shape[0] % self._rows:
-                return whole
-            return by_row if x.ndim == 2 else one
+                return self._everywhere
+            return matrix if x.ndim == 2 else vector
 
-        return [processes.shard_across_hosts(x, place(x)) for x in arrays]
+        return [processes.shard_across_hosts(x, sharding(x)) for x in arrays]
 
     def _fetch(self, tree: Any) -> Any:
         return jax.tree.map(np.asarray, tree)
@@ -233,15 +240,15 @@ def _scored(scores: TokenLogprobs, row: int, first: int, last: int) -> Scored:
 
 
 def _shared(prompts: Sequence[Tokens]) -> Tokens:
-    """What prompts begin with, where it is long enough to be read apart."""
-    shared = packing.common_beginning(prompts)
+    """The shared prefix of prompts, if it is long enough to be prefilled separately."""
+    shared = packing.common_prefix(prompts)
     return shared if len(shared) >= SHARED_LEAST else ()
 
 
 def _suffix(
     candidates: Sequence[Sequence[Tokens]], rows: int, copies: int
 ) -> tuple[np.ndarray, ...]:
-    """Completions [rows * copies, C] of the prompts of a batch; nothing if there are none."""
+    """Completions [rows * copies, C] of the prompts of a batch; an empty tuple if none."""
     if not copies:
         return ()
     width = packing.bucket(max(len(each) for of_prompt in candidates for each in of_prompt), FEWEST)
@@ -253,7 +260,7 @@ def _suffix(
 
 
 def _prefill(params, arrays, model, room) -> tuple[jax.Array, Cache]:
-    """Next logits and cache of a batch's prompts (`Prompts.arrays`), with room for more tokens."""
+    """Prefill a batch (`Prompts.arrays`); the cache has `room` free slots."""
     tokens_BT, length_B, *shared = arrays
     slots, prefix = tokens_BT.shape[1] + room, None
     if shared:
@@ -277,13 +284,20 @@ def _score_copies(params, logits_BV, cache, suffix_RC, model, copies) -> TokenLo
 
 def _answers(
     params, arrays, suffix, is_end_V, limit, *, model, copies, new_tokens, width, alpha
-) -> tuple[Found, TokenLogprobs | None]:
+) -> tuple[Continuations, TokenLogprobs | None]:
     logits_BV, cache = _prefill(params, arrays, model, suffix[0].shape[1] if suffix else 0)
     scores = None
     for suffix_RC in suffix:
         scores = _score_copies(params, logits_BV, cache, suffix_RC, model, copies)
-    found = search(
-        params, logits_BV, cache, is_end_V, model,
-        new_tokens=new_tokens, width=width, alpha=alpha, limit=limit,
-    )  # fmt: skip
-    return found, scores
+    best = search(
+        params,
+        logits_BV,
+        cache,
+        is_end_V,
+        model,
+        new_tokens=new_tokens,
+        width=width,
+        alpha=alpha,
+        limit=limit,
+    )
+    return best, scores

@@ -1,13 +1,13 @@
-"""One token's way through the model, in numbers for the page: sections 1 to 3 of it.
+"""Records of the path of each token through the model, for sections 1 to 3 of the page.
 
     embedding + position -> each layer: what attention and what the MLP added -> norm
-    -> logits -> probabilities -> the token that was drawn
+    -> logits -> probabilities -> the sampled token
 
-Records are nested dicts of plain values and numpy arrays (page.py writes them);
-uint32 arrays are token ids.
+Records are nested dicts of plain values and numpy arrays (written by page.py); uint32 arrays are
+token ids.
 
-Legend: N layers, n of them shown, T tokens, t of them kept, D model width, d of it
-shown, V vocabulary, k guesses.
+Legend: N layers, n shown layers, T tokens, t shown tokens, D model width, d shown components, V
+vocabulary, k guesses.
 """
 
 from __future__ import annotations
@@ -30,42 +30,44 @@ from gpt3jax.model.layers import NORM_EPSILON
 from gpt3jax.model.mup import width_ratio
 
 WANTED = ("embedded", "attention", "mlp", "residual")
-"""What `capture` must have given."""
+"""The activations that the functions require of `capture`."""
 
 RUNNERS_UP = 10
 GUESSES = 5
 BARS = 128
-"""Of a wider stream every D / 128th number is drawn."""
+"""Maximum shown components of a vector; of a wider model, every (D / 128)th is shown."""
 MOST_BARS = 200_000
-"""Numbers drawn in all: of a longer text the last tokens have them."""
+"""Maximum shown components in total; of a longer text, only the last tokens are shown."""
 
 
 def vectors(
     params: Params, output: Output, tokens: np.ndarray, layers: Sequence[int]
 ) -> dict[str, Any]:
-    """The stream of each token, as bars: what entered it, what each layer shown added.
+    """The residual stream of each token as bars: embeddings and updates of the shown layers.
 
     Args:
-      params: as `table` describes.
-      output: of `capture`, of one text, with `WANTED`.
+      params: parameters as described by `param_specs`.
+      output: result of `capture` for one text, with `WANTED`.
       tokens: int [T].
-      layers: those that are shown.
+      layers: the shown layers.
 
     Returns:
-      float16 `token` and `position` [t, d], `attention`, `mlp`, `residual` [n, t, d], of the
-      last t tokens, from `first` on; and `size`, the length of each vector of all tokens,
-      float32 [2, T] before the layers and [3, n, T] in them.
+      float16 `token` and `position` [t, d], and `attention`, `mlp`, `residual` [n, t, d], of the
+      last t tokens, from `first` on; and the norms of the vectors of all tokens, float32:
+      `size_before` [2, T] and `size` [3, n, T].
     """
-    found, T = output.activations, len(tokens)
-    stride = -(-found["embedded"].shape[-1] // BARS)
-    shown = -(-found["embedded"].shape[-1] // stride)
+    activations, T = output.activations, len(tokens)
+    stride = -(-activations["embedded"].shape[-1] // BARS)
+    shown = -(-activations["embedded"].shape[-1] // stride)
     first = max(0, T - max(1, MOST_BARS // (shown * (2 + 3 * len(layers)))))
 
     def bars(x_TD: np.ndarray) -> np.ndarray:
         return x_TD[first:, ::stride].astype(np.float16)
 
     start = tuple(map(np.asarray, _embedded(params, jnp.asarray(tokens, jnp.int32))))
-    added = [[np.asarray(of_layer(found[name], layer)) for layer in layers] for name in WANTED[1:]]
+    added = [
+        [np.asarray(of_layer(activations[name], layer)) for layer in layers] for name in WANTED[1:]
+    ]
     return {
         "first": first,
         "stride": stride,
@@ -83,24 +85,25 @@ def vectors(
 def predictions(
     params: Params, output: Output, targets: np.ndarray, model: Model, sampling: Sampling
 ) -> dict[str, Any]:
-    """What is predicted after each token, and how the next one was drawn.
+    """The prediction after each token, and the distribution that the next token was sampled from.
 
     Args:
-      params: as `table` describes.
-      output: of `capture`, of one text, with `WANTED`.
-      targets: int [T], the token that follows each.
-      model: its shape.
-      sampling: how tokens were drawn: temperature, and what was cut off.
+      params: parameters as described by `param_specs`.
+      output: result of `capture` for one text, with `WANTED`.
+      targets: int [T], the token that follows each token.
+      model: the model's configuration.
+      sampling: the sampling parameters.
 
     Returns:
-      `tokens` [T, k], their `logits`, `p` (softmax) and `drawn` (as drawn from); `target`,
-      `target_p`, `target_drawn` and `target_rank` of what follows; `log_sum`, the log of the
-      sum of exponentials; and `push` [1 + 2 N, T], how much of the logit of what follows is
-      due to the embedding and to each layer's attention and MLP, the rest being `push_bias`.
+      The most likely `tokens` [T, k] with their `logits`, `p` (softmax) and `drawn` (probability
+      under `sampling`); the same of the following token, `target`, as `target_logit`, `target_p`
+      and `target_drawn`, and its `target_rank`; `log_sum`, the log-sum-exp of the logits; and
+      `push` [1 + 2 N, T], the contributions of the embedding and of each layer's attention and
+      MLP to the target's logit, the rest of which is `push_bias`.
     """
     logits_TV = output.logits[0]
-    found = _predicted(logits_TV, jnp.asarray(targets), sampling)
-    record = {name: np.asarray(value) for name, value in found.items()}
+    arrays = _predicted(logits_TV, jnp.asarray(targets), sampling)
+    record = {name: np.asarray(value) for name, value in arrays.items()}
     push, bias = _push(params, output.activations, jnp.asarray(targets), model)
     return record | {
         "tokens": record["tokens"].astype(np.uint32),
@@ -117,20 +120,20 @@ def lens_record(
     model: Model,
     tell: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
-    """The likeliest tokens after the embedding and after each layer, at every position.
+    """Logit lens: the most likely tokens after the embedding and after each layer.
 
-    `tell` is called with the share that is done.
+    `tell` is called with the completed fraction.
 
     Returns:
-      `tokens`, `p` [N + 1, T, k]; `entropy`, `loss` (of what follows, nats), `rank` [N + 1, T];
-      and `appears` [T], after how many layers the final first guess is first, and stays.
+      `tokens`, `p` [N + 1, T, k]; `entropy`, `loss` (of the following token, nats) and `rank`
+      [N + 1, T]; and `appears` [T], the number of layers after which the first guess is final.
     """
-    found, rows = output.activations, []
-    layers = (of_layer(found["residual"], layer) for layer in range(model.n_layers))
-    for x_TD in (found["embedded"][0], *layers):  # One at a time: logits are T x V numbers.
-        rows.append(jax.tree.map(np.asarray, guesses(
-            params, x_TD, jnp.asarray(targets, jnp.int32), model, min(GUESSES, model.vocabulary)
-        )))  # fmt: skip
+    activations, rows = output.activations, []
+    targets_T, count = jnp.asarray(targets, jnp.int32), min(GUESSES, model.vocabulary)
+    layers = (of_layer(activations["residual"], layer) for layer in range(model.n_layers))
+    for x_TD in (activations["embedded"][0], *layers):  # One at a time, since logits are [T, V].
+        lens = guesses(params, x_TD, targets_T, model, count)
+        rows.append(jax.tree.map(np.asarray, lens))
         tell(len(rows) / (model.n_layers + 1))
     tokens = np.stack([row.tokens for row in rows]).astype(np.uint32)
     return {
@@ -144,7 +147,7 @@ def lens_record(
 
 
 def appears(first_guess: np.ndarray) -> np.ndarray:
-    """From which row on the first guess is that of the last row: [rows, T] -> int32 [T].
+    """The first row from which on the guess equals that of the last row: [rows, T] -> int32 [T].
 
     >>> appears(np.array([[7, 1], [5, 2], [7, 2], [7, 2]])).tolist()
     [2, 1]
@@ -155,7 +158,7 @@ def appears(first_guess: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def _embedded(params, tokens_T):
-    """What a token and its place bring, before they are added: [T, D] each."""
+    """Token and position embeddings, [T, D] each."""
     return params["token_embedding"][tokens_T], params["position_embedding"][: len(tokens_T)]
 
 
@@ -187,17 +190,17 @@ def _predicted(logits_TV, targets_T, sampling):
 
 
 @partial(jax.jit, static_argnames="model")
-def _push(params, found, targets_T, model):
-    """Parts of one logit: with the last norm's scale as it is, the head is linear."""
+def _push(params, activations, targets_T, model):
+    """Contributions to one logit: for a fixed scale of the final norm, the head is linear."""
     top = head(params, model)
     row_TD = top["token_embedding"][targets_T].astype(jnp.float32)
     along_TD = row_TD * top["final_norm"]["gain"]
-    along_TD = along_TD - along_TD.mean(-1, keepdims=True)  # The norm takes the mean away.
-    last_TD = found["residual"][-1, 0].astype(jnp.float32)
+    along_TD = along_TD - along_TD.mean(-1, keepdims=True)  # The norm subtracts the mean.
+    last_TD = activations["residual"][-1, 0].astype(jnp.float32)
     scale_T = jax.lax.rsqrt(last_TD.var(-1) + NORM_EPSILON)
-    parts = [found["embedded"][0]]
+    parts = [activations["embedded"][0]]
     for layer in range(model.n_layers):
-        parts += [found["attention"][layer, 0], found["mlp"][layer, 0]]
+        parts += [activations["attention"][layer, 0], activations["mlp"][layer, 0]]
     push = jnp.stack([(x * along_TD).sum(-1) * scale_T for x in parts])
     ratio = width_ratio(model)
     return push / ratio, (row_TD * top["final_norm"]["bias"]).sum(-1) / ratio

@@ -168,8 +168,8 @@ def prompts(model: Model, tokenizer: Tokenizer) -> np.ndarray:
 
 def our_logits(params: StoredParams, tokens_BT: np.ndarray, model: Model) -> np.ndarray:
     """Logits [B, T, vocabulary] of a float32 forward pass, with one layer in memory at a time."""
-    tables = {name: params.whole(name) for name in ("token_embedding", "position_embedding")}
-    norm = {kind: params.whole(f"final_norm/{kind}") for kind in ("gain", "bias")}
+    tables = {name: params.read(name) for name in ("token_embedding", "position_embedding")}
+    norm = {kind: params.read(f"final_norm/{kind}") for kind in ("gain", "bias")}
     names = ("norm_1", "qkv", "out", "norm_2", "up", "down")
     run = jax.jit(_layer, static_argnames=("band", "model"))
     with jax.default_matmul_precision("highest"):

@@ -146,7 +146,7 @@ def _tensors(
             yield f"{prefix}h.{index}.{name}", values
     for name, kind in (("weight", "gain"), ("bias", "bias")):
         # muP divides logits by the width ratio; transformers does not, so the norm does.
-        yield f"{prefix}ln_f.{name}", params.whole(f"final_norm/{kind}") / width_ratio(model)
+        yield f"{prefix}ln_f.{name}", params.read(f"final_norm/{kind}") / width_ratio(model)
     progress("writing", 1.0)
 
 

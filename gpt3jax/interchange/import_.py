@@ -97,7 +97,7 @@ def _from_run(run: Run, progress: Progress) -> tuple[Imported, Arrays]:
     model = run.experiment().model
     tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
     _, stored_params = open_checkpoint(run, None, progress)
-    arrays = {path: stored_params.whole(path).astype(np.float32) for path in stored_params.leaves}
+    arrays = {path: stored_params.read(path).astype(np.float32) for path in stored_params.leaves}
     params, model = merge_lora(traverse_util.unflatten_dict(arrays, sep="/"), model)
     merged = cast(Arrays, traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/"))
     return Imported("gpt3jax", model, tokenizer), merged

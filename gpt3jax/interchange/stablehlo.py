@@ -280,7 +280,7 @@ def _tensors(
             index, part, which = rest
             yield name, params.layer(int(index), part)[which]
         else:
-            yield name, params.whole(name.replace(".", "/"))
+            yield name, params.read(name.replace(".", "/"))
 
 
 def _tree(weights: dict[str, jax.Array], model: Model) -> Params:

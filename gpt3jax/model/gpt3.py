@@ -1,4 +1,4 @@
-"""GPT-3 as a function of its parameters (section 2.1): the same one trains, evaluates and decodes.
+"""The GPT-3 forward pass (section 2.1), used in training, evaluation and decoding.
 
     tokens -> embedding + position -> N x [ + attention(norm), + mlp(norm) ] -> norm -> logits
 
@@ -31,12 +31,12 @@ from gpt3jax.sharding.collectives import all_gather_params, axis_size, platform
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 Edit = Callable[[str, int | jax.Array, jax.Array], jax.Array]
-"""Gets (name, layer, value) at each place in `EDIT_POINTS`, and gives the value to go on with. In a
-loop over layers the layer is a traced integer: choose by `jnp.where(layer == 3, ...)`, never by
-`if`. Of `embedded` it is -1. Spread over devices, the value is this device's part."""
+"""Called with (name, layer, value) at each of `EDIT_POINTS`; returns the value to use instead. With
+scanned layers `layer` is a traced integer: select with `jnp.where(layer == 3, ...)`, not with
+`if`. It is -1 for `embedded`. Under `shard_map` the value is this device's shard."""
 
 EDIT_POINTS = ("embedded", "queries", "keys", "values", "heads", "attention", "mlp", "residual")
-"""Where a forward pass can be edited, in its order, and what `want` can name; see `forward`."""
+"""Names of the activations that can be edited and returned, in execution order; see `forward`."""
 
 SAVED_BY_REMAT_POLICY = {
     "none": ("qkv", "context", "middle", "hidden", "activated", "normed"),
@@ -44,32 +44,33 @@ SAVED_BY_REMAT_POLICY = {
     "mlp": ("qkv", "context", "middle"),
     "full": (),
 }
-"""What the forward pass keeps of a layer, beside its input, by `Model.remat`. On one CPU `none`
-keeps all; elsewhere, never what was gathered; and never kernels that LoRA has changed."""
+"""Activations of a layer that are saved for the backward pass besides its input, by `Model.remat`.
+On a single CPU `none` saves everything. Gathered weights and kernels merged with LoRA are never
+saved."""
 
 
 @struct.dataclass
 class Cache:
-    """Keys and values of the tokens so far, one [B, H, S, K] array per layer."""
+    """KV cache: one [B, H, S, K] array of keys, and one of values, per layer."""
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     length: jax.Array
-    """int32, filled slots: [B], or a scalar where all rows have one length (faster to write)."""
+    """int32, filled slots: [B], or a scalar if all rows have the same length (faster to update)."""
     distance: jax.Array | None = None
-    """int32 [B, T, S + T], where the next T tokens of a row do not follow each other: how far each
-    is behind each slot and each of the T in its own text; negative: it does not see it."""
+    """int32 [B, T, S + T], for T new tokens that are not consecutive (beam search): the distance,
+    in the new token's own text, to each slot and to each new token; negative means masked."""
 
 
 @struct.dataclass
 class Output:
-    """What a forward pass gives back."""
+    """The result of a forward pass."""
 
     logits: jax.Array
     """[B, T, V], float32."""
     cache: Cache | None
     activations: dict[str, Any]
-    """By name, as asked in `want`; each is indexed by layer first."""
+    """The activations named in `want`; the first index of each is the layer."""
 
 
 def forward(
@@ -82,21 +83,22 @@ def forward(
     edit: Edit | None = None,
     want: Collection[str] = (),
 ) -> Output:
-    """Predict the next token at each position.
+    """Next-token logits at each position.
 
     Args:
-      params: as `param_specs` describes; `layers` stacked, or a list (see `unstack`).
-      tokens_BT: int32 token ids, at most `model.context` with those in the cache. An id that is
-        not in the vocabulary makes its row NaN; tokens that the cache has no room for, all.
-      cache: earlier tokens; the result then holds the cache with the new ones.
-      positions_BT: int32, each token's place in its own text, where rows are not one text
-        each: the position it gets, and how far back it sees. Of padding, negative.
-      edit: a pure function that changes activations on their way, as they are named below.
-      want: names of activations to return, after any edit: `residual` (the stream after each
-        layer, [B, T, D]), `attention`, `mlp` (what each added to it), `queries`, `keys`,
-        `values`, `heads` (what each head read, before the projection; [B, T, H, K]),
-        `finite` (whether all of the stream is, a boolean); and `embedded` (the stream before
-        the first layer, [B, T, D], not indexed by layer). Others cost nothing.
+      params: parameters as described by `param_specs`; `layers` stacked, or a list (`unstack`).
+      tokens_BT: int32 token ids; at most `model.context` tokens including the cached ones. A row
+        with an id outside the vocabulary becomes NaN, and all rows do if the cache overflows.
+      model: the model's configuration.
+      cache: the earlier tokens; `Output.cache` is then the cache extended by the new tokens.
+      positions_BT: int32, the position of each token in its own text, for rows that hold several
+        texts. It selects the position embedding and limits attention; negative for padding.
+      edit: a pure function that replaces activations (`Edit`).
+      want: names of activations to return, after any edit. Per layer: `residual` (the residual
+        stream after the layer, [B, T, D]), `attention` and `mlp` (what each adds to it),
+        `queries`, `keys`, `values`, `heads` (attention output before the projection,
+        [B, T, H, K]) and `finite` (whether all of `residual` is finite, boolean). Not per layer:
+        `embedded` (the residual stream before the first layer, [B, T, D]).
     """
     x_BTD, cache, activations = hidden_states(
         params, tokens_BT, model, cache=cache, positions_BT=positions_BT, edit=edit, want=want
@@ -117,16 +119,16 @@ def hidden_states(
     want: Collection[str] = (),
     remat: bool = True,
 ) -> tuple[jax.Array, Cache | None, dict[str, Any]]:
-    """All of `forward` but the head: the residual stream [B, T, D] after the last layer.
+    """`forward` without the head: the residual stream [B, T, D] after the last layer.
 
-    Layers are rematerialised as the model says where a gradient can be taken: of stacked
-    layers without a cache, unless `remat` is False.
+    `model.remat` applies to stacked layers without a cache, unless `remat` is False.
     """
     params = _cast(params, model)
     with jax.named_scope("embed"):
         tables = {name: params[name] for name in ("token_embedding", "position_embedding")}
         tables = all_gather_params(tables, param_specs(model))
-        start, embedded_BT = 0 if cache is None else cache.length, positions_BT
+        start: Any = 0 if cache is None else cache.length
+        embedded_BT = positions_BT
         if positions_BT is None and jnp.ndim(start) == 1:
             embedded_BT = start[:, None] + jnp.arange(tokens_BT.shape[1])
         x_BTD = embed(tables, tokens_BT, start, model.vocabulary, embedded_BT)
@@ -138,21 +140,24 @@ def hidden_states(
         x_BTD, activations = _scan(layers, x_BTD, model, positions_BT, edit, of_layers, remat)
         return x_BTD, None, before | activations
 
-    per_layer = unstack(layers, model.n_layers) if isinstance(layers, dict) else layers
+    per_layer: Any = unstack(layers, model.n_layers) if isinstance(layers, dict) else layers
     names = {*of_layers, "keys", "values"} if cache is not None else of_layers
     is_trained = remat and cache is None and isinstance(layers, dict)
-    run, found = _layer(model, positions_BT, names, is_trained), []
+    run, records = _layer(model, positions_BT, names, is_trained), []
     for index, layer in enumerate(per_layer):
         if edit is not None:
             run = _layer(model, positions_BT, names, is_trained, partial(_at, edit, index))
         layer_cache = cache and (
-            cache.keys[index], cache.values[index], cache.length, cache.distance
-        )  # fmt: skip
+            cache.keys[index],
+            cache.values[index],
+            cache.length,
+            cache.distance,
+        )
         x_BTD, recorded = run(layer, x_BTD, layer_cache, model.is_dense(index))
-        found.append(recorded)
-    activations = {name: [recorded[name] for recorded in found] for name in names}
+        records.append(recorded)
+    activations = {name: [recorded[name] for recorded in records] for name in names}
     if cache is not None:
-        # JAX would write over the last slots, and take the last positions again.
+        # On overflow JAX would clamp indices and silently overwrite the last slots.
         slots, positions = cache.keys[0].shape[2], len(tables["position_embedding"])
         most = slots if positions_BT is not None else min(slots, positions)
         has_room = start + tokens_BT.shape[1] <= most
@@ -169,10 +174,10 @@ def block(
     model: Model,
     edit: Callable[[str, jax.Array], jax.Array] = lambda name, value: value,
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """One layer: attention and MLP, each on a norm of the stream and added to it.
+    """One pre-norm transformer block; returns its output and its activations by name.
 
-    `attend` takes queries, keys and values [B, T, H, K] and returns the same shape;
-    `edit` gets (name, value) and gives the value to go on with.
+    `attend` maps queries, keys and values [B, T, H, K] to the same shape; `edit` maps
+    (name, value) to the value to use.
     """
     with jax.named_scope("attention"):
         h_BTD = checkpoint_name(layer_norm(params["norm_1"], x_BTD), "normed")
@@ -195,7 +200,7 @@ def block(
 
 
 def head(params: Params, model: Model) -> Params:
-    """What turns the last residual stream into logits, in the dtype of activations."""
+    """The parameters of `unembed`, all-gathered, in the dtype of activations."""
     names = ("token_embedding", "final_norm")
     return all_gather_params(
         {name: _cast(params[name], model) for name in names}, param_specs(model)
@@ -203,7 +208,7 @@ def head(params: Params, model: Model) -> Params:
 
 
 def _cast(tree: Any, model: Model) -> Any:
-    """Parameters in the dtype of activations; what is packed stays so until it is multiplied."""
+    """Cast parameters to the dtype of activations; quantized ones are cast when multiplied."""
 
     def cast(leaf: Any) -> Any:
         return leaf if isinstance(leaf, Quantized) else leaf.astype(compute_dtype(model))
@@ -212,14 +217,14 @@ def _cast(tree: Any, model: Model) -> Any:
 
 
 def compute_dtype(model: Model) -> jnp.dtype:
-    """The dtype of activations: as named, or by platform."""
+    """The dtype of activations: the configured one, or the platform's default."""
     if model.dtype in ("auto", "float8"):
         return jnp.dtype("float32" if platform() == "cpu" else "bfloat16")
     return jnp.dtype(model.dtype)
 
 
 def _at(edit: Edit, layer: int | jax.Array, name: str, value: jax.Array) -> jax.Array:
-    """An edit at one layer, as `block` takes it."""
+    """`edit` with the layer bound first, in the form that `block` takes."""
     return edit(name, layer, value)
 
 
@@ -230,7 +235,7 @@ def _layer(
     remat: bool,
     edit: Callable[[str, jax.Array], jax.Array] = lambda name, value: value,
 ) -> Callable[..., tuple]:
-    """A layer: (params, x, layer_cache, is_dense) -> (x, wanted), rematerialised by the model."""
+    """The layer function (params, x, layer_cache, is_dense) -> (x, activations), with remat."""
     specs = param_specs(model)["layers"]
 
     def run(params, x_BTD, layer_cache, is_dense):
@@ -245,19 +250,19 @@ def _layer(
     return jax.checkpoint(
         run,
         policy=_policy(SAVED_BY_REMAT_POLICY[model.remat]),
-        # Outside a loop, XLA would merge what is recomputed with what was computed before.
+        # Outside a loop, XLA's CSE would merge the recomputation with the original.
         prevent_cse=not model.scan_layers,
         static_argnums=() if model.scan_layers else (3,),
     )
 
 
-def _policy(kept: Collection[str]) -> Callable[..., Any]:
-    """Keep these names; with the heads, `context`, all that cuDNN's kernel gives, too."""
-    is_named = jax.checkpoint_policies.save_only_these_names(*kept)
+def _policy(saved: Collection[str]) -> Callable[..., Any]:
+    """A remat policy that saves these names; `context` includes the outputs of cuDNN's kernel."""
+    is_named = jax.checkpoint_policies.save_only_these_names(*saved)
 
     def policy(primitive: Any, *values: Any, **options: Any) -> Any:
         if primitive.name == attention.CUDNN:
-            return "context" in kept
+            return "context" in saved
         return is_named(primitive, *values, **options)
 
     return policy
@@ -269,7 +274,7 @@ def _attention_of(
     positions_BT: jax.Array | None,
     is_dense: bool | jax.Array,
 ) -> Attend:
-    """Dense or banded, over a cache if there is one; in a loop over layers, chosen as it runs."""
+    """Dense or banded attention, over a cache if given; a traced `is_dense` uses `lax.cond`."""
     if layer_cache is None:
         kind = partial(attention.causal_attention, positions_BT=positions_BT)
     else:
@@ -291,22 +296,22 @@ def _scan(
     want: Collection[str],
     remat: bool,
 ):
-    """Loop over the layers: one is compiled, for both kinds of attention."""
+    """Scan over the stacked layers: one body is compiled for dense and banded layers."""
     run = _layer(model, positions_BT, want, remat)
     is_dense_N = jnp.array([model.is_dense(index) for index in range(model.n_layers)])
 
     def step(x_BTD, layer):
-        here = run
+        body = run
         if edit is not None:
-            here = _layer(model, positions_BT, want, remat, partial(_at, edit, layer[2]))
-        return here(layer[0], x_BTD, None, layer[1])
+            body = _layer(model, positions_BT, want, remat, partial(_at, edit, layer[2]))
+        return body(layer[0], x_BTD, None, layer[1])
 
     numbers = () if edit is None else (jnp.arange(model.n_layers),)
     return jax.lax.scan(step, x_BTD, (layers, is_dense_N, *numbers))
 
 
 def _append(cache: Cache, keys: list[jax.Array], values: list[jax.Array]) -> Cache:
-    """Write the new [B, T, H, K] keys and values behind those in the cache."""
+    """Append the new [B, T, H, K] keys and values to the cache."""
     at_slot = jax.lax.dynamic_update_slice_in_dim
 
     def write(slots_BHSK, new_BTHK):

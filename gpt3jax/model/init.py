@@ -1,7 +1,4 @@
-"""Parameters as arrays: a nested dict, made from the table.
-
-Legend: V vocabulary (padded).
-"""
+"""Initial parameters as a nested dict of arrays, derived from `param_specs`."""
 
 from __future__ import annotations
 
@@ -20,14 +17,14 @@ Params = dict[str, Any]
 
 
 def init_params(key: jax.Array, model: Model) -> Params:
-    """Draw the parameters, float32.
+    """Sample the initial parameters, float32.
 
-    Each array has its own key, made from its name, so that the same seed gives
-    the same values on every mesh and after a parameter is added elsewhere.
-    Embedding rows past the vocabulary are zero.
+    The key of each array is derived from its path, so that a seed gives the same values on every
+    mesh and adding a parameter does not change the others. Padding rows of the token embedding
+    are zero.
     """
 
-    def draw(path: tuple[str, ...], spec: ParamSpec) -> jax.Array:
+    def draw(path: tuple[Any, ...], spec: ParamSpec) -> jax.Array:
         if spec.init != "normal":
             return jnp.full(spec.shape, float(spec.init == "ones"), jnp.float32)
         own_key = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
@@ -37,7 +34,9 @@ def init_params(key: jax.Array, model: Model) -> Params:
             value = jnp.where(is_real[:, None], value, 0.0)
         return value
 
-    return traverse_util.path_aware_map(draw, param_specs(model))
+    return traverse_util.path_aware_map(  # pyright: ignore[reportReturnType]
+        draw, param_specs(model)
+    )
 
 
 def abstract_params(model: Model, mesh: jax.sharding.Mesh) -> Params:
@@ -51,5 +50,7 @@ def abstract_params(model: Model, mesh: jax.sharding.Mesh) -> Params:
 
 
 def decayed(params: Params) -> Params:
-    """Which leaves weight decay touches: matrices and embeddings, not biases or gains."""
-    return traverse_util.path_aware_map(lambda path, _: path[-1] not in ("bias", "gain"), params)
+    """Mask of the leaves with weight decay: matrices and embeddings, not biases or gains."""
+    return traverse_util.path_aware_map(  # pyright: ignore[reportReturnType]
+        lambda path, _: path[-1] not in ("bias", "gain"), params
+    )

@@ -1,8 +1,8 @@
-"""The parts of a layer as functions: layer norm, MLP, embeddings.
+"""Layer norm, MLP, embedding and unembedding as functions.
 
-Where training is spread over devices, sizes are those of one device's part, and
-tokens are in one of two states: split over `tensor` (between layers, in the
-norms), or gathered (in attention and MLP, whose heads and units are split).
+Under `shard_map`, shapes are those of one device's shard. Tokens are sharded over `tensor` between
+layers and in the norms (sequence parallelism), and all-gathered in attention and MLP, whose heads
+and units are sharded instead.
 
 Legend: B batch, T tokens, D model width, F MLP width, V vocabulary (padded),
 M rows of a flattened matrix.
@@ -26,8 +26,8 @@ from gpt3jax.sharding.collectives import axis_index, axis_size, reduce_scatter
 NORM_EPSILON = 1e-5
 
 UNKNOWN = jnp.iinfo(jnp.int32).max
-"""A row that no embedding has: `jnp.take` gives NaN for it. A negative id would count from the
-last row, and one that pads the vocabulary would be a row of zeros."""
+"""An out-of-range row, for which `jnp.take` returns NaN. A negative id would index from the end,
+and an id in the vocabulary's padding would give a row of zeros."""
 
 
 def layer_norm(params: Params, x_BTD: jax.Array) -> jax.Array:
@@ -53,10 +53,10 @@ def embed(
     vocabulary: int,
     positions_BT: jax.Array | None = None,
 ) -> jax.Array:
-    """Token embedding plus the learned position; tokens come out split.
+    """Token embedding plus learned position embedding [B, T, D]; tokens come out sharded.
 
-    Positions are counted from `start`, but where each token's place is given. Ids that are not
-    in the vocabulary give NaN: those below 0, too, and those of rows that only pad it.
+    Positions count from `start` unless `positions_BT` gives them. Ids outside the vocabulary
+    (negative, or in its padding) give NaN.
     """
     rows_VD = params["token_embedding"]
     is_known_BT = (tokens_BT >= 0) & (tokens_BT < vocabulary)
@@ -66,11 +66,11 @@ def embed(
     elif axis_size("tensor") == 1:
         x_BTD = jnp.take(rows_VD, tokens_BT, axis=0)
     else:
-        here_BT = tokens_BT - axis_index("tensor") * len(rows_VD)
-        is_here = (here_BT >= 0) & (here_BT < len(rows_VD))
-        found_BTD = jnp.take(rows_VD, here_BT, axis=0, mode="clip")
-        missing_BT = jnp.where(is_known_BT, 0, jnp.nan).astype(found_BTD.dtype)
-        part_BTD = jnp.where(is_here[..., None], found_BTD, missing_BT[..., None])
+        local_BT = tokens_BT - axis_index("tensor") * len(rows_VD)
+        is_local = (local_BT >= 0) & (local_BT < len(rows_VD))
+        taken_BTD = jnp.take(rows_VD, local_BT, axis=0, mode="clip")
+        missing_BT = jnp.where(is_known_BT, 0, jnp.nan).astype(taken_BTD.dtype)
+        part_BTD = jnp.where(is_local[..., None], taken_BTD, missing_BT[..., None])
         x_BTD = reduce_scatter(part_BTD, "tensor", 1)
     positions_PD, length = params["position_embedding"], x_BTD.shape[1]
     first = axis_index("tensor") * length
@@ -86,7 +86,7 @@ def embed(
 
 
 def last_norm(params: Params, x_BTD: jax.Array, model: Model) -> jax.Array:
-    """The final norm, whose products with the embeddings are logits; under muP, of their size."""
+    """The final layer norm; under muP, divided by the width ratio so that logits are."""
     x_BTD, ratio = layer_norm(params["final_norm"], x_BTD), width_ratio(model)
     return x_BTD if ratio == 1 else x_BTD / ratio
 
@@ -94,8 +94,7 @@ def last_norm(params: Params, x_BTD: jax.Array, model: Model) -> jax.Array:
 def unembed(params: Params, x_BTD: jax.Array, model: Model) -> jax.Array:
     """Final norm, then float32 logits over the padded vocabulary (head tied to the embedding).
 
-    Rows past the vocabulary get the most negative float, so that they have no
-    probability and no gradient.
+    Padding gets the most negative float32, so that it has no probability and no gradient.
     """
     x_BTD = last_norm(params, x_BTD, model)
     x_MD, rows_VD = x_BTD.reshape(-1, model.d_model), params["token_embedding"]
@@ -105,7 +104,7 @@ def unembed(params: Params, x_BTD: jax.Array, model: Model) -> jax.Array:
 
 
 def hide_padding(logits: jax.Array, vocabulary: int) -> jax.Array:
-    """Logits, of all rows or of this device's, with those past the vocabulary out of reach."""
+    """Mask the vocabulary's padding in logits, which may be this device's shard of them."""
     rows = logits.shape[-1]
     if rows * axis_size("tensor") == vocabulary:
         return logits
@@ -115,9 +114,9 @@ def hide_padding(logits: jax.Array, vocabulary: int) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def unstack(tree: Params, n: int) -> list[Params]:
-    """Split stacked layers into a list; the gradient stacks them back in one copy.
+    """Split stacked layers into a list; the gradient stacks them again in a single copy.
 
-    JAX would derive a sum of n zero-padded arrays for the gradient.
+    JAX's own gradient would be a sum of n zero-padded arrays.
     """
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(n)]
 

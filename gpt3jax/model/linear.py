@@ -1,12 +1,12 @@
 """Matrix products of a layer, for every kind of weight and mesh: `linear` and `linear_sum`.
 
-    dot          one product: of arrays, in float8 (float8.py) or of quantized weights
+    dot          a single product: of arrays, in float8 (float8.py), or with quantized weights
                  (quantized.py)
-    linear       tokens go in split over `tensor`, and come out complete, with this device's
-                 heads or units
-    linear_sum   the other way, summed over the devices
+    linear       column parallel: tokens sharded over `tensor` in; all tokens, and this device's
+                 heads or units, out
+    linear_sum   row parallel: the inverse, summed over devices
 
-LoRA needs no product of its own: its change is added to the kernel before (lora.py).
+LoRA needs no product here: its update is added to the kernel first (lora.py).
 
 Legend: B batch, T tokens, M rows of a flattened matrix, I in, O out.
 """
@@ -27,7 +27,7 @@ from gpt3jax.sharding.ring import gather_matmul, matmul_scatter
 
 
 def dot(x_MI: jax.Array, w: jax.Array | Quantized, in_float8: bool = False) -> jax.Array:
-    """x times a matrix, [M, O]; of arrays [I, O], in float8 if asked."""
+    """x @ w, [M, O]; `in_float8` applies to arrays [I, O], not to quantized weights."""
     if isinstance(w, Quantized):
         return w.dot(x_MI)
     return float8.matmul(x_MI, w) if in_float8 else matmul(x_MI, w)
@@ -37,8 +37,8 @@ def dot(x_MI: jax.Array, w: jax.Array | Quantized, in_float8: bool = False) -> j
 def matmul(x_MI: jax.Array, w_IO: jax.Array) -> jax.Array:
     """x @ w, with the weight gradient written as x.T @ dy.
 
-    JAX derives (dy.T @ x).T for it, for which XLA's CPU backend once transposed every
-    activation. That of jax 0.10.2 makes the same program of both (CONTRIBUTING.md, "Next").
+    JAX derives (dy.T @ x).T, for which earlier XLA CPU backends transposed every activation.
+    With jax 0.10.2 both compile to the same program (CONTRIBUTING.md, "Next").
     """
     return x_MI @ w_IO
 
@@ -56,7 +56,7 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def linear(params: Params, x_BTI: jax.Array, model: Model) -> jax.Array:
-    """Contract the width of x with the first axis of the kernel; add the bias."""
+    """Contract the last axis of x with the first axis of the kernel; add the bias."""
     kernel = params["kernel"]
     y_BTO = _product(model, gather_matmul)(x_BTI, _as_matrix(kernel, 1))
     return y_BTO.reshape(*y_BTO.shape[:2], *kernel.shape[1:]) + params["bias"]
@@ -70,7 +70,7 @@ def linear_sum(params: Params, x: jax.Array, model: Model, n_in: int = 1) -> jax
 
 
 def _product(model: Model, over_tensor):
-    """The product of tokens [B, T, I] and a matrix: along `tensor`, the ring's."""
+    """The product of tokens [B, T, I] with a matrix; `over_tensor` if that axis is sharded."""
     if axis_size("tensor") > 1:
         return over_tensor
     return partial(_dot_tokens, in_float8=model.dtype == "float8")
@@ -82,7 +82,7 @@ def _dot_tokens(x_BTI, w_IO, in_float8):
 
 
 def _as_matrix(kernel: jax.Array | Quantized, n_in: int) -> jax.Array | Quantized:
-    """A kernel with its first `n_in` axes, and its others, as one; quantized ones are stored so."""
+    """The kernel as a matrix [I, O], I being its first `n_in` axes; quantized ones already are."""
     if isinstance(kernel, Quantized):
         return kernel
     return kernel.reshape(math.prod(kernel.shape[:n_in]), -1)

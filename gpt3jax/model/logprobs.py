@@ -1,12 +1,10 @@
-"""How likely texts are: the log-probability of each token, given those before it.
+"""Log-probability of each token of a text, given the tokens before it.
 
-`token_logprobs` reads whole rows, spread over any mesh, as training does;
-`suffix_logprobs` what may follow prompts that have been read into a cache
-(decoding/decode.py).
+`token_logprobs` scores complete rows on any mesh, as training does; `suffix_logprobs` scores
+continuations of prompts that are in a KV cache (decoding/decode.py).
 
-Legend: B rows, T tokens of a row, M = B * T, R rows of logits at a time, C
-tokens of a candidate, D model width, V vocabulary (padded; where it is spread,
-this device's part).
+Legend: B rows, T tokens of a row, M = B * T, R rows of logits at a time, C tokens of a
+continuation, D model width, V vocabulary (padded; this device's shard if it is sharded).
 """
 
 from __future__ import annotations
@@ -25,27 +23,27 @@ from gpt3jax.sharding.collectives import all_gather, axis_index, axis_size, pmax
 
 @struct.dataclass
 class TokenLogprobs:
-    """Of each token, as the next one: arrays of one shape."""
+    """Scores of tokens, each given its prefix; both arrays have the same shape."""
 
     log_probability: jax.Array
     """Nats, float32."""
     is_likeliest: jax.Array
-    """Whether no other token was likelier: greedy decoding would have written it."""
+    """Whether the token has the largest logit, so that greedy decoding would choose it."""
 
 
 def token_logprobs(
     params: Params, rows_BT1: jax.Array, model: Model, positions_BT: jax.Array | None = None
 ) -> TokenLogprobs:
-    """Score every token of each row but the first.
+    """Score every token of each row except the first.
 
-    Spread over devices, tokens come out split over `tensor`.
+    Under `shard_map`, the tokens of the result are sharded over `tensor`.
 
     Args:
-      params: as `table` describes; this device's parts.
+      params: parameters as described by `param_specs`; this device's shards.
       rows_BT1: int32 token ids.
-      model: its shape.
-      positions_BT: places of all but the last token of each row, where it holds several texts
-        (`hidden_states`); the scores of each text's first token then mean nothing.
+      model: the model's configuration.
+      positions_BT: positions of all but the last token of each row, if rows hold several texts
+        (`hidden_states`). The scores of each text's first token are then meaningless.
     """
     x_BTD, _, _ = hidden_states(
         params, rows_BT1[:, :-1], model, positions_BT=positions_BT, remat=False
@@ -58,14 +56,14 @@ def token_logprobs(
     def score(rows):
         x_RD, targets_R = (all_gather(part, "tensor", 0) for part in rows)
         logits_RV = logits_of(x_RD, top["token_embedding"], model.vocabulary)
-        found, _, _ = scores_of(logits_RV, targets_R)
+        scores, _, _ = scores_of(logits_RV, targets_R)
         R = len(rows[1])
         return jax.tree.map(
-            lambda each_R: jax.lax.dynamic_slice_in_dim(each_R, axis_index("tensor") * R, R), found
+            lambda each_R: jax.lax.dynamic_slice_in_dim(each_R, axis_index("tensor") * R, R), scores
         )
 
-    found = jax.lax.map(score, in_rows(x_BTD.reshape(-1, D), targets_BT.reshape(-1)))
-    return jax.tree.map(lambda each: each.reshape(B, T), found)
+    scores = jax.lax.map(score, in_rows(x_BTD.reshape(-1, D), targets_BT.reshape(-1)))
+    return jax.tree.map(lambda each: each.reshape(B, T), scores)
 
 
 def suffix_logprobs(
@@ -75,30 +73,30 @@ def suffix_logprobs(
     suffix_BC: jax.Array,
     model: Model,
 ) -> TokenLogprobs:
-    """Score candidates, each the continuation of the prompt that its row has read.
+    """Score a continuation of the prompt of each row.
 
     Args:
-      params: as `decoding_params` gives them.
-      logits_BV: after each prompt.
-      cache: the prompts, with room for the candidates.
+      params: parameters from `decoding_params`.
+      logits_BV: logits after the last token of each prompt.
+      cache: the prompts, with free slots for the continuations.
       suffix_BC: int32 token ids, padded on the right.
-      model: its shape.
+      model: the model's configuration.
     """
     first, _, _ = scores_of(logits_BV, suffix_BC[:, 0])
-    found = jax.tree.map(lambda each_B: each_B[:, None], first)
+    scores = jax.tree.map(lambda each_B: each_B[:, None], first)
     B, C = suffix_BC.shape
     if C == 1:
-        return found
-    # Given explicitly, since padding may reach beyond the last position.
+        return scores
+    # Explicit positions, since padding may extend beyond the last one.
     positions_BC = jnp.broadcast_to(cache.length, B)[:, None] + jnp.arange(C - 1)
     output = forward(params, suffix_BC[:, :-1], model, cache=cache, positions_BT=positions_BC)
     logits_BCV = output.logits[..., : model.vocabulary]
     rest, _, _ = scores_of(logits_BCV, suffix_BC[:, 1:])
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), found, rest)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), scores, rest)
 
 
 def logits_of(x_RD: jax.Array, w_VD: jax.Array, vocabulary: int) -> jax.Array:
-    """Float32 logits of normed rows; those that pad the vocabulary out of reach."""
+    """Float32 logits of normalised rows; the vocabulary's padding is masked."""
     logits_RV = jnp.matmul(x_RD, w_VD.T, preferred_element_type=jnp.float32)
     return hide_padding(logits_RV, vocabulary)
 
@@ -106,23 +104,23 @@ def logits_of(x_RD: jax.Array, w_VD: jax.Array, vocabulary: int) -> jax.Array:
 def scores_of(
     logits_RV: jax.Array, targets_R: jax.Array
 ) -> tuple[TokenLogprobs, jax.Array, jax.Array]:
-    """Scores of targets; and, of this device's part of the vocabulary, p(token) and is-target.
+    """Scores of the targets; and p(token) and is-target over this device's shard of the vocabulary.
 
-    Any dimensions may lead; where the vocabulary is spread over `tensor`, all of its
-    devices get the scores.
+    There may be any leading dimensions. If the vocabulary is sharded over `tensor`, all devices
+    along that axis get the scores.
     """
     top_R = pmax(logits_RV.max(-1), "tensor")
     e_RV = jnp.exp(logits_RV - top_R[..., None])
     sum_R = psum(e_RV.sum(-1), "tensor")
-    here_R = targets_R - axis_index("tensor") * logits_RV.shape[-1]
-    is_target_RV = here_R[..., None] == jnp.arange(logits_RV.shape[-1])
+    local_R = targets_R - axis_index("tensor") * logits_RV.shape[-1]
+    is_target_RV = local_R[..., None] == jnp.arange(logits_RV.shape[-1])
     target_R = psum(jnp.where(is_target_RV, logits_RV, 0).sum(-1), "tensor")
     scores = TokenLogprobs(target_R - (jnp.log(sum_R) + top_R), target_R >= top_R)
     return scores, e_RV / sum_R[..., None], is_target_RV
 
 
 def in_rows(x_MD: jax.Array, targets_M: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both arrays as [M / R, R, ...], with R the largest divisor of M within bounds."""
+    """Both arrays as [M / R, R, ...]; R is the largest divisor of M allowed by `LOGIT_ROWS`."""
     count, most = len(targets_M), max(1, LOGIT_ROWS // axis_size("tensor"))
     rows = next(n for n in range(min(count, most), 0, -1) if count % n == 0)
     return x_MD.reshape(-1, rows, x_MD.shape[1]), targets_M.reshape(-1, rows)

@@ -1,8 +1,8 @@
-"""The one table of parameters: shape, logical axes and initialiser of each.
+"""Shape, logical axes and initialiser of every parameter.
 
-Initialisation, sharding, counting, planning, restore and export all derive
-from `param_specs`. Layers are stacked on a leading axis, so the tree has the same
-few leaves for 12 layers or 96. Importing this file does not import jax.
+Initialisation, sharding, parameter counts, planning, restore and export all derive from
+`param_specs`. Layers are stacked on a leading axis, so the number of leaves does not depend on the
+number of layers. Importing this file does not import jax.
 
 Legend: N layers, V vocabulary (padded), P positions, D model width, H heads,
 K head width, F MLP width, R rank of LoRA.
@@ -19,14 +19,14 @@ from gpt3jax.config import Model
 from gpt3jax.model.mup import width_ratio
 
 LOGIT_ROWS = 2048
-"""At most this many rows of logits exist at a time, over all devices along `tensor`."""
+"""Maximum rows of logits in memory at a time, over all devices along `tensor`."""
 
 ParamSpecs = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """One array of the model, before it exists."""
+    """Description of one array of the model."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -34,16 +34,15 @@ class ParamSpec:
     init: Literal["normal", "zeros", "ones"]
     std: float = 0.0
     rate: float = 1.0
-    """What Adam's part of its updates is multiplied by; 1 but of matrices under muP."""
+    """Multiplier of the Adam update; 1 except for matrices under muP."""
 
 
 def param_specs(model: Model) -> ParamSpecs:
     """Every parameter of the model as a nested dict of `ParamSpec`.
 
-    Standard deviations follow GPT-2, which section 2.1 takes over: 0.02 for
-    matrices and token embeddings, half of it for positions, and the residual
-    projections divided by the square root of the number of residual branches.
-    Under muP those of matrices, and the rates at which they learn, follow the width.
+    Standard deviations follow GPT-2, as section 2.1 says: 0.02 for matrices and token embeddings,
+    half of that for positions; residual projections are divided by the square root of the number
+    of residual branches. Under muP those of matrices, and their rates, depend on the width.
     """
     n, d, f = model.n_layers, model.d_model, model.d_ff
     h, k = model.n_heads, model.d_head
@@ -66,7 +65,7 @@ def param_specs(model: Model) -> ParamSpecs:
 
     layers = {
         "norm_1": norm(n),
-        # Heads lead the packed q, k, v, so that a mesh can split them by head.
+        # The head axis precedes the packed q, k, v, so that the kernel can be sharded by head.
         "qkv": linear(
             (d, h, 3, k), ("embed", "heads", None, None), (h, 3, k), ("heads", None, None), std
         ),
@@ -91,12 +90,12 @@ def param_specs(model: Model) -> ParamSpecs:
 
 
 def _factors(kernel: ParamSpec, model: Model, name: str) -> ParamSpecs:
-    """Two factors whose product has the kernel's shape; at first it is zero (Hu et al. 2021).
+    """The LoRA factors of a kernel; their product is zero at initialisation (Hu et al. 2021).
 
-    The rank is not split: a device's parts multiply to its part of the change. Under muP the
-    first factor, which sums over the width, learns as its kernel does, and the second as a bias.
+    The rank is not sharded, so a device's shards multiply to its shard of the update. Under muP
+    the first factor, which contracts the width, has the rate of its kernel; the second has rate 1.
     """
-    rank, inputs = model.lora_rank, 3 if name == "out" else 2  # Of `out`, heads and their width.
+    rank, inputs = model.lora_rank, 3 if name == "out" else 2  # `out` contracts H and K.
     lead, axes = kernel.shape[:inputs], kernel.axes[:inputs]
     std = math.prod(lead[1:]) ** -0.5
     return {
@@ -110,12 +109,12 @@ def _factors(kernel: ParamSpec, model: Model, name: str) -> ParamSpecs:
 
 
 def spec_leaves(tree: ParamSpecs) -> Iterator[ParamSpec]:
-    """The entries of a table."""
+    """The specs of a tree."""
     return (spec for _, spec in named_specs(tree))
 
 
 def named_specs(tree: ParamSpecs, prefix: str = "") -> Iterator[tuple[str, ParamSpec]]:
-    """The entries of a table with their paths, as `layers/qkv/kernel`."""
+    """The specs of a tree with their paths, such as `layers/qkv/kernel`."""
     for key, value in tree.items():
         if isinstance(value, ParamSpec):
             yield prefix + key, value
@@ -124,9 +123,9 @@ def named_specs(tree: ParamSpecs, prefix: str = "") -> Iterator[tuple[str, Param
 
 
 def count_params(model: Model) -> int:
-    """Exact number of parameters; padding of the vocabulary is not counted.
+    """Exact number of parameters, without the vocabulary's padding.
 
-    >>> count(Model(n_layers=1, d_model=4, n_heads=2, d_head=2, vocabulary=10, context=8))
+    >>> count_params(Model(n_layers=1, d_model=4, n_heads=2, d_head=2, vocabulary=10, context=8))
     324
     """
     padding = (model.padded_vocabulary - model.vocabulary) * model.d_model
@@ -134,16 +133,16 @@ def count_params(model: Model) -> int:
 
 
 def flops_per_token(model: Model) -> int:
-    """Training FLOPs per token: 6 per matrix element, plus the attention that the masks leave.
+    """Training FLOPs per token: 6 per matrix element, plus unmasked attention.
 
-    The convention of PaLM's MFU with causal (not full) attention: 12 FLOPs per
-    visible key and head-width element, forward and backward.
+    PaLM's MFU convention, but with causal instead of full attention: 12 FLOPs per visible key and
+    head-width element, forward and backward.
     """
     return 3 * forward_flops_per_token(model) + 6 * model.vocabulary * model.d_model
 
 
 def forward_flops_per_token(model: Model) -> int:
-    """FLOPs per token to read a whole context, forward alone; logits are of its last token only."""
+    """Forward FLOPs per token of a prefill of `context` tokens; logits of its last token only."""
     attention_width = model.n_heads * model.d_head
     matrices = model.n_layers * (
         4 * model.d_model * attention_width + 2 * model.d_model * model.d_ff
@@ -156,6 +155,6 @@ def forward_flops_per_token(model: Model) -> int:
 
 
 def visible_pairs(context: int, band: int | None) -> int:
-    """(query, key) pairs that a causal mask, or a band of it, leaves in one window."""
+    """Number of unmasked (query, key) pairs in one window, dense or banded."""
     width = min(band or context, context)
     return context * width - width * (width - 1) // 2

@@ -1,12 +1,12 @@
-"""Matrices laid out for writing: one token at a time is bound by reading them.
+"""Weights stored for decoding, which is bound by the bandwidth of reading them.
 
-    full       as they are; on CPUs with a row for each output, whose products are read faster
+    full       unchanged; on CPUs transposed to one row per output, which XLA reads faster
     bfloat16   rounded
-    int8       whole numbers from -127 to 127, times a factor for each output
+    int8       integers from -127 to 127, with a scale per output
 
-Only what is read is smaller: products are computed in the dtype of activations.
+Only storage is smaller: products are computed in the dtype of activations.
 
-Legend: I in, O out (of the embedding: width and tokens), M rows, N layers.
+Legend: I in, O out (for the embedding: width and tokens), M rows, N layers.
 """
 
 from __future__ import annotations
@@ -24,29 +24,30 @@ from gpt3jax.sharding.collectives import platform
 
 LARGEST = 127
 LARGE = 1 << 20
-"""Numbers of a matrix from which on, for one row, XLA's library is faster than the loop that XLA
-makes of a smaller one, on CPUs (a model of 12M: 287 tokens/s so, 253 by loops alone, 239 by the
-library alone; medians of 3, 2 cores of Zen 4)."""
+"""Matrix size from which, for one row on a CPU, XLA's library call is faster than the loop that it
+emits otherwise (a 12M model: 287 tokens/s with this threshold, 253 with loops only, 239 with
+library calls only; medians of 3, 2 cores of Zen 4)."""
 
 FEW_ROWS = 128
-"""Up to which XLA's library for CPUs is faster with the matrix first (six of GPT-3 Small's layers:
-16 rows 16 ms rather than 29, 128 rows 120 and 128, 1,024 rows 939 and 734; 2 cores of Zen 4)."""
+"""Number of rows up to which XLA's CPU library is faster with the matrix as the left operand (six
+of GPT-3 Small's layers: 16 rows 16 ms instead of 29, 128 rows 120 and 128, 1,024 rows 939 and 734;
+2 cores of Zen 4)."""
 
 
 @struct.dataclass
 class Quantized:
-    """A kernel, or the token embedding, with a row for each output."""
+    """A kernel or the token embedding, stored with one row per output."""
 
     values: jax.Array
     """[O, I]."""
     scale: jax.Array
-    """float32 [O], above 0; all ones but of int8: with a factor behind it, XLA's CPU backend reads
-    small values in the product's own loop, and writes no float32 copy of the matrix first."""
+    """float32 [O], positive; all ones except for int8. The multiplication makes XLA's CPU backend
+    convert narrow values inside the product's loop, without a float32 copy of the matrix."""
     shape: tuple[int, ...] = struct.field(pytree_node=False)
-    """Of the array that it stands for."""
+    """Shape of the original array."""
 
     def dot(self, x_MI: jax.Array) -> jax.Array:
-        """x times the matrix, [M, O] in the dtype of x."""
+        """x times the matrix, [M, O], in the dtype of x."""
         return (self._dot(x_MI) * self.scale).astype(x_MI.dtype)
 
     def _dot(self, x_MI: jax.Array) -> jax.Array:
@@ -54,25 +55,26 @@ class Quantized:
         if platform() != "cpu":
             return x_MI @ self.values.astype(dtype).T
         if len(x_MI) == 1 and (is_small or self.values.size < LARGE):
-            return self._apart(x_MI, dtype) @ self.values.astype(dtype).T
-        w_OI = self._apart(self.values, dtype) if is_small else self.values
+            return self._materialized(x_MI, dtype) @ self.values.astype(dtype).T
+        w_OI = self._materialized(self.values, dtype) if is_small else self.values
         if len(x_MI) > FEW_ROWS:
             return x_MI @ w_OI.T
-        # The barrier, or XLA turns it round, and its library reads the matrix at half the rate for
-        # 2 to 16 rows (GPT-3 Small's, 8 rows, 2 cores of Zen 4: 64 ms rather than 30).
+        # Without the barrier XLA swaps the operands, and its library then reads the matrix at half
+        # the rate for 2 to 16 rows (GPT-3 Small, 8 rows, 2 cores of Zen 4: 64 ms instead of 30).
         return jax.lax.optimization_barrier(w_OI @ x_MI.T).T
 
     def rows(self, index: jax.Array) -> jax.Array:
-        """Rows by number, [..., I]."""
+        """Rows by index, [..., I]."""
         values = jnp.take(self.values, index, axis=0)
         return values * jnp.take(self.scale, index)[..., None]
 
-    def _apart(self, value: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """A value in this dtype, computed before the product rather than in its loop.
+    def _materialized(self, value: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """`value` in this dtype, computed before the product instead of inside its loop.
 
-        XLA's CPU backend would draw a norm into the loop and compute it for each output anew (of
-        several rows, the float32 of a matrix for each row), and drops barriers against that. It
-        keeps a choice, though there is only one: no scale is 0. Twice the rate of int8.
+        XLA's CPU backend would fuse a preceding norm into the loop and recompute it for each
+        output (or, with several rows, convert the matrix for each row), and it drops optimization
+        barriers here. It does keep a conditional, although only one branch is ever taken, since no
+        scale is 0. This doubles the speed of int8.
         """
         return jax.lax.cond(
             self.scale[0] > 0,
@@ -83,35 +85,33 @@ class Quantized:
 
 
 def quantize(params: Params, weights: Weights) -> Params:
-    """Kernels and the token embedding as `Quantized`; the rest, which is small, as it is.
+    """Convert kernels and the token embedding to `Quantized`; the small rest is unchanged.
 
     Args:
-      params: with `layers` as a list.
-      weights: `full` leaves all as it is, but for CPUs.
+      params: parameters with `layers` as a list.
+      weights: storage format; `full` changes the layout on CPUs only.
     """
     if weights == "full" and platform() != "cpu":
         return params
     layers = [_over_kernels(layer, weights, _pack) for layer in params["layers"]]
     embedding = params["token_embedding"]
-    return {
-        **params, "layers": layers,
-        "token_embedding": _rows_of(embedding, weights, embedding.shape),
-    }  # fmt: skip
+    rows = _rows_of(embedding, weights, embedding.shape)
+    return {**params, "layers": layers, "token_embedding": rows}
 
 
 def quantize_and_restore(params: Params, weights: Weights) -> Params:
-    """The same values in arrays as they were: to measure what is lost; `layers` stacked."""
+    """Quantize and dequantize, to measure the loss in quality; `layers` stacked."""
     if weights == "full":
         return params
 
-    def there_and_back(kernel_N, weights, n_in):
+    def round_trip(kernel_N, weights, n_in):
         return jax.vmap(lambda kernel: _unpack(_pack(kernel, weights, n_in)))(kernel_N)
 
     embedding = params["token_embedding"]
     rows = _rows_of(embedding, weights, embedding.shape)
     return {
         **params,
-        "layers": _over_kernels(params["layers"], weights, there_and_back),
+        "layers": _over_kernels(params["layers"], weights, round_trip),
         "token_embedding": rows.values * rows.scale[:, None],
     }
 
@@ -126,7 +126,7 @@ def _over_kernels(layer: Params, weights: Weights, change: Any) -> Params:
 
 
 def _pack(kernel: jax.Array, weights: Weights, n_in: int) -> Quantized:
-    """Of a kernel whose first `n_in` axes are contracted."""
+    """Quantize a kernel whose first `n_in` axes are contracted."""
     width = math.prod(kernel.shape[:n_in])
     return _rows_of(kernel.reshape(width, -1).T, weights, kernel.shape)
 

@@ -1,8 +1,7 @@
-"""Which parameters are trained: leaves of the table, and layers of stacked ones, by pattern.
+"""Selection of the trained parameters by patterns over paths and layers.
 
-A pattern is a path, or the beginning of one up to a `/`; `*` stands for any
-letters, and `layers[8:12]` for some layers, numbered as Python's slices are.
-Importing this file does not import jax.
+A pattern is a path, or a prefix of one that ends at a `/`. `*` matches any characters, and
+`layers[8:12]` selects layers as a Python slice does. Importing this file does not import jax.
 """
 
 from __future__ import annotations
@@ -18,33 +17,33 @@ from gpt3jax.errors import ConfigError
 from gpt3jax.model.param_specs import named_specs, param_specs
 
 Trained = dict[str, tuple[bool, ...]]
-"""By path, each leaf of which something is trained; of a stacked one, which layers are."""
+"""The trained leaves by path. A stacked leaf has one flag per layer, others have one flag."""
 
 RANGE = re.compile(r"layers\[(-?\d{0,9}):(-?\d{0,9})\](/.*)?")
 
 
 @lru_cache(maxsize=64)
 def trained(experiment: Experiment) -> Trained:
-    """What is trained.
+    """The parameters that `train.only` selects; by default all, or with LoRA its factors.
 
     Raises:
-      ConfigError: a pattern of `train.only` chooses nothing.
+      ConfigError: a pattern matches no parameter.
     """
     model = experiment.model
     default = "layers/lora" if model.lora_rank else "*"
     chosen: Trained = {}
     for pattern in experiment.train.only or (default,):
-        found = _matched(pattern, model)
-        if not found:
-            raise ConfigError(_nothing(pattern, model))
-        for path, layers in found.items():
+        matched = _matched(pattern, model)
+        if not matched:
+            raise ConfigError(_no_match(pattern, model))
+        for path, layers in matched.items():
             before = chosen.get(path, (False,) * len(layers))
             chosen[path] = tuple(map(any, zip(before, layers, strict=True)))
     return chosen
 
 
 def trained_count(experiment: Experiment) -> int:
-    """How many numbers are trained; as in `table.count`, without the padding of the vocabulary."""
+    """Number of trained parameters; like `count_params`, without the vocabulary's padding."""
     model, total = experiment.model, 0
     for path, spec in named_specs(param_specs(model)):
         layers = trained(experiment).get(path, (False,))
@@ -55,13 +54,13 @@ def trained_count(experiment: Experiment) -> int:
 
 
 def _matched(pattern: str, model: Model) -> Trained:
-    """The leaves of a pattern."""
+    """The leaves that match a pattern."""
     layers = (True,) * model.n_layers
-    if some := RANGE.fullmatch(pattern):
-        begin, end = (int(each) if each not in ("", "-") else None for each in some.groups()[:2])
-        inside = range(model.n_layers)[begin:end]
-        layers = tuple(layer in inside for layer in range(model.n_layers))
-        pattern = f"layers{some[3] or ''}"
+    if match := RANGE.fullmatch(pattern):
+        begin, end = (int(each) if each not in ("", "-") else None for each in match.groups()[:2])
+        selected = range(model.n_layers)[begin:end]
+        layers = tuple(layer in selected for layer in range(model.n_layers))
+        pattern = f"layers{match[3] or ''}"
     return {
         path: layers if path.startswith("layers/") else (True,)
         for path, _ in named_specs(param_specs(model))
@@ -70,11 +69,11 @@ def _matched(pattern: str, model: Model) -> Trained:
     }
 
 
-def _nothing(pattern: str, model: Model) -> str:
+def _no_match(pattern: str, model: Model) -> str:
     paths = [path for path, _ in named_specs(param_specs(model))]
     parts = {"/".join(path.split("/")[:depth]) for path in paths for depth in (1, 2, 3)}
-    near = difflib.get_close_matches(pattern, sorted(parts), 3, cutoff=0.0)
+    similar = difflib.get_close_matches(pattern, sorted(parts), 3, cutoff=0.0)
     return (
-        f"--train.only has {pattern!r}, which is no parameter of this model, whose layers are "
-        f"[0:{model.n_layers}]: nothing would be trained. Near it: {', '.join(near)}"
+        f"--train.only {pattern!r} matches no parameter of this model (layers are "
+        f"[0:{model.n_layers}]): nothing would be trained. Similar names: {', '.join(similar)}"
     )

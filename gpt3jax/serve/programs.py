@@ -1,7 +1,7 @@
-"""The server's compiled programs: those of a first answer at once, the rest while it answers.
+"""The server's compiled programs, compiled ahead of time for fixed sizes.
 
-Each is compiled ahead of time for given sizes, once, by the thread that first asks for it; who
-asks meanwhile waits for that thread.
+The programs of a first answer are compiled at the start, the others in the background. Each is
+compiled once, by the first thread that needs it; other threads wait for the result.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ from gpt3jax.decoding.generator import Generator, padded_size
 from gpt3jax.model.gpt3 import Cache
 
 Key = tuple[str | int, ...]
-"""A program's name, and the sizes that it is compiled for:
+"""The name of a program and the sizes that it is compiled for:
 
     prefill size          score size          draw
     step rows room        place rows room room-of-one-row
@@ -37,27 +38,27 @@ class Programs:
 
     Args:
       generator: the model.
-      most_rows: of a step; a power of two.
+      most_rows: maximum rows of a step; a power of two.
     """
 
     def __init__(self, generator: Generator, most_rows: int) -> None:
         self._params, self._model = generator.params, generator.model
         model = self._model
         self.rooms = sorted({padded_size(model.context // 4, model), model.context})
-        """Slots of a cache per row, the least first."""
+        """Cache slots per row that programs are compiled for, ascending."""
         self._most_rows = most_rows
         options = decode.CPU_OPTIONS if jax.default_backend() == "cpu" else None
-        text = {"vocabulary": generator.vocabulary}
-        self._jitted: dict[str, Callable[..., Any]] = {
+        vocabulary = generator.vocabulary
+        self._jitted: dict[str, Any] = {
             "prefill": jax.jit(partial(decode.prefill, model=model), static_argnames="slots"),
-            "draw": jax.jit(partial(batched.draw_each, **text)),
-            "step": jax.jit(partial(batched.step, model=model, **text), donate_argnames="cache",
-                            compiler_options=options),
+            "draw": jax.jit(partial(batched.draw_each, vocabulary=vocabulary)),
+            "step": jax.jit(partial(batched.step, model=model, vocabulary=vocabulary),
+                            donate_argnames="cache", compiler_options=options),
             "place": jax.jit(batched.place_row, donate_argnums=0),
             "resize": jax.jit(batched.resized, static_argnames="slots"),
             "score": jax.jit(partial(batched.score, model=model)),
         }  # fmt: skip
-        self._found: dict[Key, Future[Callable[..., Any]]] = {}
+        self._programs: dict[Key, Future[Callable[..., Any]]] = {}
         self._lock, self._is_closing = threading.Lock(), False
         self._wanted: queue.SimpleQueue[Key | None] = queue.SimpleQueue()
         self._queued: set[Key] = set()
@@ -66,16 +67,16 @@ class Programs:
 
     @property
     def total(self) -> int:
-        """Programs that texts need, those that score an echoed prompt left out."""
+        """Number of programs, without those that score an echoed prompt."""
         return len(self._planned)
 
     @property
     def compiled(self) -> int:
-        """How many of them are ready."""
+        """Number of these programs that are ready."""
         return sum(self.are_ready([key]) for key in self._planned)
 
     def start(self, say: Callable[[str], None]) -> None:
-        """Compile what a first answer needs; the rest follows in a thread."""
+        """Compile the programs of a first answer; the others follow in a thread."""
         began, (first, *others) = time.perf_counter(), self._stages()
         self._compile_stage(*first, say)
 
@@ -92,31 +93,31 @@ class Programs:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread, after the program that it compiles now."""
+        """End the thread after the program that it is compiling."""
         self._is_closing = True
         self._wanted.put(None)
         if self._thread:
             self._thread.join()
 
     def get(self, *key: str | int) -> Callable[..., Any]:
-        """A program; it is compiled if nobody has asked for it."""
+        """A compiled program; compiles it if no other thread has started to."""
         with self._lock:
-            is_first = key not in self._found
-            found = self._found.setdefault(key, Future())
+            is_first = key not in self._programs
+            program = self._programs.setdefault(key, Future())
         if is_first:
             try:
-                found.set_result(self._compiled(*key))
+                program.set_result(self._compiled(*key))
             except BaseException as error:
-                del self._found[key]  # Asked for again, it is tried again.
-                found.set_exception(error)
-        return found.result()
+                del self._programs[key]  # The next call tries again.
+                program.set_exception(error)
+        return program.result()
 
     def are_ready(self, keys: Iterable[Key]) -> bool:
-        """Whether nobody has to wait for these programs."""
-        return all(key in self._found and self._found[key].done() for key in keys)
+        """Whether these programs are compiled."""
+        return all(key in self._programs and self._programs[key].done() for key in keys)
 
     def want(self, keys: Iterable[Key]) -> bool:
-        """`are_ready`; those that are not are compiled next, by the thread."""
+        """`are_ready`; schedules the missing programs to be compiled next."""
         missing = [key for key in keys if not self.are_ready([key])]
         for key in missing:
             if key not in self._queued:
@@ -125,17 +126,17 @@ class Programs:
         return not missing
 
     def room_of(self, filled: int) -> int:
-        """The least room for so many tokens."""
+        """The smallest of `rooms` for `filled` tokens."""
         return next(room for room in self.rooms if room >= filled)
 
     def to_begin(self, length: int, slots: int, count: int, room: int) -> list[Key]:
-        """What it takes to add a text to others.
+        """The programs needed to add a text to a batch.
 
         Args:
-          length: its tokens.
-          slots: rows of the cache so far.
-          count: and with the text.
-          room: of the cache so far.
+          length: number of tokens of the text.
+          slots: rows of the cache before.
+          count: rows of the cache after.
+          room: slots per row of the cache before.
         """
         size = padded_size(length, self._model)
         one = self.room_of(size)
@@ -147,7 +148,7 @@ class Programs:
         return [*keys, ("place", count, wider, one), ("step", count, wider)]
 
     def _stages(self) -> list[tuple[str, list[Key]]]:
-        """All programs in the order of need, and what each group is for."""
+        """All programs in the order of need, in groups with a description."""
         sizes = {padded_size(length, self._model) for length in range(1, self._model.context + 1)}
         least, *longer = sorted(sizes)
         counts = [1 << n for n in range(self._most_rows.bit_length())]
@@ -159,7 +160,7 @@ class Programs:
         ]  # fmt: skip
 
     def _of_rows(self, count: int) -> list[Key]:
-        """What a cache of so many rows needs, and to come to it from half as many."""
+        """The programs for a cache of `count` rows, and for resizing from and to half as many."""
         keys: list[Key] = []
         for room in self.rooms:
             if count > 1:
@@ -187,12 +188,13 @@ class Programs:
             return
         try:
             self.get(*key)
-        except Exception as error:  # Whose text needs it will be told so.
+        except Exception as error:  # A request that needs it compiles it again and gets the error.
             print(f"warning: a program was not compiled: {error}", file=sys.stderr)
         finally:
             self._queued.discard(key)
 
-    def _compiled(self, name: str, *sizes: int) -> Callable[..., Any]:
+    def _compiled(self, name: Any, *sizes: Any) -> Callable[..., Any]:
+        """Compile the program of a `Key` ahead of time."""
         int32 = partial(jax.ShapeDtypeStruct, dtype=np.int32)
         arguments: tuple[Any, ...]
         static = {}
@@ -207,7 +209,7 @@ class Programs:
             arguments = (self._params, self._cache(*sizes), int32((count,)), _drawing(count))
         elif name == "place":
             count, room, one = sizes
-            alone = self._cache(1, one).replace(length=int32(()))
+            alone = replace(self._cache(1, one), length=cast(jax.Array, int32(())))
             arguments = (self._cache(count, room), alone, int32(()))
         elif name == "resize":
             count, room, new, slots = sizes
@@ -221,8 +223,12 @@ class Programs:
 
 
 def _drawing(count: int) -> batched.Drawing:
-    each = partial(jax.ShapeDtypeStruct, (count,))
+    each: Any = partial(jax.ShapeDtypeStruct, (count,))
     return batched.Drawing(
-        each(np.uint32), each(np.int32), each(np.int32), each(np.float32), each(np.float32),
+        each(np.uint32),
+        each(np.int32),
+        each(np.int32),
+        each(np.float32),
+        each(np.float32),
         each(np.bool_),
-    )  # fmt: skip
+    )

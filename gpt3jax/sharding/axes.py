@@ -1,9 +1,8 @@
-"""Logical axes of arrays, and the mesh axes that they split over.
+"""Logical axes of arrays, and the mesh axes over which they are sharded.
 
-Parameters split over `fsdp` by width and over `tensor` by head, MLP unit or
-vocabulary row. Windows split over `data` and `fsdp`; between layers, the
-tokens of a window also split over `tensor`. Importing this file does not
-import jax.
+Parameters are sharded over `fsdp` by width and over `tensor` by head, MLP unit or vocabulary row.
+Windows are sharded over `data` and `fsdp`; between layers, the tokens of a window are also sharded
+over `tensor`. Importing this file does not import jax.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""What devices send each other, written out: every collective of a step is a call in here.
+"""Explicit collectives: every collective of a step is a call of a function in this file.
 
-Training and evaluation run under `jax.shard_map` (`shard_map`): a function
-sees one device's part of each array, and nothing moves unless it says so. The
-bytes on the wire are therefore known before anything is compiled
-(plan/estimate.py counts them). Outside of `shard_map`, as in generation, and
-along an axis of one device, each function returns its argument.
+Training and evaluation run under `jax.shard_map`, in which a function sees one device's shard of
+each array and all communication is explicit. The traffic is therefore known without compiling
+(plan/estimate.py counts it). Outside of `shard_map`, as in generation, and along a mesh axis of
+size 1, each function returns its argument.
 
-Differentiate the sum over all devices of what each computes: then a gather
-and a summed scatter are each other's transpose, and the gradient of a
-parameter that several devices hold is the total of theirs.
+The quantity to differentiate is the sum over all devices of what each computes. All-gather and
+reduce-scatter are then each other's transpose, and the gradient of a replicated parameter is the
+sum of the devices' gradients.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ from gpt3jax.sharding.axes import AXES
 from gpt3jax.sharding.rules import partition_spec
 
 _first_stage: ContextVar[int] = ContextVar("first_stage", default=1)
-"""Devices of the first of two stages in which weights are gathered; 1 for a single stage."""
+"""Number of devices in the first stage of a two-stage all-gather of weights; 1: single stage."""
 
 
 def shard_map(
     function: Callable[..., Any], in_specs: Any, out_specs: Any, first_stage: int = 1
 ) -> Callable[..., Any]:
-    """`function` over each device's part of its arguments; without a mesh in use, itself.
+    """`jax.shard_map` on the current mesh; `function` itself if no mesh is set.
 
-    Weights are gathered from `first_stage` neighbours along `fsdp` first, then from the
-    others (mesh.py, `first_stage_size`); their gradients go back likewise.
+    Weights are all-gathered first among `first_stage` neighbours along `fsdp`, then among such
+    groups (`first_stage_size` in mesh.py); gradients are reduce-scattered in the reverse order.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return function
@@ -48,24 +47,25 @@ def shard_map(
         finally:
             _first_stage.reset(outer)
 
-    # Pallas kernels do not say along which axes their results vary, so JAX cannot check it;
-    # tests compare every kind of mesh with one device instead.
+    # No VMA check, since Pallas kernels do not declare the mesh axes along which their results
+    # vary; tests compare every kind of mesh with a single device instead.
     return jax.shard_map(staged, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def platform() -> str:
-    """`cpu`, `gpu` or `tpu`: of the mesh in use, which may be described rather than present."""
+    """`cpu`, `gpu` or `tpu`: the platform of the current mesh, which may be a topology for AOT
+    compilation without devices."""
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     return device.platform if device else jax.default_backend()
 
 
 def is_per_device() -> bool:
-    """Whether arrays are one device's own parts here."""
+    """Whether this is traced under `shard_map`, where arrays are one device's shards."""
     return bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def axis_size(*axes: str) -> int:
-    """Devices along these mesh axes, together."""
+    """Number of devices along these mesh axes under `shard_map`; otherwise 1."""
     mesh = jax.sharding.get_abstract_mesh()
     count = 1
     for axis in axes:
@@ -74,28 +74,28 @@ def axis_size(*axes: str) -> int:
 
 
 def axis_index(axis: str) -> jax.Array | int:
-    """This device's place along a mesh axis."""
+    """This device's index along a mesh axis."""
     return jax.lax.axis_index(axis) if axis_size(axis) > 1 else 0
 
 
 def all_gather(x: jax.Array, axis: str, dim: int) -> jax.Array:
-    """Join the parts that the devices along `axis` hold of dimension `dim`."""
+    """Concatenate the shards of the devices along `axis` in dimension `dim`."""
     if axis_size(axis) == 1:
         return x
     return jax.lax.all_gather(x, axis, axis=dim, tiled=True)
 
 
 def reduce_scatter(x: jax.Array, axis: str, dim: int) -> jax.Array:
-    """Sum over the devices along `axis`; each keeps its part of dimension `dim`."""
+    """Sum over the devices along `axis`; each gets its shard of dimension `dim`."""
     if axis_size(axis) == 1:
         return x
     return jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
 
 
 def psum(x: jax.Array, *axes: str) -> jax.Array:
-    """Sum over the devices along the axes; all of them get it."""
-    spread = tuple(axis for axis in axes if axis_size(axis) > 1)
-    return jax.lax.psum(x, spread) if spread else x
+    """Sum over the devices along the axes (all-reduce)."""
+    larger = tuple(axis for axis in axes if axis_size(axis) > 1)
+    return jax.lax.psum(x, larger) if larger else x
 
 
 def pmax(x: jax.Array, axis: str) -> jax.Array:
@@ -104,17 +104,16 @@ def pmax(x: jax.Array, axis: str) -> jax.Array:
 
 
 def all_gather_params(params: Any, specs: Any) -> Any:
-    """Parameters as a layer uses them: whole along `fsdp`, this device's part along `tensor`.
+    """All-gather parameters along `fsdp`; they stay sharded along `tensor`.
 
     Args:
-      params: arrays, or a slice of stacked ones.
-      specs: their entries in the table of parameters.
+      params: arrays, or one layer's slices of stacked arrays.
+      specs: their entries in `param_specs`.
     """
 
-    if axis_size("fsdp") == 1:
-        return params
-
-    def whole(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
+    def gathered(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        if axis_size("fsdp") == 1:  # Quantized weights, which have no ndim, end here.
+            return leaf
         parts = partition_spec(by_path[path].axes[-leaf.ndim :])
         if "fsdp" not in parts:
             return leaf
@@ -123,21 +122,21 @@ def all_gather_params(params: Any, specs: Any) -> Any:
         rows = _gather_rows(front.reshape(len(front), -1))
         return jnp.moveaxis(rows.reshape(-1, *front.shape[1:]), 0, dim)
 
-    by_path = traverse_util.flatten_dict(specs)
-    return traverse_util.path_aware_map(whole, params)
+    by_path: dict[Any, Any] = traverse_util.flatten_dict(specs)
+    return traverse_util.path_aware_map(gathered, params)
 
 
 def _gather_rows(x: jax.Array) -> jax.Array:
-    """Join the rows that the devices along `fsdp` hold; the gradient is summed and scattered."""
+    """All-gather rows along `fsdp`; the gradient is reduce-scattered."""
     for groups in _stages():
         x = _gather_stage(x, groups)
     return x
 
 
 def _stages() -> list[tuple[tuple[int, ...], ...] | None]:
-    """Who gathers with whom along `fsdp`, stage by stage: neighbours, then one of each such group.
+    """Device groups along `fsdp` for each stage: neighbours, then one device of each such group.
 
-    None stands for everybody together.
+    None means all devices.
     """
     n, first_stage = axis_size("fsdp"), _first_stage.get()
     if first_stage == 1:
@@ -154,8 +153,8 @@ def _gather_stage(x: jax.Array, groups: tuple[tuple[int, ...], ...] | None) -> j
 
 
 def _scatter_stage(groups, _, dx: jax.Array) -> tuple[jax.Array]:
-    # The barrier keeps the rows outermost in memory: where XLA moves a transpose past it, its
-    # TPU compiler makes an all-reduce of the scatter, which sends twice as much.
+    # The barrier keeps the rows as the major dimension. Otherwise XLA may move a transpose past
+    # this, and its TPU compiler turns the reduce-scatter into an all-reduce with twice the traffic.
     dx = jax.lax.optimization_barrier(dx)
     own = jax.lax.psum_scatter(
         dx, "fsdp", scatter_dimension=0, tiled=True, axis_index_groups=groups
@@ -167,10 +166,10 @@ _gather_stage.defvjp(lambda x, groups: (_gather_stage(x, groups), None), _scatte
 
 
 def psum_replicated(gradients: Any, parts: Any) -> Any:
-    """Add up the gradients of parameters over the devices that hold the same part of them.
+    """Sum the gradients of parameters over the mesh axes along which they are replicated.
 
     Args:
-      gradients: each device's own.
+      gradients: this device's gradients.
       parts: the PartitionSpec of each.
     """
 

@@ -1,8 +1,7 @@
-"""Joining the other processes of a job, by JAX's multi-controller runtime.
+"""Join the processes of a job with `jax.distributed`.
 
-Which process we are comes from the cluster (TPU, Slurm, Kubernetes, Open MPI),
-which JAX detects by itself, or from three flags. Importing this file does not
-import jax.
+JAX detects the process index on TPU, Slurm, Kubernetes and Open MPI clusters; elsewhere three flags
+give it. Importing this file does not import jax.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ MANAGED = (
     "TPU_WORKER_HOSTNAMES",
     "MEGASCALE_COORDINATOR_ADDRESS",
 )
-"""Variables that tell that a cluster manager may have started us."""
+"""Environment variables that indicate a cluster manager."""
 
 HEARTBEAT_S = 10
-"""A host that has not been heard of for this long is dead; JAX ends the others."""
+"""Heartbeat timeout, after which JAX considers a host dead and ends the others."""
 JOIN_S = 300
-"""How long the first host waits for the others to start."""
+"""Timeout for all hosts to start."""
 LEAVE_S = 20
-"""How long a host that is done waits for the others."""
+"""Timeout at exit for the other hosts to finish."""
 
 
 @dataclass(frozen=True)
@@ -35,27 +34,28 @@ class Hosts:
     """How to find the other processes."""
 
     distributed: Literal["auto", "on", "off"] = "auto"
-    """Join the cluster that is detected; insist on one; or run alone."""
+    """Join a cluster if one is detected; require one; or run as a single process."""
     coordinator: str | None = None
     """HOST:PORT of process 0, on machines without a cluster manager."""
     processes: int | None = None
-    """How many there are."""
+    """Number of processes."""
     process: int | None = None
-    """Which of them this is, from 0."""
+    """Index of this process, from 0."""
 
 
 def is_likely(hosts: Hosts) -> bool:
-    """Whether there may be other processes, as far as can be told without jax."""
-    asked = hosts.distributed == "on" or hosts.coordinator is not None
-    return asked or (hosts.distributed == "auto" and any(name in os.environ for name in MANAGED))
+    """Whether there may be other processes, determined without importing jax."""
+    requested = hosts.distributed == "on" or hosts.coordinator is not None
+    detected = any(name in os.environ for name in MANAGED)
+    return requested or (hosts.distributed == "auto" and detected)
 
 
 def join(hosts: Hosts) -> None:
-    """Become one of several processes, if there are several; before any other use of jax.
+    """Initialise `jax.distributed` if there are several processes; call before any use of jax.
 
     Raises:
-      ConfigError: the flags do not go together, no cluster is found though one
-        was asked for, or the others did not come.
+      ConfigError: the flags are inconsistent, a required cluster was not detected, or the other
+        processes did not join in time.
     """
     explicit = (hosts.coordinator, hosts.processes, hosts.process)
     if any(value is not None for value in explicit):
@@ -67,7 +67,7 @@ def join(hosts: Hosts) -> None:
     elif is_likely(hosts):
         try:
             _initialize()
-        except ValueError as error:  # What JAX says where it detects no cluster.
+        except ValueError as error:  # JAX raises this if it detects no cluster.
             if hosts.distributed == "on":
                 raise ConfigError(
                     f"no cluster was detected ({error}): TPU, Slurm, Kubernetes and Open MPI are "
@@ -75,17 +75,18 @@ def join(hosts: Hosts) -> None:
                 ) from error
         except ConfigError:
             raise
-        except Exception as error:  # Of the cluster's own client, as in a pod that is no job's.
+        except Exception as error:  # The cluster's client failed, as in a pod without a job.
             raise ConfigError(
-                f"a cluster was detected, but it does not say who we are ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:120]}). --distributed off trains alone"
+                "a cluster was detected, but the index of this process was not "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:120]}). --distributed "
+                "off trains as a single process"
             ) from error
 
 
 def _initialize(*explicit: Any) -> None:
     import jax
 
-    # It would swallow SIGTERM; the training loop has its own way to stop on all hosts at once.
+    # The service would intercept SIGTERM, which the training loop handles on all hosts together.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -96,6 +97,6 @@ def _initialize(*explicit: Any) -> None:
         )
     except RuntimeError as error:
         raise ConfigError(
-            f"the processes did not come together within {JOIN_S} s: start all of them, with the "
+            f"the processes did not all join within {JOIN_S} s: start all of them, with the "
             f"same --coordinator and --processes. JAX says: {' '.join(str(error).split())[:120]}"
         ) from error

@@ -1,7 +1,7 @@
-"""Several processes as one: agreeing, sharing arrays, and ending together.
+"""Coordination of the processes of a job: agreement, shared arrays and errors.
 
-Each host runs the same program; distributed.py joins them. In a process alone,
-each function does what is left of it, and nothing is sent.
+Each host runs the same program; distributed.py joins them. With a single process the functions
+communicate nothing.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from gpt3jax.sharding.distributed import HEARTBEAT_S
 
 
 def index() -> int:
-    """Which process this is, from 0."""
+    """The index of this process, from 0."""
     return jax.process_index()
 
 
 def is_first() -> bool:
-    """Whether this process prints, logs and writes what is shared."""
+    """Whether this is process 0, which prints, logs and writes shared files."""
     return jax.process_index() == 0
 
 
 def name(process: int | None = None, host: str | None = None) -> str:
-    """`host 3 (tpu-worker-3)`: how messages name a process."""
+    """The name of a process in messages, such as `host 3 (tpu-worker-3)`."""
     process = jax.process_index() if process is None else process
     return f"host {process} ({host or socket.gethostname()})"
 
 
 def exchange(value: Any) -> list[Any]:
-    """A JSON value of each process, in order; every process must call it."""
+    """The JSON values of all processes, in order; every process must call this."""
     if jax.process_count() == 1:
         return [value]
     from jax.experimental.multihost_utils import process_allgather
@@ -53,11 +53,11 @@ def exchange(value: Any) -> list[Any]:
 
 
 def agree(facts: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `facts` finds on every host, which must be the same.
+    """The result of `facts`, which must be equal on all hosts.
 
     Raises:
-      ConfigError: on all hosts, if it raised one on any, or if one host's facts
-        are not the first's; the host is named.
+      ConfigError: on all hosts, if `facts` raised it on any host, or if a host's facts differ from
+        the first's; the message names the host.
     """
     mine = {"host": socket.gethostname(), "facts": {}, "error": None}
     try:
@@ -72,11 +72,11 @@ def agree(facts: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             raise ConfigError(f"{name(process, theirs['host'])}: {theirs['error']}")
     expected = _flat(first["facts"])
     for process, theirs in enumerate(others, 1):
-        found = _flat(theirs["facts"])
-        for key in {**expected, **found}:
-            if expected.get(key) != found.get(key):
+        actual = _flat(theirs["facts"])
+        for key in {**expected, **actual}:
+            if expected.get(key) != actual.get(key):
                 raise ConfigError(
-                    f"{name(process, theirs['host'])} has {key} {found.get(key)}, "
+                    f"{name(process, theirs['host'])} has {key} {actual.get(key)}, "
                     f"{name(0, first['host'])} has {expected.get(key)}: all hosts must run the "
                     "same. Give them the same code, data and command"
                 )
@@ -95,10 +95,10 @@ def _flat(facts: Any, key: str = "") -> dict[str, str]:
 
 
 def on_first(work: Callable[[], Any]) -> Any:
-    """Do the work on the first process alone; all go on together, with the JSON value it gives.
+    """Call `work` on process 0 only; all processes wait for and return its JSON result.
 
     Raises:
-      ConfigError: on all hosts, if the work raised one.
+      ConfigError: on all hosts, if `work` raised it.
     """
     value = None
 
@@ -113,11 +113,11 @@ def on_first(work: Callable[[], Any]) -> Any:
 
 
 def any_host(flag: Any, mesh: Mesh) -> Any:
-    """Whether the flag is true on any host, as something that is true or false.
+    """Whether the flag is true on any host, as an object to convert to bool later.
 
-    Of several hosts, an array that is not waited for: ask before a step is sent
-    off, and the answer is there when the step before it is done. Alone, the flag
-    itself, which may become true later.
+    With several hosts it is an array that is computed asynchronously: call this before a step is
+    dispatched, and the result is ready when the previous step is done. With a single process it is
+    the flag itself, which may become true later.
     """
     if jax.process_count() == 1:
         return flag
@@ -132,19 +132,19 @@ def _any(flags: jax.Array) -> jax.Array:
 
 
 def shard_across_hosts(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """An array that every process holds, laid out over the mesh."""
+    """Shard an array that every process has over the mesh."""
     return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
 
 
 def end_together(error: Exception) -> None:
-    """Before an error ends this process: see that it ends the others, too, and is told once.
+    """On an error, end all processes of the job, and print the error once.
 
-    A normal exit would wait for the others at JAX's shutdown barrier, while they
-    wait for us in a collective. In a process alone, nothing happens.
+    A normal exit would wait for the others at JAX's shutdown barrier while they wait for this
+    process in a collective. With a single process this does nothing.
     """
     if jax.process_count() == 1 or (isinstance(error, ConfigError) and is_first()):
         return
-    if isinstance(error, ConfigError):  # All hosts agree on it; the first says it.
+    if isinstance(error, ConfigError):  # Raised on all hosts; process 0 prints it.
         raise SystemExit(2) from error
     is_victim = isinstance(error, jax.errors.JaxRuntimeError)
     text = " ".join(str(error).split())[:160]

@@ -1,4 +1,4 @@
-"""What is measured of a model while it trains: validation loss, tasks, and a sample to read."""
+"""Evaluation during training: validation loss, tasks and a text sample."""
 
 from __future__ import annotations
 
@@ -22,77 +22,80 @@ from gpt3jax.evals.tasks.words import words_in
 from gpt3jax.model.init import Params
 
 SAMPLING = Sampling(temperature=0.5, top_p=0.9)
-"""Of the samples shown while training: bold enough for a small model to be readable."""
+"""Sampling of the texts shown during training; chosen for readable text from small models."""
 
 
 class Evaluation:
-    """The same validation windows and the same prompt, for each set of parameters."""
+    """Measures parameters on fixed held-out windows, tasks and prompt."""
 
     def __init__(
         self, experiment: Experiment, mesh: Mesh, tokenizer: Path, base: Data | None = None
     ):
-        """Read the windows.
+        """Open the held-out windows.
 
         Args:
-          experiment: what is trained.
-          mesh: where.
-          tokenizer: the run's.
-          base: what the run that it began from was trained on; its held-out part is measured, too.
+          experiment: the experiment.
+          mesh: the mesh of the training.
+          tokenizer: file of the run's tokenizer.
+          base: data of the parent run in fine-tuning, whose held-out windows are measured, too.
 
         Raises:
-          ConfigError: nothing was held out, or it is not the data's tokenizer.
+          ConfigError: there are no held-out windows, or the data has another tokenizer.
         """
         self._experiment = experiment
-        known = load_manifest(experiment.data.sources[0].path).tokenizer
-        self._tokenizer = Tokenizer.load(tokenizer, known)
+        expected_hash = load_manifest(experiment.data.sources[0].path).tokenizer
+        self._tokenizer = Tokenizer.load(tokenizer, expected_hash)
         windows, model = experiment.evaluate.windows, experiment.model
         self._held_out = {
-            name: loader.held_out(measured, windows, model.context)
-            for name, measured in (("val", experiment.data), ("base_val", base))
-            if measured
+            name: loader.held_out(data, windows, model.context)
+            for name, data in (("val", experiment.data), ("base_val", base))
+            if data
         }
         self._token_bytes = token_lengths(self._tokenizer, model.padded_vocabulary)
         self._generator: Generator | None = None
         self.is_compiled = False
-        """Whether it was all done once."""
+        """Whether everything has run once and is therefore compiled."""
         self._mesh, self._scorer = mesh, None
-        asked = experiment.evaluate
+        config = experiment.evaluate
         self._tasks = load_tasks(
-            asked.tasks, words=self._words, count=asked.examples, seed=experiment.seed
+            config.tasks, words=self._words, count=config.examples, seed=experiment.seed
         )
 
     def measure(self, params: Params, is_stopping: Callable[[], bool]) -> dict[str, float] | None:
-        """The loss over the held-out windows; None if it was asked to stop in between.
+        """Metrics on the held-out windows and tasks; None if interrupted by `is_stopping`.
 
-        `val_loss` is in nats/token, `val_bits_per_byte` over the bytes of the same windows, of
-        which there are `val_windows`, of `val_windows_available`. Where the run began from
-        another, the same as `base_val_...` over what that one was trained on. Of tasks:
-        TASK_K_shot, from 0 to 1.
+        `val_loss` is in nats/token and `val_bits_per_byte` in bits/byte, both over `val_windows` of
+        the `val_windows_available` held-out windows. In fine-tuning `base_val_...` is the same for
+        the parent run's data. The score of a task is TASK_K_shot, from 0 to 1.
         """
-        found = {}
+        results = {}
         for name, held_out in self._held_out.items():
             measured = perplexity(
-                params, self._experiment.model, self._mesh, held_out, self._token_bytes,
+                params,
+                self._experiment.model,
+                self._mesh,
+                held_out,
+                self._token_bytes,
                 lambda _: is_stopping(),
-            )  # fmt: skip
+            )
             if measured is None:
                 return None
-            found |= {
+            results |= {
                 f"{name}_loss": measured.per_token,
                 f"{name}_bits_per_byte": measured.bits_per_byte,
                 f"{name}_windows": measured.windows,
                 f"{name}_windows_available": measured.available,
             }
-        for setting in self._asked(params) if self._tasks else ():
-            found[f"{setting['task']}_{setting['shots']}_shot"] = setting["score"]
+        for setting in self._evaluate_tasks(params) if self._tasks else ():
+            results[f"{setting['task']}_{setting['shots']}_shot"] = setting["score"]
             if is_stopping():
                 return None
         if self._scorer:
-            self._scorer.params = None  # Between evaluations the devices hold no copy.
-        return found
+            self._scorer.params = None  # Frees the devices' copy between evaluations.
+        return results
 
-    def _asked(self, params: Params) -> Iterator[dict[str, Any]]:
-        """The tasks, on the mesh that trains; nothing is generated, which would take long."""
+    def _evaluate_tasks(self, params: Params) -> Iterator[dict[str, Any]]:
+        """Evaluate the tasks on the training mesh, by scoring only, since generation is slow."""
         model = self._experiment.model
         if self._scorer is None:
             self._scorer = Scorer(params, model, self._tokenizer, self._mesh)
@@ -105,7 +108,7 @@ class Evaluation:
         return words_in(self._experiment.data, self._experiment.model.context, self._tokenizer)
 
     def sample(self, params: Params) -> str:
-        """A continuation of the experiment's prompt, the prompt included."""
+        """The experiment's prompt with a sampled continuation."""
         self.is_compiled, evaluate = True, self._experiment.evaluate
         if evaluate.sample_tokens == 0:
             return ""

@@ -1,9 +1,8 @@
-"""What a run did, by its own record: which session did a step, and which windows it read.
+"""The history of a run, read from its own records: sessions, and the windows of each step.
 
-A session's first event in the ledger has the whole experiment, the mesh and the dtype that it ran
-with. The metrics have the position and the batch's size after every logged step, and after every
-step whose next batch has another size. Nothing here is computed from today's settings, but for
-steps that are still to come.
+A session's first event in the event log has the complete experiment, the mesh and the dtype. The
+metrics have the position and the batch size after every logged step, and after every step whose
+next batch has another size. Current settings are used only for steps that are still to come.
 """
 
 from __future__ import annotations
@@ -20,50 +19,50 @@ from gpt3jax.train.schedules import batch_range
 
 @dataclass(frozen=True)
 class Session:
-    """What ran from a step on, as far as its record says."""
+    """The recorded settings of one session; None where they were not recorded."""
 
     step: int
-    """It began after this step."""
+    """The session began after this step."""
     experiment: Experiment | None
     mesh: dict[str, int] | None
     """Devices along each axis."""
     dtype: str | None
-    """What layers multiply in: float32, bfloat16 or float8."""
+    """Dtype of the layers' matrix products: float32, bfloat16 or float8."""
     device: str | None
 
 
 def sessions(run: Run) -> list[Session]:
     """The sessions whose steps still count, in the order of their steps.
 
-    A session that began at or before another's first step did those steps again.
+    A session replaces earlier ones that began at the same step or later.
     """
-    found: list[Session] = []
+    result: list[Session] = []
     for event in read_events(run.ledger_file):
         if event["event"] not in ("start", "resume") or not isinstance(event.get("step"), int):
             continue
-        found = [session for session in found if session.step < event["step"]]
-        found.append(_session(run, event))
-    return found
+        result = [session for session in result if session.step < event["step"]]
+        result.append(_session(run, event))
+    return result
 
 
 def _session(run: Run, event: dict[str, Any]) -> Session:
     try:
         experiment = run.located(serde.build(Experiment, event.get("experiment")))
         mesh = serde.build(dict[str, int], event.get("mesh"))
-    except (ValueError, ConfigError):  # Of an earlier version, or damaged.
+    except (ValueError, ConfigError):  # Written by an earlier version, or damaged.
         experiment = mesh = None
     return Session(event["step"], experiment, mesh, event.get("dtype"), event.get("device"))
 
 
 def windows_read(run: Run, step: int) -> range:
-    """The global sequences of the batch that a step read; of a step to come, as things stand.
+    """The global sequences of the batch of a step; future steps use the current settings.
 
     Args:
       run: the run.
-      step: counted from 1.
+      step: the step, counted from 1.
 
     Raises:
-      ConfigError: the record does not say: its batch grew, and this version was not there yet.
+      ConfigError: the batch size grew and an earlier version did not record each change.
     """
     experiment = run.experiment()
     before = step_before = 0

@@ -1,4 +1,4 @@
-"""The run that a fine-tuned one begins from: found, compared, and read. It is never written to."""
+"""Fine-tuning from the checkpoint of another run (`init_from`), which is only read."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from gpt3jax.train.state import TrainState, abstract_state, init_sharded_state, 
 
 @dataclass(frozen=True)
 class Parent:
-    """Whose parameters a run began with, as its identity has it."""
+    """The checkpoint that a run was initialised from, as recorded in the run's identity."""
 
     path: str
-    """The run's folder: absolute, but as it was named in runs from before that."""
+    """The run directory, absolute; runs of earlier versions may have a relative path."""
     step: Count
     state: str
-    """Identifies every bit of the checkpoint: see Seal."""
+    """Hash of the checkpoint: `CheckpointManifest.state`."""
 
 
-def find(experiment: Experiment) -> Parent:
-    """The checkpoint that `init_from` names, when a run starts; damaged ones are passed over.
+def find_parent(experiment: Experiment) -> Parent:
+    """The checkpoint that `init_from` names, at the start of a run; skips damaged ones.
 
     Raises:
-      ConfigError: there is none, or the model or the tokenizer is another.
-      DamagedError: it is not whole, nor is one before it.
+      ConfigError: there is no checkpoint, or the model or the tokenizer differs.
+      DamagedError: no checkpoint is intact.
     """
     path, step = check_base(experiment)
     checkpoints = Checkpointer(open_run(path).checkpoints)
@@ -56,23 +56,24 @@ def find(experiment: Experiment) -> Parent:
     damage = None
     for each in [step] if step is not None else reversed(steps):
         try:
-            return Parent(os.path.abspath(path), each, checkpoints.manifest(each).state)
+            return Parent(os.path.abspath(path), Count(each), checkpoints.manifest(each).state)
         except DamagedError as error:
             damage = damage or DamagedError(f"--init-from {path}: checkpoint {each}: {error}")
+    assert damage is not None  # Since `steps` is not empty.
     raise damage
 
 
 def parent_of(run: Run) -> Parent | None:
-    """Where a run began, if not from a seed.
+    """The checkpoint that a run was initialised from; None if from a seed.
 
     Raises:
-      ConfigError: it does not say so in words that can be read.
+      ConfigError: the record cannot be parsed.
     """
-    found = run.identity().get("parent")
-    if found is None:
+    record = run.identity().get("parent")
+    if record is None:
         return None
     try:
-        parent = serde.build(Parent, found)
+        parent = serde.build(Parent, record)
     except ValueError as error:
         raise ConfigError(
             f"{run.identity_file} cannot be read: its parent: {error}. Restore it"
@@ -89,22 +90,22 @@ def _is_at(run: Run, parent: Parent) -> bool:
 
 
 def first_state(run: Run, experiment: Experiment, mesh: Mesh) -> TrainState:
-    """State 0 of a run, on the mesh: drawn from the seed, or its parent's parameters.
+    """State 0 of a run on the mesh: initialised from the seed or from the parent's parameters.
 
-    A parent's LoRA is merged into its matrices; one of this run's own begins anew.
+    The parent's LoRA is merged into its kernels; LoRA factors of this run are initialised anew.
 
     Raises:
-      ConfigError: the parent is not there any more, or is another.
-      DamagedError: it is not whole.
+      ConfigError: the parent is missing or has changed.
+      DamagedError: the parent is damaged.
     """
-    found = processes.on_first(lambda: (parent := parent_of(run)) and dataclasses.asdict(parent))
-    if found is None:
+    record = processes.on_first(lambda: (parent := parent_of(run)) and dataclasses.asdict(parent))
+    if record is None:
         return init_sharded_state(experiment, mesh)
-    parent = Parent(**found)
+    parent = Parent(**record)
     base = open_run(parent.path)
     checkpoints = Checkpointer(base.checkpoints)
-    there = parent.step in checkpoints.steps() and checkpoints.manifest(parent.step).state
-    if there != parent.state:
+    state = parent.step in checkpoints.steps() and checkpoints.manifest(parent.step).state
+    if state != parent.state:
         raise ConfigError(
             f"{run.path} began from checkpoint {parent.step} of {parent.path}, which is not there "
             "any more, or another: it has no state of its own yet. Restore that, or give another "
@@ -115,31 +116,31 @@ def first_state(run: Run, experiment: Experiment, mesh: Mesh) -> TrainState:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
     with jax.set_mesh(mesh):
         begin = partial(_begun, base_model=before.model, experiment=experiment)
-        # In place, but where the parent's own factors find no place in it.
+        # Donated, except with LoRA in the parent, whose factors are not part of the result.
         donated = () if before.model.lora_rank else 0
         return jax.jit(begin, donate_argnums=donated, out_shardings=shardings)(params)
 
 
 def _begun(params: Params, *, base_model: Any, experiment: Experiment) -> TrainState:
-    """A state that begins from the parameters of another run."""
+    """The initial state for the parameters of another run."""
     params, _ = merge_lora(params, base_model)
     if experiment.model.lora_rank:
-        drawn = init_params(jax.random.key(experiment.seed), experiment.model)
-        layers = params["layers"] | {"lora": drawn["layers"]["lora"]}
+        initial = init_params(jax.random.key(experiment.seed), experiment.model)
+        layers = params["layers"] | {"lora": initial["layers"]["lora"]}
         params = {**params, "layers": layers}
     return with_fresh_moments(params, experiment)
 
 
 def base_data(run: Run) -> tuple[Data | None, str]:
-    """What a run's parent was trained on; and if that cannot be read any more, why not."""
+    """The data of a run's parent, and, if it can no longer be read, the reason."""
     parent = parent_of(run)
     if parent is None:
         return None, ""
     try:
         base = open_run(parent.path)
         experiment = base.experiment()
-        found = loader.identity(experiment.data, experiment.seed, experiment.model.context)
-        if found != base.identity()["data"]:
+        current = loader.identity(experiment.data, experiment.seed, experiment.model.context)
+        if current != base.identity()["data"]:
             raise ConfigError("it is not the data that it was trained on")
         loader.held_out(experiment.data, 1, experiment.model.context)
     except ConfigError as error:

@@ -1,9 +1,9 @@
-"""The run: step after step until its tokens are seen, and resumed from where it stopped.
+"""The training loop.
 
     batch k -> device -> step -> state k+1 -> [ log, save, evaluate, sample ]
 
-The host never waits for the step it has just sent off: it reads the numbers of
-the step before. Only an evaluation or a save makes it wait.
+The host reads the metrics of a step only after it has dispatched the next one, so the device does
+not idle. It waits for the newest step only before an evaluation or a save.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from gpt3jax.checkpoint.manifest import CheckpointManifest
 from gpt3jax.config import Data, Experiment
 from gpt3jax.errors import RunError
 from gpt3jax.run_dir import Run
+from gpt3jax.serde import Count
 from gpt3jax.sharding import processes
 from gpt3jax.train import early_stopping
 from gpt3jax.train.evaluation import Evaluation
@@ -35,17 +36,17 @@ from gpt3jax.train.step import Metrics
 from gpt3jax.train.stepper import Batch, Stepper
 
 BAD_STEPS = 3
-"""So many steps in a row that are not finite end the run."""
+"""Number of consecutive non-finite steps that ends the run."""
 SAVE_TRIES = 3
-"""So many failed saves in a row end the run; alone. Of several processes, one ends it."""
+"""Number of consecutive failed saves that ends a run of one process; with several, one does."""
 
 
 class NotFiniteError(RunError):
-    """The loss or the gradient is not a number any more."""
+    """The loss or the gradient has become NaN or infinite."""
 
 
 class Loop:
-    """One session of training: the position, and everything that records it."""
+    """One training session: steps, logging, checkpoints and evaluations."""
 
     def __init__(
         self,
@@ -59,15 +60,15 @@ class Loop:
         reached: int,
         base: Data | None = None,
     ):
-        """Make ready to go on from `start`; earlier sessions got as far as step `reached`.
+        """Prepare to continue from `start`; earlier sessions reached step `reached`.
 
-        Of a run that began from another's parameters, `base` is what that one was trained on.
+        `base` is the data of the parent run in fine-tuning. `caught` receives caught signals.
         """
         self.experiment, self.run, self.mesh = experiment, run, mesh
         self.checkpoints, self.caught = checkpoints, caught
         self.clock, self.reached = clock, reached
         self.is_stopping = False
-        """Whether a host has caught a signal; all see it at the same step."""
+        """Whether a host has caught a signal; all hosts set it at the same step."""
         self.bad_steps = self.failed_saves = 0
         self.save_again = False
         self.skips, self.code = run.skips(), event_log.code_version()
@@ -76,7 +77,7 @@ class Loop:
         self.evaluation = Evaluation(experiment, mesh, run.tokenizer_file, base)
         self.stepper = Stepper(experiment, mesh, start, self.skips)
         self.log = MetricsLog(run, start.step)
-        # The log has been cut to where the run goes on.
+        # `MetricsLog` has removed the records after the resumed step.
         logged = run.metrics() if processes.is_first() else []
         self.divergence = Divergence(experiment.model.vocabulary, logged)
         self.noise = NoiseScale(experiment.train.log_every, logged)
@@ -89,16 +90,16 @@ class Loop:
 
     @property
     def position(self) -> Position:
-        """After the step that was sent last."""
+        """The position after the last dispatched step."""
         return self.stepper.position
 
     @property
     def tokens(self) -> int:
-        """Tokens seen: a Python integer, since 300e9 overflows int32."""
+        """Tokens seen, a Python integer since 300e9 overflows int32."""
         return self.position.sequences * self.experiment.model.context
 
     def go(self, state: TrainState) -> Position:
-        """Train until done or stopped by a signal; the last state is saved either way."""
+        """Train until done or stopped by a signal; saves the last state in both cases."""
         if evaluation_is_missing(self.run, self.position, self.experiment):
             self._evaluate(state)
         unread: tuple[Batch, Metrics] | None = None
@@ -114,11 +115,11 @@ class Loop:
             unread = batch, metrics
             self.is_stopping |= bool(stop)
             if self.checkpoints.has_failed():
-                self._settle_save()
-            if self._is_at_rest():
+                self._await_save()
+            if self._is_pausing():
                 self._finish(*unread, state)
                 unread = None
-                self._rest(state)
+                self._pause(state)
         self._wait_for_save(state)
         if self._verdict().is_over:
             self._end_early()
@@ -135,38 +136,39 @@ class Loop:
         self.clock.enter(phase, self.position.step)
 
     def _finish(self, batch: Batch, metrics: Metrics, state: TrainState) -> None:
-        """Wait for a step's numbers, judge them, and log them where that is due."""
+        """Wait for the metrics of a step, check them, and log them if due."""
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         batch_tokens = len(batch.sequences) * self.experiment.model.context
         self.meter.add(batch_tokens, batch.waited)
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         if not is_finite or self._is_logged(batch):
             record = {name: float(value) for name, value in metrics.items()} | {
-                "learning_rate": batch.learning_rate, "batch_tokens": batch_tokens,
+                "learning_rate": batch.learning_rate,
+                "batch_tokens": batch_tokens,
                 "data_wait_s": batch.waited,
-            }  # fmt: skip
-            # The estimate of the noise scale compares complete microbatches with the batch.
+            }
+            # The noise scale estimate is valid only if all microbatches are full.
             is_complete = len(batch.sequences) % self.experiment.microbatch == 0
             record = self.noise.add(record, batch.after.step, is_complete)
             self._write(batch.after, record | self.meter.read())
             self.meter.restart()
         if not is_finite:
-            self._tell_bad_step(batch, state, loss, norm)
+            self._report_bad_step(batch, state, loss, norm)
             return
         self.bad_steps = 0
         if usual := self.spikes.see(loss):
-            self._tell_spike(batch, loss, usual)
+            self._report_spike(batch, loss, usual)
         if self.divergence.see(loss):
             self._report_divergence(batch.after.step, loss)
 
     def _is_logged(self, batch: Batch) -> bool:
-        """Whether a step is due to be logged: every so many, the last before the run rests, and
-        the last of its batch size, so that the record says what each step read (history.py)."""
+        """Whether to log a step: every `log_every` steps, before a save or an evaluation, and
+        before the batch size changes, so that the record determines all batches (history.py)."""
         tokens = batch.after.sequences * self.experiment.model.context
         is_due = batch.after.step % self.experiment.train.log_every == 0
-        is_resting = batch.after == self.position and self._is_at_rest()
+        is_pausing = batch.after == self.position and self._is_pausing()
         is_growing = batch_windows(tokens, self.experiment) != len(batch.sequences)
-        return is_due or is_resting or is_growing
+        return is_due or is_pausing or is_growing
 
     def _report_divergence(self, step: int, loss: float) -> None:
         self._record("diverged", step=step, loss=loss, limit=self.divergence.limit)
@@ -176,8 +178,8 @@ class Loop:
             "--schedule.peak-learning-rate, or go back: --rewind-to STEP"
         )
 
-    def _rest(self, state: TrainState) -> None:
-        """Between two steps, nothing under way: save first, so that a kill costs least."""
+    def _pause(self, state: TrainState) -> None:
+        """Save and evaluate between two steps; save first, so that a kill loses least."""
         if saved := self._save_is_due():
             self._save(state)
         if self._evaluation_is_due() and not self.is_stopping:
@@ -191,7 +193,9 @@ class Loop:
         self.log.sync()
         step, sequences = self.position.step, self.position.sequences
         skips = tuple(skip for skip in self.skips if skip.sequences < sequences)
-        draft = CheckpointManifest(step, sequences, skips, self.identity, self.code, leaves={})
+        draft = CheckpointManifest(
+            Count(step), Count(sequences), skips, self.identity, self.code, leaves={}
+        )
         began = time.monotonic()
 
         def saved(manifest: CheckpointManifest) -> None:
@@ -199,27 +203,27 @@ class Loop:
             self._record("save", step=step, state=manifest.state, seconds=seconds)
             self.failed_saves = 0
 
-        self._settle_save()
+        self._await_save()
         self.save_again = False
         try:
             self.checkpoints.save(state, draft, saved)
         except SaveError as error:
-            self._tell_failed_save(error)
+            self._report_failed_save(error)
 
-    def _settle_save(self) -> bool:
-        """Wait for the save under way; whether it has not failed."""
+    def _await_save(self) -> bool:
+        """Wait for the current save; returns whether it succeeded."""
         try:
             self.checkpoints.wait()
         except SaveError as error:
-            self._tell_failed_save(error)
+            self._report_failed_save(error)
         return not self.save_again
 
     def _wait_for_save(self, state: TrainState) -> None:
-        """Until the state is on disk, or has failed to get there too often."""
-        while not self._settle_save():
+        """Save until the state is on disk, or `SAVE_TRIES` is reached."""
+        while not self._await_save():
             self._save(state)
 
-    def _tell_failed_save(self, error: SaveError) -> None:
+    def _report_failed_save(self, error: SaveError) -> None:
         self._record("save failed", step=self.position.step, what=str(error))
         self.failed_saves += 1
         if self.failed_saves == SAVE_TRIES or jax.process_count() > 1:
@@ -229,7 +233,7 @@ class Loop:
         self.save_again = True
 
     def _evaluate(self, state: TrainState) -> None:
-        """Validation loss and a sample; at a signal it is left, and made up for at the resume."""
+        """Evaluate and sample; a signal interrupts this, and the resumed run repeats it."""
         step = self.position.step
         self.clock.enter("evaluate" if self.evaluation.is_compiled else "compile", step)
 
@@ -237,15 +241,15 @@ class Loop:
             self.is_stopping |= bool(processes.any_host(self.caught, self.mesh))
             return self.is_stopping
 
-        found = self.evaluation.measure(state.params, is_stopping)
-        if found is None or is_stopping():
+        results = self.evaluation.measure(state.params, is_stopping)
+        if results is None or is_stopping():
             return
         if text := self.evaluation.sample(state.params):
             self.log.sample(self.run.samples / f"{step}.txt", text, step)
         self._record("evaluate", step=step)
-        self._write(self.position, found)
+        self._write(self.position, results)
         if step > 0:
-            self.evaluations.append([step, found["val_loss"]])
+            self.evaluations.append([step, results["val_loss"]])
             self._keep_best()
 
     def _verdict(self) -> early_stopping.Verdict:
@@ -261,12 +265,12 @@ class Loop:
             lambda: early_stopping.finish_interrupted_stop(self.run, self.checkpoints, patience)
         )
         self.display.note(
-            f"validation was best at step {best}, and not better {patience} times since: the run "
-            "ends there"
+            f"early stopping: the validation loss was best at step {best} and has not improved in "
+            f"{patience} evaluations since; the run ends at its checkpoint"
         )
 
-    def _tell_bad_step(self, batch: Batch, state: TrainState, loss: float, norm: float) -> None:
-        """Keep what is known of a step that was not finite; its update was not applied."""
+    def _report_bad_step(self, batch: Batch, state: TrainState, loss: float, norm: float) -> None:
+        """Record a non-finite step, whose update was not applied."""
         step, self.bad_steps = batch.after.step, self.bad_steps + 1
         windows = [batch.before.sequences, batch.after.sequences]
         self._record("not finite", step=step, loss=str(loss), windows=windows)
@@ -275,11 +279,11 @@ class Loop:
             model = self.experiment.model
             first_bad = nonfinite.first_bad(state.params, batch.windows, batch.count, model)
             replay = f"gpt3jax verify {self.run.path} --replay {step - 1}:{step}"
-            found = nonfinite.Incident(
+            incident = nonfinite.Incident(
                 step, loss, norm, batch.learning_rate, batch.sequences, first_bad, replay
             )
             if processes.is_first():
-                page = nonfinite.write(self.run, found, self.stepper.feed.order)
+                page = nonfinite.write(self.run, incident, self.stepper.feed.order)
                 where = f"First bad: {first_bad}. See {page}"
         self.display.note(f"step {step}: loss is {loss}, its update was left out. {where}")
         if self.bad_steps == BAD_STEPS:
@@ -291,7 +295,7 @@ class Loop:
                 "Lower --schedule.peak-learning-rate, or --rewind-to a step"
             )
 
-    def _tell_spike(self, batch: Batch, loss: float, usual: dict[str, float]) -> None:
+    def _report_spike(self, batch: Batch, loss: float, usual: dict[str, float]) -> None:
         step, windows = batch.after.step, [batch.before.sequences, batch.after.sequences]
         self._record("spike", step=step, loss=loss, windows=windows, **usual)
         self.display.note(
@@ -313,7 +317,8 @@ class Loop:
         is_over = self.is_stopping or self._verdict().is_over
         return is_over or is_done(self.position.step, self.tokens, self.experiment)
 
-    def _is_at_rest(self) -> bool:
+    def _is_pausing(self) -> bool:
+        """Whether the loop pauses at this position for a save or an evaluation."""
         return self._save_is_due() or self._evaluation_is_due()
 
     def _evaluation_is_due(self) -> bool:
@@ -321,23 +326,23 @@ class Loop:
 
     def _save_is_due(self) -> bool:
         step, train = self.position.step, self.experiment.train
-        # The best of the evaluations must have a checkpoint.
+        # With early stopping every evaluation needs a checkpoint.
         is_measured = train.patience > 0 and self._evaluation_is_due()
         is_due = step % train.save_every == 0 or is_measured
         return self._is_last() or self.save_again or is_due
 
 
 def evaluation_is_due(at: Position, experiment: Experiment) -> bool:
-    """Whether the model is measured at this step: at the first, the last, and every so many."""
+    """Whether to evaluate at this step: the first, the last, and every `evaluate.every` steps."""
     tokens = at.sequences * experiment.model.context
     return is_done(at.step, tokens, experiment) or at.step % experiment.evaluate.every == 0
 
 
 def evaluation_is_missing(run: Run, at: Position, experiment: Experiment) -> bool:
-    """Whether it was due here and is not there: a session was ended before it."""
+    """Whether the evaluation of this step is due but was not logged before the session ended."""
 
-    def is_there() -> bool:
+    def is_logged() -> bool:
         return any(r["step"] == at.step and "val_loss" in r for r in run.metrics())
 
     is_due = evaluation_is_due(at, experiment)
-    return is_due and (at.step == 0 or not processes.on_first(is_there))
+    return is_due and (at.step == 0 or not processes.on_first(is_logged))

@@ -1,20 +1,21 @@
 """Mean next-token cross-entropy, in nats per learned token.
 
-In a window, a token that is read but not learned (of a prompt, or padding) is
-stored as ~id, which is negative (data/pairs.py); pre-training learns all.
+A token of a window that is read but not learned (part of a prompt, or padding) is stored as ~id,
+which is negative (data/pairs.py). In pre-training all tokens are learned.
 
-The head and the loss go together, some rows at a time: a row's logits live
-only until its gradient is known. For 16 windows of 2048 and the paper's
-vocabulary they would otherwise take 6.6 GB, twice.
+The head and the loss are computed together for R rows at a time, so that logits exist only until
+their gradient is known. For 16 windows of 2048 tokens and the paper's vocabulary all logits would
+take 6.6 GB, and their gradient as much again.
 
-Legend: B batch, T tokens (where `tensor` splits them, this device's), M = B * T
-rows, R rows at a time, D model width, V vocabulary (padded; this device's part).
+Legend: B batch, T tokens (this device's, if `tensor` shards them), M = B * T rows, R rows at a
+time, D model width, V vocabulary (padded; this device's shard).
 """
 
 from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,21 +31,21 @@ from gpt3jax.sharding.collectives import all_gather, axis_index, axis_size, psum
 def window_loss(
     params: Params, windows_BT1: jax.Array, model: Model, share: jax.Array | None = None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean loss over windows of context+1 tokens: each token is predicted from those before it.
+    """Mean loss over windows of context + 1 tokens; each token is predicted from its prefix.
 
-    On a mesh, each device returns its part, and the sum over all devices is the mean.
+    On a mesh each device returns its share, and the sum over all devices is the mean loss.
 
     Args:
-      params: as `param_specs` describes them.
+      params: parameters as described by `param_specs`.
       windows_BT1: int32, this device's windows.
-      model: the shape of the model.
-      share: the share of the targets that is learned; by default that of these windows. With
-        gradient accumulation it is the mean over the microbatches, so that each learned token
-        has the same weight.
+      model: the model's configuration.
+      share: the fraction of targets that is learned; by default that of these windows. With
+        gradient accumulation it is the mean over the microbatches, so that all learned tokens have
+        the same weight.
 
     Returns:
-      The loss, nats per learned token, and further float32 scalars by name, which are summed over
-      devices, averaged over microbatches and logged. None is built in; docs/extending.md adds one.
+      The loss, nats per learned token, and a dictionary of further float32 scalars, which are
+      summed over devices, averaged over microbatches and logged (docs/extending.md adds one).
     """
     x_BTD, _, _ = hidden_states(params, tokens_read(windows_BT1[:, :-1]), model)
     with jax.named_scope("unembed"):
@@ -53,7 +54,7 @@ def window_loss(
         T = x_BTD.shape[1]
         targets_BT = jax.lax.dynamic_slice_in_dim(windows_BT1, 1 + axis_index("tensor") * T, T, 1)
         targets_M = targets_BT.reshape(-1)
-        loss = head_loss(
+        loss: Any = head_loss(
             x_BTD.reshape(-1, model.d_model), top["token_embedding"], targets_M, model.vocabulary
         )
     # Devices along `tensor` took part in each other's rows, and each has the whole sum.
@@ -62,9 +63,9 @@ def window_loss(
 
 
 def learned_share(windows_BT1: jax.Array) -> jax.Array:
-    """How much of what all devices predict is learned, float32; in pre-training exactly 1.
+    """Fraction of the targets on all devices that is learned, float32; 1 in pre-training.
 
-    Of several microbatches [M, B, context+1], each one's.
+    For microbatches [M, B, context + 1], one value each.
     """
     is_learned_BT = windows_BT1[..., 1:] >= 0
     # Devices along `tensor` have the same windows.
@@ -73,7 +74,7 @@ def learned_share(windows_BT1: jax.Array) -> jax.Array:
 
 
 def tokens_read(windows: jax.Array) -> jax.Array:
-    """The ids in windows, whether they are learned or not."""
+    """The token ids of windows, learned or not."""
     return jnp.where(windows < 0, ~windows, windows)
 
 
@@ -81,7 +82,7 @@ def tokens_read(windows: jax.Array) -> jax.Array:
 def head_loss(x_MD: jax.Array, w_VD: jax.Array, targets_M: jax.Array, vocabulary: int) -> jax.Array:
     """Sum of -log p(target), float32, over the rows of all devices along `tensor`.
 
-    A negative target is not learned: it adds nothing.
+    Negative targets are not learned and contribute nothing.
     """
 
     def add(loss, rows):
@@ -93,7 +94,7 @@ def head_loss(x_MD: jax.Array, w_VD: jax.Array, targets_M: jax.Array, vocabulary
 
 
 def _head_loss_forward(x_MD, w_VD, targets_M, vocabulary):
-    """The loss and, since its cotangent is one number, already the gradients but for that."""
+    """The loss, and its gradients up to the scalar cotangent, which the backward pass applies."""
 
     def add(sums, rows):
         loss, dw_VD = sums
@@ -108,7 +109,7 @@ def _head_loss_forward(x_MD, w_VD, targets_M, vocabulary):
 
 
 def _head_loss_backward(vocabulary, residuals, dloss):
-    # Each of the devices along `tensor` has the whole loss, with the same cotangent.
+    # Every device along `tensor` has the complete loss, with the same cotangent.
     scale = dloss * axis_size("tensor")
     return *((scale * d).astype(d.dtype) for d in residuals), None
 
@@ -117,7 +118,7 @@ head_loss.defvjp(_head_loss_forward, _head_loss_backward)
 
 
 def _losses(x_RD, w_VD, targets_R, vocabulary):
-    """-log p(target) of each row and its gradient by the logits; rows of w are this device's."""
+    """-log p(target) of each row, and its gradient with respect to this device's logits."""
     scores, probability_RV, is_target_RV = scores_of(logits_of(x_RD, w_VD, vocabulary), targets_R)
     is_learned_R = targets_R >= 0
     losses_R = jnp.where(is_learned_R, -scores.log_probability, 0)

@@ -1,13 +1,13 @@
-"""What is logged: one flat JSON object per logged step, and the same for TensorBoard.
+"""Metrics: one flat JSON object per logged step in metrics.jsonl, also sent to the trackers.
 
-Units: loss in nats/token, of the step's own batch; val_loss in nats/token and val_bits_per_byte
-in bits/byte, both over `val_windows` of `val_windows_available` held-out windows; rates per
-second, `*_s` in seconds. `mfu` is model FLOPs (6 per matrix element and token, plus causal
-attention) over the devices' bfloat16 peak; it is absent where no peak is known, as on a CPU.
-With `train.noise_scale`, where gradients are accumulated, `grad_square` and `grad_variance` (of
-one token) are of the step, and `noise_scale`, in tokens, of the logged steps so far
-(monitor/noise_scale.py). All batches after one record with `batch_tokens`, up to and including the
-next one's, are of that next size. What else a step or its loss returns is logged by its name.
+Units: `loss` (of the step's own batch) and `val_loss` in nats/token, `val_bits_per_byte` in
+bits/byte, both over `val_windows` of `val_windows_available` held-out windows; rates per second;
+`*_s` in seconds. `mfu` is model FLOPs (6 per matrix element and token, plus causal attention) over
+the devices' bfloat16 peak; it is absent if the peak is not known, as on a CPU. With
+`train.noise_scale` and gradient accumulation, `grad_square` and `grad_variance` (of one token)
+belong to the step, and `noise_scale`, in tokens, to the logged steps so far
+(monitor/noise_scale.py). `batch_tokens` is also the size of all batches since the previous record
+that has it. Further scalars that the step or the loss returns are logged by name.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from gpt3jax.sharding import processes
 
 
 class Tracker(Protocol):
-    """What receives every record of a run as it is logged; see `TRACKERS`."""
+    """Receives every logged record; see `TRACKERS`."""
 
     def log(self, record: dict[str, float], step: int) -> None:
-        """Receive the finite metrics of a step, by name."""
+        """Log the finite metrics of a step, by name."""
 
     def text(self, name: str, text: str, step: int) -> None:
-        """Receive a text that the model generated at a step."""
+        """Log a text that the model generated at a step."""
 
     def close(self) -> None:
-        """The session ends."""
+        """Called at the end of the session."""
 
 
 class TensorBoard:
     """Event files in RUN/tensorboard."""
 
     def __init__(self, run: Run, resumed_at: int):
-        # Imported here: it takes seconds, and only training needs it.
+        # A slow import (seconds) that only training needs.
         from tensorboardX import SummaryWriter
 
         self._writer = SummaryWriter(str(run.tensorboard), purge_step=resumed_at + 1)
@@ -69,58 +69,58 @@ TRACKERS: tuple[Callable[[Run, int], Tracker], ...] = (TensorBoard,)
 
 
 class MetricsLog:
-    """metrics.jsonl of a run, each step once, and its trackers; the first process writes them."""
+    """RUN/metrics.jsonl, with one record per step, and the trackers. Only process 0 writes."""
 
     def __init__(self, run: Run, resumed_at: int):
-        """Open for appending; records past the resumed step are dropped, they will come again."""
-        self._is_kept = processes.is_first()
-        if not self._is_kept:
+        """Open for appending; drops records after the resumed step, which will be repeated."""
+        self._is_writer = processes.is_first()
+        if not self._is_writer:
             return
-        # A run that starts again from the seed logs its step 0 again, too.
+        # A run that restarts from the seed also repeats step 0.
         cut_after(run.metrics_file, resumed_at or -1)
         self._file = run.metrics_file.open("a")
         self._trackers = [make(run, resumed_at) for make in TRACKERS]
 
     def write(self, record: dict[str, Any]) -> None:
-        """Log a record; a full disk must not stop training."""
-        if not self._is_kept:
+        """Log a record; a full disk does not stop training."""
+        if not self._is_writer:
             return
-        # JSON has no word for what is not finite.
-        known = {k: v if math.isfinite(v) else None for k, v in record.items()}
-        with _told(f"metrics of step {record['step']}"):
-            self._file.write(json.dumps(known) + "\n")
+        # JSON cannot represent NaN and infinity.
+        valid = {k: v if math.isfinite(v) else None for k, v in record.items()}
+        with _warn_on_error(f"metrics of step {record['step']}"):
+            self._file.write(json.dumps(valid) + "\n")
             self._file.flush()
-            finite = {k: v for k, v in known.items() if k != "step" and v is not None}
+            finite = {k: v for k, v in valid.items() if k != "step" and v is not None}
             for tracker in self._trackers:
                 tracker.log(finite, record["step"])
 
     def sample(self, file: Path, text: str, step: int) -> None:
-        """Keep a text that the model has written."""
-        if not self._is_kept:
+        """Write a sampled text to a file and to the trackers."""
+        if not self._is_writer:
             return
-        with _told(str(file)):
+        with _warn_on_error(str(file)):
             file.parent.mkdir(exist_ok=True)
             file.write_text(text, encoding="utf-8")
             for tracker in self._trackers:
                 tracker.text("sample", text, step)
 
     def sync(self) -> None:
-        """Make what was written survive a loss of power, as a checkpoint does."""
-        if self._is_kept:
-            with _told("metrics"):
+        """Flush the records to disk, so that they are as durable as a checkpoint."""
+        if self._is_writer:
+            with _warn_on_error("metrics"):
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        if self._is_kept:
-            with _told("metrics"):
+        if self._is_writer:
+            with _warn_on_error("metrics"):
                 self._file.close()
                 for tracker in self._trackers:
                     tracker.close()
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """A disk that is full or gone costs the record, not the run."""
+def _warn_on_error(what: str) -> Iterator[None]:
+    """Turn an OSError, as of a full disk, into a warning: it loses the record, not the run."""
     try:
         yield
     except OSError as error:
@@ -128,23 +128,23 @@ def _told(what: str) -> Iterator[None]:
 
 
 def cut_after(file: Path, step: int) -> None:
-    """Drop the records after a step, and a line that a crash left half-written."""
-    lines, kept = read_lines(file), []
+    """Drop the records after a step, and lines that a crash left incomplete."""
+    lines, remaining = read_lines(file), []
     if not lines:
         return
     for line in lines:
         record = parse_record(line)
         if record and is_logged(record) and record["step"] <= step:
-            kept.append(line + "\n")
+            remaining.append(line + "\n")
     replacement = file.with_suffix(".new")
-    replacement.write_text("".join(kept))
+    replacement.write_text("".join(remaining))
     os.replace(replacement, file)
 
 
 class Meter:
-    """Speed since it was restarted, as it is after an evaluation or a save.
+    """Throughput since the last restart, which follows each evaluation and save.
 
-    The first step is not counted: it includes the compilation.
+    The first step is not counted, since it includes compilation.
     """
 
     def __init__(self, model: Model):
@@ -170,7 +170,7 @@ class Meter:
         self._waited += waited
 
     def read(self) -> dict[str, float]:
-        """Means over the steps counted, and the seconds since the loop began."""
+        """Means over the counted steps, and the seconds since the loop began."""
         now = time.perf_counter()
         if self._steps == 0:
             return {"seconds": now - self._began}

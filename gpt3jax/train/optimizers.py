@@ -1,8 +1,8 @@
-"""Optimizers: a function for each record in config.py that turns gradients into updates.
+"""Optimizers: one function, returning an optax transformation, for each record in config.py.
 
-An update has unit learning rate: the training step multiplies it by -learning_rate. What an
-optimizer stores for a parameter has the parameter's shape and the end of its path, and is sharded
-like it (state.py); `state_bytes` of the record tells `plan` how much that is.
+Updates have unit learning rate; the train step multiplies them by -learning_rate. The state of a
+parameter has the shape of the parameter and a path that ends with its path, and is sharded like it
+(state.py). `plan` takes its size from `state_bytes` of the record.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ OPTIMIZERS: dict[type, Callable[..., optax.GradientTransformation]] = {AdamW: ad
 
 
 def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
-    """The optimizer that an experiment's record names."""
+    """The optimizer of an experiment."""
     return OPTIMIZERS[type(experiment.optimizer)](experiment.optimizer, experiment.model)
 
 
 def scale_by_mup_rates(model: Model) -> optax.GradientTransformation:
-    """Multiply each update by the rate that the parameter's spec gives it under muP."""
+    """Multiply each update by the muP rate of its parameter (`ParamSpec.rate`)."""
     rates = {path: spec.rate for path, spec in named_specs(param_specs(model))}
 
     def scaled(updates, params):
-        return path_aware_map(lambda path, u: u * rates["/".join(path)], updates)
+        return path_aware_map(lambda path, u: u * rates["/".join(map(str, path))], updates)
 
     return optax.stateless(scaled)

@@ -1,4 +1,4 @@
-"""Where a run goes on: at its newest checkpoint that is whole, or where it is sent back to."""
+"""Resume a run from its newest intact checkpoint, or rewind it to an earlier one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gpt3jax.checkpoint.manifest import CheckpointManifest, DamagedError, read_m
 from gpt3jax.config import Experiment
 from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Run, Skip, write_atomic
+from gpt3jax.serde import Count
 from gpt3jax.sharding import processes
 from gpt3jax.train import history
 from gpt3jax.train.metrics import cut_after
@@ -22,126 +23,132 @@ from gpt3jax.train.state import TrainState, abstract_state
 
 
 def furthest(checkpoints: Checkpointer) -> Position:
-    """The newest position whose manifest can be read, without looking at its values."""
+    """The newest position with a readable manifest; does not verify the arrays."""
     for step in reversed(checkpoints.steps()):
         try:
-            found = read_manifest(checkpoints.path(step))
+            manifest = read_manifest(checkpoints.path(step))
         except DamagedError:
             continue
-        return Position(found.step, found.sequences)
+        return Position(manifest.step, manifest.sequences)
     return Position()
 
 
 def restore(
     run: Run, experiment: Experiment, mesh: Mesh, checkpoints: Checkpointer, tell: Tell
 ) -> tuple[TrainState, CheckpointManifest] | None:
-    """The newest state that can be trusted, and its manifest; None where there is no checkpoint.
+    """The state and the manifest of the newest intact checkpoint; None if there is no checkpoint.
 
-    One that cannot is told, entered in the ledger and renamed, so that its step
-    can be saved again.
+    Damaged ones are reported, recorded in the event log and renamed, so that their step can be
+    saved again.
 
     Raises:
-      DamagedError: there are checkpoints, but none is whole.
+      DamagedError: there are checkpoints, but none is intact.
     """
     abstract = abstract_state(experiment, mesh)
     known = processes.on_first(lambda: identities(run))
 
     def load(step: int) -> tuple[TrainState, CheckpointManifest]:
-        found = read_manifest(checkpoints.path(step))
-        check_is_own(found, step, known)
-        return checkpoints.restore(step, abstract), found
+        manifest = read_manifest(checkpoints.path(step))
+        check_is_own(manifest, step, known)
+        return checkpoints.restore(step, abstract), manifest
 
-    passed_over: list[int] = []
+    damaged: list[int] = []
 
-    def note(step: int, what: str) -> None:
-        passed_over.append(step)
+    def report(step: int, reason: str) -> None:
+        damaged.append(step)
         if processes.is_first():
-            event_log.record(run.ledger_file, "damaged", step=step, what=what)
-        tell(step, what)
+            event_log.record(run.ledger_file, "damaged", step=step, what=reason)
+        tell(step, reason)
 
-    found = checkpoints.newest(load, note)
+    newest = checkpoints.newest(load, report)
 
     def set_aside() -> None:
-        for step in passed_over:
+        for step in damaged:
             checkpoints.set_aside(step, "damaged")
 
-    # Not before another is known to be good: when none is, all stay where they are.
+    # Only after another checkpoint was restored; if none is intact, all stay in place.
     processes.on_first(set_aside)
-    return found
+    return newest
 
 
 def rewind(run: Run, checkpoints: Checkpointer, step: int, batches: int) -> None:
-    """Send the run back to a checkpoint, and pass over the batches that come next.
+    """Rewind the run to a checkpoint, and skip the batches that follow it.
 
-    What PaLM's authors did by hand about loss spikes (arXiv 2204.02311, section
-    5.1). The run's skips are the record of it: later checkpoints do not have
-    them, and are set aside. Doing it twice is doing it once, so that a job that
-    is started again with the same words goes on.
+    PaLM's authors treated loss spikes this way (arXiv 2204.02311, section 5.1). The skips are
+    recorded in the run directory; later checkpoints do not contain them and are renamed. The
+    operation is idempotent, so that a job restarted with the same arguments resumes normally.
 
     Args:
-      run: the run; its lock is held.
+      run: the run, whose lock the caller holds.
       checkpoints: its checkpoints.
-      step: the checkpoint to go back to.
-      batches: how many to pass over.
+      step: the checkpoint to rewind to.
+      batches: number of batches to skip.
 
     Raises:
       ConfigError: there is no such checkpoint.
-      DamagedError: it is not whole.
+      DamagedError: the checkpoint is damaged.
     """
     steps = checkpoints.steps()
     if step not in steps:
         raise ConfigError(f"there is no checkpoint {step} to rewind to. {run.path} has {steps}")
     if batches < 0:
         raise ConfigError(f"--skip is {batches}: it counts batches. Use 0 or more")
-    found = checkpoints.manifest(step)
-    earlier = tuple(skip for skip in run.skips() if skip.sequences < found.sequences)
-    windows = _windows_ahead(run, found, batches)
-    skips = (*earlier, Skip(step, found.sequences, windows))
+    manifest = checkpoints.manifest(step)
+    earlier = tuple(skip for skip in run.skips() if skip.sequences < manifest.sequences)
+    windows = _windows_ahead(run, manifest, batches)
+    skips = (*earlier, Skip(manifest.step, manifest.sequences, Count(windows)))
     if skips != run.skips():
         event_log.record(
-            run.ledger_file, "rewind", step=step, batches=batches, windows=windows,
+            run.ledger_file,
+            "rewind",
+            step=step,
+            batches=batches,
+            windows=windows,
             was_at=steps[-1],
-        )  # fmt: skip
+        )
         write_atomic(run.skips_file, json.dumps([asdict(skip) for skip in skips], indent=2) + "\n")
     elif steps[-1] > step:
         return
-    # What was measured after it no longer counts: it could have ended the run (early_stopping.py).
+    # Later evaluations no longer count; otherwise they could end the run (early_stopping.py).
     cut_after(run.metrics_file, step)
 
 
-def _windows_ahead(run: Run, found: CheckpointManifest, batches: int) -> int:
+def _windows_ahead(run: Run, manifest: CheckpointManifest, batches: int) -> int:
     """Windows in the batches after a checkpoint, as the run read them before or would read them."""
     for event in reversed(event_log.read(run.ledger_file)):
-        # The run was sent back here before: what it had read then is no longer in the metrics.
+        # After an identical rewind, the metrics of these batches have been dropped.
         if event["event"] == "rewind":
-            skip = Skip(event.get("step"), found.sequences, event.get("windows"))
-            if skip in run.skips() and event.get("batches") == batches and skip.step == found.step:
-                return skip.windows
+            step, windows = event.get("step"), event.get("windows")
+            is_same = event.get("batches") == batches and step == manifest.step
+            recorded = [(skip.step, skip.sequences, skip.windows) for skip in run.skips()]
+            is_known = (step, manifest.sequences, windows) in recorded
+            if is_same and is_known and windows is not None:
+                return windows
             break
     if batches == 0:
         return 0
-    return history.windows_read(run, found.step + batches).stop - found.sequences
+    return history.windows_read(run, manifest.step + batches).stop - manifest.sequences
 
 
 def set_rewound_aside(run: Run, checkpoints: Checkpointer) -> None:
-    """Rename the checkpoints that a rewind has left behind to STEP.rewound."""
+    """Rename the checkpoints that a rewind has made invalid to STEP.rewound."""
     skips = run.skips()
     for step in checkpoints.steps():
         try:
-            found = read_manifest(checkpoints.path(step))
+            manifest = read_manifest(checkpoints.path(step))
         except DamagedError:
             continue
-        if found.skips != tuple(skip for skip in skips if skip.sequences < found.sequences):
+        if manifest.skips != tuple(skip for skip in skips if skip.sequences < manifest.sequences):
             checkpoints.set_aside(step, "rewound")
 
 
-def check_is_own(found: CheckpointManifest, step: int, known: Sequence[str]) -> None:
-    """Whether a checkpoint is of this run, and of the step that its folder names.
+def check_is_own(manifest: CheckpointManifest, step: int, known: Sequence[str | None]) -> None:
+    """Check that a checkpoint belongs to this run and to the step that its folder names.
 
     Raises:
-      DamagedError: it is not.
+      DamagedError: it does not.
     """
-    if found.step != step:
-        raise DamagedError(f"its manifest is that of step {found.step}")
-    if found.identity not in known:
+    if manifest.step != step:
+        raise DamagedError(f"its manifest is that of step {manifest.step}")
+    if manifest.identity not in known:
         raise DamagedError("it is of another run: its identity is not this run's")

@@ -1,4 +1,4 @@
-"""The run's folder while it trains: made or checked, locked, and left in order."""
+"""Set up the run directory for training: create or check it, lock it, and handle signals."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ SHAPES = {
     f"model.{name}"
     for name in ("n_layers", "d_model", "n_heads", "d_head", "vocabulary", "context")
 }
-"""Fields that decide the shapes of the parameters."""
+"""Fields that determine the shapes of the parameters."""
 STRUCTURE = SHAPES | {"model.lora_rank", "model.lora_matrices", "train.only"}
-"""Fields that decide which arrays the state has."""
+"""Fields that determine which arrays the state has."""
 
 
 def data_identity(experiment: Experiment) -> dict[str, Any]:
-    """What decides the windows of the run; jax is not needed to tell.
+    """Identifies the windows of the run. Does not import jax.
 
     Raises:
-      ConfigError: the data is not there, or was prepared for another model.
+      ConfigError: the data is missing, or was prepared for another model.
     """
     identity = loader.identity(experiment.data, experiment.seed, experiment.model.context)
     path = experiment.data.sources[0].path
@@ -51,10 +51,10 @@ def data_identity(experiment: Experiment) -> dict[str, Any]:
 
 
 def check_base(experiment: Experiment) -> tuple[str, int | None]:
-    """The run that `init_from` names, and the step if it names one; jax is not needed to tell.
+    """The path of the run that `init_from` names, and the step if given. Does not import jax.
 
     Raises:
-      ConfigError: there is no such run, or its shapes or its tokenizer are others.
+      ConfigError: there is no such run, or its shapes or its tokenizer differ.
     """
     named = re.fullmatch(r"(.+)@(\d{1,15})", experiment.init_from, re.DOTALL)
     if named is None or os.path.isdir(experiment.init_from):
@@ -64,11 +64,11 @@ def check_base(experiment: Experiment) -> tuple[str, int | None]:
     base = open_run(path)
     ours, theirs = experiment.model, base.experiment().model
     for name in sorted(each.removeprefix("model.") for each in SHAPES | {"model.mup_base"}):
-        mine, found = getattr(ours, name), getattr(theirs, name)
-        if mine != found:
+        own, base_value = getattr(ours, name), getattr(theirs, name)
+        if own != base_value:
             raise ConfigError(
-                f"--model.{name.replace('_', '-')} is {mine}, but {path} has {found}: its "
-                f"parameters would not fit. Use {found}, or another --init-from"
+                f"--model.{name.replace('_', '-')} is {own}, but {path} has {base_value}: its "
+                f"parameters would not fit. Use {base_value}, or another --init-from"
             )
     tokenizer = load_manifest(experiment.data.sources[0].path).tokenizer
     if tokenizer != base.tokenizer_hash:
@@ -81,14 +81,16 @@ def check_base(experiment: Experiment) -> tuple[str, int | None]:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a folder for a run that cannot be written, before anything takes time.
+    """Check early that a run directory can be written or created.
 
     Raises:
-      ConfigError: neither it nor the folder that it would be made in can be.
+      ConfigError: it, or its first existing parent, is not a writable folder.
     """
-    there = next(each for each in (path, *path.absolute().parents) if os.path.exists(each))
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ConfigError(f"{path} cannot be written: {there} is not ours. Choose another --run")
+    existing = next(each for each in (path, *path.absolute().parents) if os.path.exists(each))
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise ConfigError(
+            f"{path} cannot be written: {existing} is not a writable folder. Choose another --run"
+        )
 
 
 def create_or_check(
@@ -98,18 +100,18 @@ def create_or_check(
     dtype: str | None = None,
     allowed: Sequence[str] = (),
 ) -> None:
-    """Write what the run is, or compare it with what is there.
+    """Create the files of a run, or check that an existing run has the same identity.
 
     Args:
-      run: the folder.
-      experiment: what to train.
-      identity: what decides its numbers.
-      dtype: what layers multiply in, if it is known; it decides the numbers, too.
-      allowed: fields that may differ from now on, by dotted name or group; the
-        change is recorded in the ledger.
+      run: the run directory.
+      experiment: the experiment.
+      identity: everything that determines the results.
+      dtype: dtype of the layers' matrix products, if known, which also affects results.
+      allowed: fields that may change, by dotted name or group; changes are recorded in the event
+        log.
 
     Raises:
-      ConfigError: the folder holds a run with other numbers, or its files are damaged.
+      ConfigError: the directory contains a run with another identity, or damaged files.
     """
     if run.exists():
         changed = differences(run.identity(), identity)
@@ -134,40 +136,40 @@ def create_or_check(
         tokenizer = Path(experiment.data.sources[0].path) / TOKENIZER
         shutil.copyfile(tokenizer, run.tokenizer_file)
         write_atomic(run.identity_file, json.dumps(identity, indent=2) + "\n")
-    # Last, since a run is there when this is; rewritten, since how it runs may change.
+    # Last, since this file makes it a run; rewritten, since runtime settings may change.
     write_atomic(run.experiment_file, experiment.to_json())
 
 
 def _dtype_before(run: Run) -> str | None:
-    """What layers multiplied in when the run was trained last; None if that is not known."""
-    known = [session.dtype for session in history.sessions(run) if session.dtype]
-    asked = run.experiment().model.dtype
-    return known[-1] if known else None if asked == "auto" else asked
+    """Dtype of the layers' matrix products in the last session; None if it is not known."""
+    recorded = [session.dtype for session in history.sessions(run) if session.dtype]
+    configured = run.experiment().model.dtype
+    return recorded[-1] if recorded else None if configured == "auto" else configured
 
 
-def identities(run: Run) -> list[str]:
-    """Hashes of what the run is and was, as its checkpoints name it; the present one last."""
+def identities(run: Run) -> list[str | None]:
+    """Hashes of the former identities of a run, as in its checkpoints, and of the current one."""
     changes = [event for event in event_log.read(run.ledger_file) if event["event"] == "change"]
     return [*(change.get("before") for change in changes), short_hash(run.identity())]
 
 
 def check_is_shared(run: Run) -> str:
-    """The experiment that this host finds in the run's folder, for all hosts to compare.
+    """The text of experiment.json as this host reads it, for all hosts to compare.
 
     Raises:
-      ConfigError: the first host wrote it, but here it is not.
+      ConfigError: the first host wrote the file, but this host cannot read it.
     """
     try:
         return run.experiment_file.read_text()
     except OSError as error:
         raise ConfigError(
-            f"{run.path} is not there, though the first host made it: a run lies where all hosts "
-            "see it. Use --run on a shared file system"
+            f"{run.path} was created by the first host but is not visible here. Use a --run on a "
+            "file system that all hosts share"
         ) from error
 
 
 class Difference(NamedTuple):
-    """A leaf of two nested JSON values that is not the same."""
+    """A leaf that differs between two nested JSON values."""
 
     name: str
     before: Any
@@ -181,9 +183,9 @@ def differences(before: Any, after: Any, name: str = "") -> list[Difference]:
     """Each leaf that differs, by dotted name."""
     if isinstance(before, dict) and isinstance(after, dict):
         return [
-            found
+            change
             for key in sorted(before.keys() | after.keys())
-            for found in differences(before.get(key), after.get(key), f"{name}.{key}".lstrip("."))
+            for change in differences(before.get(key), after.get(key), f"{name}.{key}".lstrip("."))
         ]
     if json.dumps(before) == json.dumps(after):
         return []
@@ -191,19 +193,19 @@ def differences(before: Any, after: Any, name: str = "") -> list[Difference]:
 
 
 def _is_allowed(change: Difference, allowed: Sequence[str]) -> bool:
-    """Whether it was asked for. What arrays there are cannot be: no checkpoint would fit."""
+    """Whether `allowed` permits a change; never of `STRUCTURE`, since no checkpoint would fit."""
     if change.name in STRUCTURE:
         return False
     return any(change.name == name or change.name.startswith(f"{name}.") for name in allowed)
 
 
 @contextmanager
-def only_one(run: Run) -> Iterator[None]:
-    """Hold the run's lock; the kernel frees it when the process ends, however it ends.
+def run_lock(run: Run) -> Iterator[None]:
+    """Hold the exclusive lock of a run; the kernel releases it when the process ends.
 
     Raises:
-      ConfigError: another process trains this run, or the folder cannot be written, or only
-        through a link.
+      ConfigError: another process trains this run, or the run directory cannot be written, or
+        only through a symbolic link.
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -217,8 +219,8 @@ def only_one(run: Run) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise ConfigError(
-                f"{run.path} is being trained by process {lock.read().strip()}: two would spoil "
-                "it. Wait for that one, or stop it"
+                f"{run.path} is being trained by process {lock.read().strip()}; two processes "
+                "cannot train the same run. Wait for that one, or stop it"
             ) from None
         lock.truncate(0)
         now = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -229,9 +231,9 @@ def only_one(run: Run) -> Iterator[None]:
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect signals that ask to stop in a list, to do it in order; a second changes nothing.
+    """Collect SIGINT, SIGTERM and SIGHUP in a list, so that training can stop in order.
 
-    A hangup that was to be ignored, as under nohup, still is.
+    SIGHUP stays ignored if it was, as under nohup.
     """
     caught: list[int] = []
     before = {}

@@ -14,14 +14,14 @@ from collections.abc import Iterable, Iterator
 from gpt3jax.config import Experiment, Schedule
 
 Stretch = tuple[int, int]
-"""Windows in a batch, and how many batches in a row have so many."""
+"""Windows per batch, and the number of consecutive batches of that size."""
 
 
 def learning_rate(tokens: int, schedule: Schedule) -> float:
     """Linear warm-up to the peak, cosine to the floor, then constant.
 
-    A step has the rate of the tokens that are seen when it is done, its own batch included: the
-    first step of a warm-up learns, and the last step of the decay has the floor.
+    `tokens` includes the step's own batch: the first step of the warm-up has a positive rate, and
+    the last step of the decay has the floor.
 
     >>> paper = Schedule(peak_learning_rate=1.0)
     >>> [round(learning_rate(int(t), paper), 6) for t in (187.5e6, 375e6, 65e9, 260e9)]
@@ -37,10 +37,10 @@ def learning_rate(tokens: int, schedule: Schedule) -> float:
 
 
 def batch_windows(tokens: int, experiment: Experiment) -> int:
-    """Windows in the batch that follows `tokens` seen: the ramp, rounded to whole windows.
+    """Windows in the batch after `tokens` tokens: the linear ramp, rounded to windows.
 
-    It does not depend on the microbatch, so that a run that moves to other devices in the middle
-    of the ramp reads the same batches at the same rates.
+    Does not depend on the microbatch, so that a run that moves to other devices during the ramp
+    reads the same batches at the same rates.
     """
     train, full = experiment.train, experiment.batch_sequences
     if tokens >= train.ramp_tokens:
@@ -50,28 +50,28 @@ def batch_windows(tokens: int, experiment: Experiment) -> int:
 
 
 def stretches(experiment: Experiment, sequences: int = 0) -> Iterator[Stretch]:
-    """(windows in a batch, batches of that size in a row) from a position on, without end."""
+    """The batch sizes from a position on, as (windows per batch, number of batches), endless."""
     context = experiment.model.context
     while (size := batch_windows(sequences * context, experiment)) < experiment.batch_sequences:
 
         def is_larger(batches: int, start: int = sequences, size: int = size) -> bool:
             return batch_windows((start + batches * size) * context, experiment) > size
 
-        # By bisection: the ramp may be longer than one can walk.
-        alike = 1 + bisect_left(range(1, sys.maxsize), True, key=is_larger)
-        yield size, alike
-        sequences += alike * size
+        # By bisection, since the ramp may have very many batches.
+        count = 1 + bisect_left(range(1, sys.maxsize), True, key=is_larger)
+        yield size, count
+        sequences += count * size
     yield experiment.batch_sequences, sys.maxsize
 
 
 class Microbatches:
-    """The windows of each microbatch from a position on, in the order in which they are read.
+    """The windows of each microbatch from a position on, in reading order.
 
     `self[j]` is a range of global sequences. The last microbatch of a batch may be shorter.
     """
 
     def __init__(self, stretches: Iterable[Stretch], microbatch: int, sequences: int) -> None:
-        """`microbatch` is the windows in a full one; `sequences`, the windows consumed before."""
+        """`microbatch` is the size of a full one; `sequences` is the number of windows before."""
         self._stretches, self._microbatch = iter(stretches), microbatch
         self._known: list[tuple[int, int, int]] = []
         """First microbatch, first sequence and batch size of each stretch."""
@@ -79,7 +79,7 @@ class Microbatches:
         self._lock = threading.Lock()
 
     def __getitem__(self, j: int) -> range:
-        with self._lock:  # Several threads read ahead.
+        with self._lock:  # Several threads prefetch.
             while j >= self._after[0]:
                 size, count = next(self._stretches)
                 first, sequence = self._after
@@ -95,13 +95,13 @@ class Microbatches:
 
 
 def is_done(step: int, tokens: int, experiment: Experiment) -> bool:
-    """Whether the run has had its tokens, or its steps."""
+    """Whether the run has reached its tokens or its steps."""
     train = experiment.train
     return tokens >= train.tokens or (train.steps is not None and step >= train.steps)
 
 
 def total_tokens(experiment: Experiment) -> int:
-    """Tokens to train on, for the progress bar; the last batch may go past them."""
+    """Total training tokens, for the progress bar; the last batch may exceed them."""
     train, context = experiment.train, experiment.model.context
     if train.steps is None:
         return train.tokens
@@ -109,7 +109,7 @@ def total_tokens(experiment: Experiment) -> int:
 
 
 def sequences_after(batches: int, experiment: Experiment, sequences: int = 0) -> int:
-    """Sequences consumed after so many more batches, from a position on."""
+    """Sequences consumed after `batches` more batches from a position on."""
     for size, count in stretches(experiment, sequences):
         sequences += min(batches, count) * size
         batches -= min(batches, count)

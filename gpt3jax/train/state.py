@@ -1,6 +1,6 @@
-"""What training changes, and how it lies on the mesh.
+"""The train state and its sharding.
 
-Parameters that are not trained are in the state, too, but have no moments.
+Parameters that are not trained are part of the state, but have no optimizer moments.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from gpt3jax.train.optimizers import make_optimizer
 
 @struct.dataclass
 class TrainState:
-    """Everything on the devices that a step reads and replaces."""
+    """The parameters and the optimizer state."""
 
     params: Params
     optimizer: Any
 
 
 def init_state(experiment: Experiment) -> TrainState:
-    """State 0: parameters drawn from the seed, optimizer moments zero."""
+    """State 0: parameters initialised from the seed, zero moments."""
     params = init_params(jax.random.key(experiment.seed), experiment.model)
     return with_fresh_moments(params, experiment)
 
 
 def with_fresh_moments(params: Params, experiment: Experiment) -> TrainState:
-    """A state to begin from, with these parameters; moments are zero."""
+    """The initial state for these parameters, with zero moments."""
     part, _ = partition(params, experiment)
     return TrainState(params, make_optimizer(experiment).init(part))
 
@@ -44,7 +44,7 @@ def with_fresh_moments(params: Params, experiment: Experiment) -> TrainState:
 def partition(
     tree: dict[str, Any], experiment: Experiment
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A tree as the parameters are, in two: the leaves that are trained, and the others."""
+    """Split a tree with the structure of the parameters into trained and other leaves."""
     flat, chosen = flatten_dict(tree, sep="/"), trained(experiment)
     part = {path: leaf for path, leaf in flat.items() if path in chosen}
     rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
@@ -52,7 +52,7 @@ def partition(
 
 
 def combine(part: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
-    """What `partition` took apart."""
+    """The inverse of `partition`."""
     flat = flatten_dict(part, sep="/") | flatten_dict(rest, sep="/")
     return unflatten_dict(flat, sep="/")
 
@@ -60,32 +60,32 @@ def combine(part: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
 def select_trained_layers(
     new: dict[str, Any], old: dict[str, Any], experiment: Experiment
 ) -> dict[str, Any]:
-    """Of two trees of trained leaves, the new one; in layers that are not trained, the old one."""
+    """For trees of trained leaves: `new` in the trained layers, `old` in the others."""
 
-    def pick(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
+    def pick(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         layers = trained(experiment)["/".join(path)]
         if all(layers):
             return leaf
         is_trained = jnp.array(layers).reshape(-1, *(1 for _ in leaf.shape[1:]))
         return jnp.where(is_trained, leaf, before[path])
 
-    before = flatten_dict(old)
-    return path_aware_map(pick, new)
+    before: dict[Any, Any] = flatten_dict(old)
+    return path_aware_map(pick, new)  # pyright: ignore[reportReturnType]
 
 
 def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without arrays.
 
-    What the optimizer keeps of a parameter has the end of its path and its shape, and lies as it
-    does; counters are on every device.
+    Optimizer state with the shape of a parameter, and a path that ends with its path, is sharded
+    like it. Small state, such as counters, is replicated.
 
     Raises:
-      ConfigError: the optimizer keeps something of a parameter's size that is none of these.
+      ConfigError: the optimizer has other state as large as a parameter.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(lambda: init_state(experiment))
     params = abstract_params(experiment.model, mesh)
-    trained_params = flatten_dict(partition(params, experiment)[0], sep="/")
+    trained_params: dict[str, Any] = flatten_dict(partition(params, experiment)[0], sep="/")
     smallest = min(param.size for param in trained_params.values())
 
     def place(at: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -96,8 +96,8 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
         if leaf.size >= smallest:
             raise ConfigError(
                 f"optimizer state {path[1:]} cannot be placed on the mesh: its shape {leaf.shape} "
-                "is not that of the parameter its path ends with, and each device would hold a "
-                "whole copy. Use an optimizer whose state has the shapes of the parameters"
+                "is not that of the parameter its path ends with, and each device would have a "
+                "full copy. Use an optimizer whose state has the shapes of the parameters"
             )
         return _with_sharding(leaf, everywhere)
 
@@ -105,7 +105,7 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
 
 
 def init_sharded_state(experiment: Experiment, mesh: Mesh) -> TrainState:
-    """State 0, made in place on the mesh: no device ever holds more than its part."""
+    """State 0, initialised directly on the mesh, so that no device stores more than its shard."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
     with jax.set_mesh(mesh):
         make = jax.jit(
@@ -117,14 +117,14 @@ def init_sharded_state(experiment: Experiment, mesh: Mesh) -> TrainState:
 
 
 def fast_compile_options(mesh: Mesh, level: int) -> dict[str, int] | None:
-    """Compile for a CPU with less effort than XLA's third level, where nobody asked for one.
+    """Options for faster compilation on CPUs than XLA's level 3, unless XLA_FLAGS sets a level.
 
-    The bits are the same. The first state, which runs once, takes 0.7 s at level 1 rather than 2.5
-    (the demo's); the demo's step a second less at level 2, and is as fast.
+    Results are bit-identical. For the demo, the initial state takes 0.7 s at level 1 instead of
+    2.5 s; the step compiles a second faster at level 2 and runs as fast.
     """
     name = "xla_backend_optimization_level"
-    is_asked = name in os.environ.get("XLA_FLAGS", "")
-    return {name: level} if mesh.devices.flat[0].platform == "cpu" and not is_asked else None
+    is_set = name in os.environ.get("XLA_FLAGS", "")
+    return {name: level} if mesh.devices.flat[0].platform == "cpu" and not is_set else None
 
 
 def _with_sharding(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

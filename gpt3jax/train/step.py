@@ -1,8 +1,7 @@
-"""One training step as a pure function, compiled once.
+"""The train step as a pure function, compiled once.
 
-Loss and gradients are computed by each device on its part of the batch and the
-parameters (sharding/collectives.py); the update is elementwise, wherever a
-parameter lies.
+Each device computes loss and gradients for its shard of the batch under `shard_map`
+(sharding/collectives.py). The update is elementwise on the sharded parameters.
 
 Legend: M microbatches, B windows in one, T context.
 """
@@ -48,22 +47,23 @@ def train_step(
     experiment: Experiment,
     first_stage: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """Read a batch, return the corrected state.
+    """Update the state with the gradient of a batch.
 
     Args:
-      state: before the step.
-      windows_MBT1: int32 token windows; only the first `microbatches` count, and of the last
-        of them only those that are no padding, so that the batch can grow by single windows
-        without a new compilation.
+      state: the state before the step.
+      windows_MBT1: int32 token windows. Only the first `microbatches` are used, and the last of
+        them may contain padding, so that the batch can grow by single windows without
+        recompilation.
       microbatches: int32 scalar, at least 1.
       learning_rate: float32 scalar.
-      first_stage: devices of the first stage in which weights are gathered (mesh.py).
+      experiment: the experiment.
+      first_stage: number of devices in the first stage of the all-gather of weights (mesh.py).
 
     Returns:
-      The next state, and scalars, all of which are logged: `loss` (nats/learned token),
-      `grad_norm` (of the trained parameters, before clipping), the loss's own (loss.py), and with
-      `train.noise_scale` `grad_square` and `grad_variance` (monitor/noise_scale.py). Where the
-      loss or the norm is not finite, the state is returned unchanged.
+      The next state, and scalars, which are logged: `loss` (nats per learned token), `grad_norm`
+      (of the trained parameters, before clipping), those that the loss returns (loss.py), and with
+      `train.noise_scale` `grad_square` and `grad_variance` (monitor/noise_scale.py). If the loss
+      or the norm is not finite, the state is returned unchanged.
     """
     parts, other_parts = partition(partition_specs(param_specs(experiment.model)), experiment)
     mean_gradients = shard_map(
@@ -88,7 +88,7 @@ def train_step(
 
 
 def _mean_gradients(params, others, windows_MBT1, microbatches, experiment: Experiment, parts):
-    """Scalars and gradients by `params`, averaged over the learned tokens of the batch."""
+    """Scalars, and gradients with respect to `params`, averaged over the learned tokens."""
 
     def loss_of(part, windows_BT1, share=None):
         return window_loss(combine(part, others), windows_BT1, experiment.model, share)
@@ -110,7 +110,7 @@ def _mean_gradients(params, others, windows_MBT1, microbatches, experiment: Expe
     def squares_of(before, after):
         if not experiment.train.noise_scale:
             return {}
-        # Of what was added, so that XLA compiles the sums as if nobody else read the gradients.
+        # Recomputed from the sums, so that XLA compiles the accumulation as it does without this.
         added = jax.tree.map(jnp.subtract, after, before)
         return small_squares(trained_only(added), parts)
 
@@ -143,7 +143,7 @@ def _psum_each(scalars: Metrics) -> Metrics:
 
 
 def compile_train_step(experiment: Experiment, mesh: Mesh) -> Callable[..., tuple]:
-    """The jitted train step for this mesh; it consumes (donates) the state it is given."""
+    """The jitted train step for this mesh; it donates its state argument."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
     return jax.jit(
         partial(train_step, experiment=experiment, first_stage=first_stage_size(mesh)),
@@ -154,5 +154,5 @@ def compile_train_step(experiment: Experiment, mesh: Mesh) -> Callable[..., tupl
 
 
 def layers_dtype(model: Model) -> str:
-    """What layers multiply in while they train, on the mesh in use: float32, bfloat16, float8."""
+    """Dtype of the layers' matrix products in training: float32, bfloat16 or float8."""
     return model.dtype if model.dtype == "float8" else str(compute_dtype(model))

@@ -1,4 +1,4 @@
-"""Step after step: the batch of a position goes to the devices, the next state comes back."""
+"""Runs the train step on successive batches from a position on."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from gpt3jax.train.step import Metrics, compile_train_step
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step reads, and the positions that it leads from and to."""
+    """The input of one step, and the positions before and after it."""
 
     before: Position
     after: Position
     windows: jax.Array
     count: int
-    """Microbatches that count; the last of them may be padded (loader.batches)."""
+    """Number of microbatches to use; the last of them may be padded (loader.batches)."""
     learning_rate: float
     waited: float
-    """Seconds, for its data."""
+    """Seconds spent waiting for the data."""
 
     @property
     def sequences(self) -> range:
-        """The windows of its batch, counted from the start of the run."""
+        """The windows of the batch, counted from the start of the run."""
         return range(self.before.sequences, self.after.sequences)
 
 
 class Stepper:
-    """The steps of a run from a position on; the same ones each time."""
+    """The steps of a run from a position on; deterministic."""
 
     def __init__(
         self,
@@ -48,14 +48,14 @@ class Stepper:
         skips: tuple[Skip, ...],
         recorded: Sequence[Stretch] = (),
     ):
-        """Make ready; the step is compiled when the first is sent.
+        """Prepare; the first step compiles the train step.
 
         Args:
-          experiment: what is trained.
-          mesh: where.
-          start: the position to go on from.
-          skips: what is passed over of the data.
-          recorded: the sizes of the batches, as a record has them; by the schedule if not given.
+          experiment: the experiment.
+          mesh: the device mesh.
+          start: the position to continue from.
+          skips: ranges of the data to skip.
+          recorded: batch sizes from the run's record; by default from the schedule.
         """
 
         def sizes() -> Iterator[Stretch]:
@@ -70,7 +70,7 @@ class Stepper:
         self.is_compiled = False
 
     def next_batch(self) -> Batch:
-        """The batch of the position, on the devices; the position is then the next."""
+        """The batch at the current position, on the devices; advances the position."""
         experiment, before, size = self._experiment, self.position, next(self._sizes)
         count = -(-size // experiment.microbatch)
         self.position = Position(before.step + 1, before.sequences + size)
@@ -80,7 +80,7 @@ class Stepper:
         return Batch(before, self.position, windows, count, rate, waited)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Send a step to the devices; its numbers are not there yet. The state is used up."""
+        """Dispatch a step asynchronously; donates the state."""
         rate, count = np.float32(batch.learning_rate), np.int32(batch.count)
         state, metrics = self._step(state, batch.windows, count, rate)
         self.is_compiled = True

@@ -1,4 +1,4 @@
-"""One session of training: the run's folder is taken, the state found, and the loop let go."""
+"""A training session: lock the run directory, restore or initialise the state, run the loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gpt3jax.run_dir import Changes, Run
 from gpt3jax.sharding import processes
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train import early_stopping, history, resume
-from gpt3jax.train.init_from import base_data, find, first_state
+from gpt3jax.train.init_from import base_data, find_parent, first_state
 from gpt3jax.train.loop import Loop, evaluation_is_missing
 from gpt3jax.train.monitor import event_log, phase_timer
 from gpt3jax.train.run_setup import (
@@ -30,7 +30,7 @@ from gpt3jax.train.run_setup import (
     create_or_check,
     data_identity,
     differences,
-    only_one,
+    run_lock,
 )
 from gpt3jax.train.schedules import is_done
 from gpt3jax.train.state import TrainState
@@ -39,7 +39,7 @@ from gpt3jax.train.step import layers_dtype
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call of `train` ended."""
+    """The result of `train`."""
 
     position: Position
     steps_taken: int
@@ -57,38 +57,38 @@ def train(
     changes: Changes = Changes(),  # noqa: B008 (frozen)
     began: float | None = None,
 ) -> Outcome:
-    """Start the run at `path`, or resume the one that is there.
+    """Start the run at `path`, or resume it.
 
-    Every process of a job calls this; the first alone writes what is shared.
+    Every process of a job calls this function; only process 0 writes shared files.
 
     Args:
-      experiment: what to train.
-      path: the run's folder, which all hosts see.
-      mesh: of all devices; the experiment's own, which then has no `auto`, if not given.
-      why: this mesh, for the record.
-      stuck_after: of several processes, seconds without progress after which one
-        ends itself; 0: never.
-      changes: to the run that is there.
-      began: seconds since 1970 at which the caller set out; now, if not given.
+      experiment: the experiment.
+      path: the run directory, on a file system that all hosts share.
+      mesh: mesh of all devices; by default the experiment's, which must not contain `auto`.
+      why: the reason for this mesh, for the event log.
+      stuck_after: with several processes, seconds without progress after which the watchdog ends
+        the process; 0 disables it.
+      changes: changes to an existing run.
+      began: start of the session in seconds since 1970; now by default.
 
     Raises:
-      ConfigError: experiment, data, devices, hosts and run do not go together.
+      ConfigError: experiment, data, devices, hosts and run are not compatible.
       NotFiniteError: training diverged; the last checkpoint is finite.
       SaveError: the checkpoint cannot be written.
-      DamagedError: there are checkpoints, but none is whole.
+      DamagedError: there are checkpoints, but none is intact.
     """
     began = began or time.time()
     mesh = mesh or make_mesh(experiment.mesh)
     data = _agreed(experiment)
     run = Run(path)
-    with ExitStack() as held:
-        processes.on_first(lambda: held.enter_context(only_one(run)))
-        caught = held.enter_context(caught_signals())
-        # Closed after all that takes time, so that its seconds are counted.
-        counted = held.enter_context(ExitStack())
-        held.enter_context(jax.set_mesh(mesh))
+    with ExitStack() as stack:
+        processes.on_first(lambda: stack.enter_context(run_lock(run)))
+        caught = stack.enter_context(caught_signals())
+        # Entered early, so that the timer is closed last and counts the other exits.
+        timer_stack = stack.enter_context(ExitStack())
+        stack.enter_context(jax.set_mesh(mesh))
         checkpoints = Checkpointer(run.checkpoints, experiment.train.keep)
-        held.callback(checkpoints.close)
+        stack.callback(checkpoints.close)
         identity = {**experiment.identity(), "data": data}
         processes.on_first(lambda: _prepare(run, experiment, identity, checkpoints, changes))
         processes.agree(lambda: {"run": check_is_shared(run)})
@@ -100,16 +100,16 @@ def train(
         if is_over or _is_finished(run, Position(**start), experiment):
             return Outcome(Position(**start), 0, None)
         reached = processes.on_first(lambda: phase_timer.close_interrupted_session(run))
-        # Alone, nobody waits for us: a slow step of a laptop is no reason to end.
-        kept = phase_timer.PhaseTimer(run, began, stuck_after if jax.process_count() > 1 else 0.0)
-        counted.callback(kept.close)
-        kept.enter("restore")
+        # No watchdog in a single process: nobody waits for it, and its steps may be slow.
+        timer = phase_timer.PhaseTimer(run, began, stuck_after if jax.process_count() > 1 else 0.0)
+        timer_stack.callback(timer.close)
+        timer.enter("restore")
         notes: list[str] = []
         state, position = _begin(run, experiment, mesh, checkpoints, notes)
         _record_start(run, experiment, mesh, position, why, notes)
-        kept.enter("start", position.step)
+        timer.enter("start", position.step)
         base = _base(run, notes)
-        loop = Loop(experiment, run, mesh, checkpoints, position, caught, kept, reached, base)
+        loop = Loop(experiment, run, mesh, checkpoints, position, caught, timer, reached, base)
         if "auto" in asdict(experiment.mesh).values():
             notes.append(why)
         for note in notes:
@@ -121,14 +121,14 @@ def train(
         signal = (caught or [SIGTERM])[0] if loop.is_stopping else None
         if processes.is_first():
             event_log.record(run.ledger_file, "stop", step=end.step, signal=signal)
-        # If it ended early, that is an earlier one.
+        # Early stopping returns to an earlier checkpoint.
         last = processes.on_first(lambda: asdict(resume.furthest(checkpoints)))
         return Outcome(Position(**last), end.step - position.step, signal)
 
 
 def _agreed(experiment: Experiment) -> dict[str, Any]:
-    """The data's identity, when all hosts have the same code and experiment."""
-    trained(experiment)  # Or it says why not.
+    """The identity of the data, after checking that all hosts have the same code and experiment."""
+    trained(experiment)  # Checks the patterns.
 
     def facts() -> dict[str, Any]:
         data = data_identity(experiment)
@@ -150,20 +150,20 @@ def _prepare(
     checkpoints: Checkpointer,
     changes: Changes,
 ) -> None:
-    """Make the folder what it should be before anything is read from it."""
+    """Create or check the run directory and apply `changes`, before anything is read from it."""
     if changes.rewind_to is not None and not run.exists():
-        raise ConfigError(f"{run.path} is no run yet: there is nothing to rewind. Name its --run")
+        raise ConfigError(f"{run.path} is not a run: there is nothing to rewind. Check --run")
     if changes.skip and changes.rewind_to is None:
-        raise ConfigError("--skip goes with --rewind-to: from which step on? Name a checkpoint")
+        raise ConfigError("--skip goes with --rewind-to: name the checkpoint to rewind to")
     if not run.exists() and checkpoints.steps():
         raise ConfigError(
-            f"{run.path} has checkpoints but no experiment.json: whose they are is not known. "
-            "Restore it, or start anew with another --run"
+            f"{run.path} has checkpoints but no experiment.json, so their experiment is not known. "
+            "Restore the file, or start anew with another --run"
         )
     if experiment.init_from:
-        # Of a run that is there, the base may have been trained on, or be gone.
-        begun = run.identity().get("parent") if run.exists() else asdict(find(experiment))
-        identity = {**identity, "parent": begun}
+        # In an existing run the recorded parent counts: the base may have changed since.
+        parent = run.identity().get("parent") if run.exists() else asdict(find_parent(experiment))
+        identity = {**identity, "parent": parent}
     dtype = layers_dtype(experiment.model)
     create_or_check(run, experiment, identity, dtype, changes.allow_change)
     if changes.rewind_to is not None:
@@ -178,28 +178,32 @@ def _begin(
     checkpoints: Checkpointer,
     notes: list[str],
 ) -> tuple[TrainState, Position]:
-    """The state to go on from; `notes` gets what there is to say of it."""
+    """The restored or initial state and its position; appends messages to `notes`."""
 
-    def tell(step: int, what: str) -> None:
-        notes.append(f"checkpoint {step} is damaged and was passed over: {what}")
+    def tell(step: int, reason: str) -> None:
+        notes.append(f"checkpoint {step} is damaged and was passed over: {reason}")
 
-    found = resume.restore(run, experiment, mesh, checkpoints, tell)
-    if found is None:
+    restored = resume.restore(run, experiment, mesh, checkpoints, tell)
+    if restored is None:
         return first_state(run, experiment, mesh), Position()
-    state, manifest = found
+    state, manifest = restored
     if changed := differences(manifest.code, event_log.code_version()):
-        what = "; ".join(map(str, changed))
-        notes.append(f"since the checkpoint, {what}: losses may differ in their last bits")
+        changes = "; ".join(map(str, changed))
+        notes.append(f"since the checkpoint, {changes}: losses may differ in their last bits")
     return state, Position(manifest.step, manifest.sequences)
 
 
 def _record_start(
-    run: Run, experiment: Experiment, mesh: jax.sharding.Mesh, at: Position, why: str,
+    run: Run,
+    experiment: Experiment,
+    mesh: jax.sharding.Mesh,
+    at: Position,
+    why: str,
     notes: list[str],
-) -> None:  # fmt: skip
-    """Enter the beginning of a session in the ledger, with all that it runs with.
+) -> None:
+    """Record the start of a session and its settings in the event log.
 
-    What has changed since the session before, and how few parameters train, is noted.
+    Appends to `notes` the number of trained parameters and changes since the previous session.
     """
     parameters, trainable = count_params(experiment.model), trained_count(experiment)
     if trainable < parameters or experiment.init_from:
@@ -221,24 +225,24 @@ def _record_start(
 
 
 def _changed_roundings(run: Run, experiment: Experiment, mesh: jax.sharding.Mesh) -> list[str]:
-    """What differs from the session before and may change the last bits of numbers, in words."""
+    """Descriptions of the changes since the last session that may affect rounding."""
     last = history.sessions(run)[-1:]
     if not last or last[0].experiment is None:
         return []
     names = ("model.scan_layers", "model.remat", "train.microbatch")
-    found = differences(asdict(last[0].experiment), asdict(experiment))
-    found = [each for each in found if each.name in names]
-    found += differences(last[0].mesh, dict(mesh.shape), "mesh")
-    found += differences(last[0].device, jax.devices()[0].device_kind, "device")
-    return list(map(str, found))
+    changes = differences(asdict(last[0].experiment), asdict(experiment))
+    changes = [each for each in changes if each.name in names]
+    changes += differences(last[0].mesh, dict(mesh.shape), "mesh")
+    changes += differences(last[0].device, jax.devices()[0].device_kind, "device")
+    return list(map(str, changes))
 
 
 def _base(run: Run, notes: list[str]) -> Data | None:
-    """What the run's parent was trained on, if all hosts can read it."""
-    data, why = base_data(run)
-    if whys := [each for each in processes.exchange(why) if each]:
-        notes.append(whys[0])
-    return None if whys else data
+    """The data of the run's parent, if all hosts can read it."""
+    data, problem = base_data(run)
+    if problems := [each for each in processes.exchange(problem) if each]:
+        notes.append(problems[0])
+    return None if problems else data
 
 
 def _is_finished(run: Run, at: Position, experiment: Experiment) -> bool:

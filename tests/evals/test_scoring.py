@@ -222,14 +222,14 @@ def test_packing_keeps_every_text_whole_and_apart(found, multiple):
             stop = start + len(found[number])
             assert number not in seen
             seen[number] = tuple(batch.rows[row, start:stop].tolist())
-            assert batch.places[row, start:stop].tolist() == list(range(stop - start))
+            assert batch.positions[row, start:stop].tolist() == list(range(stop - start))
     assert seen == dict(enumerate(found))
 
 
 @given(st.lists(tokens, min_size=2, max_size=8))
 @settings(deadline=None)
-def test_a_common_beginning_is_the_longest_there_is_but_no_whole_text(found):
-    shared = packing.common_beginning(found)
+def test_the_common_prefix_is_the_longest_proper_prefix_of_all_texts(found):
+    shared = packing.common_prefix(found)
     assert all(each[: len(shared)] == shared and len(each) > len(shared) for each in found)
     longer = {each[: len(shared) + 1] for each in found}
     assert len(longer) > 1 or min(map(len, found)) == len(shared) + 1

@@ -21,7 +21,7 @@ from gpt3jax.serde import short_hash
 from gpt3jax.train.metrics import cut_after
 from gpt3jax.train.monitor import event_log, phase_timer
 from gpt3jax.train.monitor.goodput import goodput
-from gpt3jax.train.run_setup import identities, only_one
+from gpt3jax.train.run_setup import identities, run_lock
 
 EXPERIMENT = Experiment(
     name="small",
@@ -290,7 +290,7 @@ def test_what_is_no_file_of_a_run_is_neither_waited_for_nor_written_to(tmp_path,
     SPECIAL[special](run.path / name)
 
     def lock():
-        with only_one(run):
+        with run_lock(run):
             pass
 
     with bounds(run.path):

@@ -60,7 +60,7 @@ def params_of(run):
     model = run.experiment().model
     checkpoints = Checkpointer(run.checkpoints)
     params = checkpoints.open_params(max(checkpoints.steps()), model)
-    return {path: params.whole(path) for path in params.leaves}
+    return {path: params.read(path) for path in params.leaves}
 
 
 def same(ours, others):

@@ -11,7 +11,7 @@ from building import changed, randomised
 from gpt3jax.config import Mesh
 from gpt3jax.decoding.decode import decoding_params, prefill
 from gpt3jax.errors import ConfigError
-from gpt3jax.model.float8 import BACKWARD, FORWARD, matmul, rounded
+from gpt3jax.model.float8 import BACKWARD, FORWARD, matmul, to_float8
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.lora import merged_model
 from gpt3jax.plan.layouts import check_fits, meshes
@@ -34,7 +34,7 @@ def arrays():
 def test_the_nearest_numbers_of_the_format_whatever_the_size(arrays, dtype, factor):
     """Half a unit in the last place, of the smallest normal numbers for those below them."""
     x, format = arrays[0] * factor, jnp.finfo(dtype)
-    found = rounded(x, dtype)
+    found = to_float8(x, dtype)
     assert np.log2(found.scale) % 1 == 0, "scaling rounds nothing"
     largest = jnp.abs(found.values.astype(jnp.float32)).max()
     assert float(format.max) / 2 <= largest <= float(format.max)
@@ -44,7 +44,7 @@ def test_the_nearest_numbers_of_the_format_whatever_the_size(arrays, dtype, fact
 
 
 def test_nothing_and_what_is_not_finite_stay_so():
-    assert (rounded(jnp.zeros((2, 2)), FORWARD).values == 0).all()
+    assert (to_float8(jnp.zeros((2, 2)), FORWARD).values == 0).all()
     for bad in (jnp.inf, jnp.nan):
         x = jnp.ones((2, 2)).at[0, 0].set(bad)
         assert not jnp.isfinite(matmul(x, jnp.ones((2, 2)))).all()
@@ -54,7 +54,7 @@ def test_products_and_gradients_are_those_of_the_rounded_numbers(arrays):
     x, w, dy = arrays
 
     def back(value, dtype):
-        eight = rounded(value, dtype)
+        eight = to_float8(value, dtype)
         return eight.values.astype(jnp.float32) * eight.scale
 
     y, pull = jax.vjp(matmul, x, w)

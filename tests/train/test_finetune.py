@@ -163,7 +163,7 @@ def test_layers_that_are_not_chosen_keep_their_bits_and_have_no_gradient(experim
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        ("layers/qvk", "'layers/qvk', which is no parameter.*Near it: layers/qkv"),
+        ("layers/qvk", "'layers/qvk' matches no parameter.*Similar names: layers/qkv"),
         ("layers[2:9]", r"'layers\[2:9\]'.*whose layers are \[0:2\]"),
         ("layers[x]", r"'layers\[x\]', which is no"),
         ("layers/lora", "'layers/lora', which is no"),
@@ -238,7 +238,7 @@ def records(path):
     return [{n: record[n] for n in names if n in record} for record in Run(path).metrics()]
 
 
-def test_a_run_begins_at_its_parent_resumes_bit_for_bit_without_it_and_leaves_it_alone(
+def test_a_fine_tuned_run_resumes_bit_for_bit_and_does_not_write_to_its_parent(
     base, tuned, tmp_path
 ):
     untouched = files(base)
@@ -319,7 +319,7 @@ def test_a_base_that_does_not_fit_is_refused_and_nothing_is_begun(
         (changed(tuned, model={"n_layers": 3}), "--model.n-layers is 3, but .* has 2"),
         (changed(tuned, model={"mup_base": (16, 4)}), r"--model.mup-base is \(16, 4\), but .* has"),
         (changed(foreign, model={"vocabulary": 301}), "--model.vocabulary is 301"),
-        (changed(tuned, train={"only": ("nothing",)}), "'nothing', which is no parameter"),
+        (changed(tuned, train={"only": ("nothing",)}), "'nothing' matches no parameter"),
     ]:
         with pytest.raises(ConfigError, match=said):
             train(experiment, run)

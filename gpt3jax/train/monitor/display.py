@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a progress bar, or plain lines when piped."""
+"""Terminal output of training: a progress bar, or plain lines if the output is piped."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Display:
     def __init__(
         self, total_tokens: int, done_tokens: int, step: int, *, silent: bool = False
     ) -> None:
-        """Begin at a position, of which `step` is the number."""
+        """Start at `done_tokens`, after step `step`."""
         self._console = Console(quiet=silent, highlight=False, soft_wrap=True)
         self._bar = None
         if self._console.is_terminal and not silent:
-            # What may be cut off on a narrow terminal comes last.
+            # The last column is truncated on a narrow terminal.
             figures = Column(no_wrap=True, overflow="ellipsis", ratio=1)
             self._bar = Progress(
                 TextColumn("step {task.fields[step]:,}  {task.percentage:.0f}%"),
@@ -45,10 +45,10 @@ class Display:
     def show(self, record: dict[str, Any]) -> None:
         """Show a logged record.
 
-        On a terminal the bar has the newest figures; a line stays for each evaluation, and for
-        each tenth of the tokens. Elsewhere each record has its line.
+        On a terminal the bar shows the newest figures, and a line is printed for each evaluation
+        and for each tenth of the tokens. Otherwise a line is printed for each record.
         """
-        with self._reader_may_leave():
+        with self._ignore_closed_output():
             self._show(record)
 
     def _show(self, record: dict[str, Any]) -> None:
@@ -70,27 +70,27 @@ class Display:
             self._console.print(line + figures(record))
 
     def note(self, text: str) -> None:
-        """Print a line of its own."""
-        with self._reader_may_leave():
+        """Print a message on a separate line."""
+        with self._ignore_closed_output():
             self._console.print(text, markup=False)
 
     def close(self) -> None:
         if self._bar:
-            with self._reader_may_leave():
+            with self._ignore_closed_output():
                 self._bar.stop()
 
     @contextmanager
-    def _reader_may_leave(self) -> Iterator[None]:
-        """Training goes on when its terminal has gone, or nobody reads the pipe any more."""
+    def _ignore_closed_output(self) -> Iterator[None]:
+        """Continue silently if the terminal or the reader of the pipe is gone."""
         try:
             yield
-        except (OSError, SystemExit):  # Of rich, when a pipe is broken.
+        except (OSError, SystemExit):  # Rich raises SystemExit for a broken pipe.
             self._console.quiet, self._bar = True, None
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def figures(record: dict[str, Any]) -> str:
-    """The figures of a record in words and units."""
+    """The figures of a record as text, with units."""
     parts = []
     if "loss" in record:
         parts.append(f"loss {record['loss']:.3f} nats/token")
@@ -101,7 +101,7 @@ def figures(record: dict[str, Any]) -> str:
 
 
 def held_out_losses(record: dict[str, Any]) -> list[str]:
-    """The validation losses that a record has, each with the windows that it is over."""
+    """The validation losses of a record as text, with the number of windows."""
     parts = []
     for name, words in (("val", "validation"), ("base_val", "the base's validation")):
         if record.get(f"{name}_loss") is None:
@@ -114,6 +114,6 @@ def held_out_losses(record: dict[str, Any]) -> list[str]:
 
 
 def over_windows(record: dict[str, Any], name: str = "val") -> str:
-    """Over how many of the held-out windows a loss was measured; empty if no record says so."""
+    """The number of held-out windows of a loss as text; empty if not recorded."""
     windows, available = record.get(f"{name}_windows"), record.get(f"{name}_windows_available")
     return "" if windows is None else f" ({windows:,} of {available:,} windows)"

@@ -1,4 +1,4 @@
-"""The run's diary: one JSON object per event, appended and flushed."""
+"""The event log of a run, RUN/ledger.jsonl: one JSON object per event."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gpt3jax.run_dir import read_events
 
 
 def record(path: Path, event: str, **facts: Any) -> None:
-    """Append an event with its time (seconds since 1970). A full disk costs it, not the run."""
+    """Append an event with its time (seconds since 1970). On an OSError it warns and returns."""
     line = json.dumps({"event": event, "time": round(time.time(), 3), **facts}) + "\n"
     try:
         with path.open("ab+") as file:
-            # Behind a line that a kill has torn, this one would be lost, too.
+            # Start a new line after one that a kill left incomplete.
             if file.tell() and not _ends_a_line(file):
                 line = "\n" + line
             file.write(line.encode())
@@ -40,7 +40,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def code_version() -> dict[str, str]:
-    """What ran: this package, its commit where there is one, and the libraries under it."""
+    """Versions of this package, its git commit, Python, and the main dependencies."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece")
     return {
         "gpt3jax": __version__,
@@ -51,9 +51,9 @@ def code_version() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Commit of the checkout this package runs from, marked when files differ; or `unknown`.
+    """`git describe --always --dirty` of this package's checkout, or `unknown`.
 
-    Another repository's, as of a project whose environment this is installed in, says nothing.
+    Ignores other repositories, such as that of a project with this package in its environment.
     """
     package = Path(__file__).parents[2]
     try:
@@ -65,7 +65,7 @@ def _commit() -> str:
 
 
 def _git(folder: Path, *words: str) -> str:
-    """What git says; nothing where it fails."""
+    """The output of a git command; empty if it fails."""
     command = ["git", "-C", str(folder), *words]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    return found.stdout.strip()
+    result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    return result.stdout.strip()

@@ -1,9 +1,8 @@
-"""Where a run's wall time went, by the clocks that its sessions kept.
+"""Goodput: the wall time of a run by phase, from the clocks of its sessions.
 
-A session is one call of `train`. At its end the ledger gets its clock: when it
-began and ended, and the seconds of each phase between. The clock of the session
-that runs now, or that was killed and that none has yet accounted for, is
-clock.json. Units: seconds; times are seconds since 1970.
+A session is one call of `train`. At its end its clock is appended to the event log: the times of
+its start and end, and the seconds of each phase. The clock of the current session, or of a killed
+one that is not in the event log yet, is clock.json. Units: seconds; times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ PHASES = (
     ("start", "all else before the first step"),
     ("idle", "between sessions: nothing ran"),
 )
-"""What time goes to, and what each is; the order in which it is shown."""
+"""Phases and their descriptions, in the order in which they are shown."""
 
 
 @dataclass(frozen=True)
 class Goodput:
-    """A run's wall time, and what it went to."""
+    """The wall time of a run by phase."""
 
     wall_seconds: float
-    """From the first session's beginning to the last one's end. Never less than the sessions
-    and the pauses between them, as it would be where a host's clock was set back."""
+    """From the start of the first session to the end of the last. At least the sum of all sessions
+    and pauses, even if a host's clock was set back."""
     seconds_by_phase: dict[str, float]
     """All of PHASES, in that order; they add up to the wall time."""
     sessions: int
     killed: int
-    """Sessions known to have been killed: a later one has accounted for them."""
+    """Number of killed sessions that a later session has recorded."""
 
     def shares(self) -> dict[str, float]:
         """Each phase's share of the wall time, 0 to 1."""
@@ -48,42 +47,42 @@ class Goodput:
 
     @property
     def goodput(self) -> float:
-        """Share of the wall time (0 to 1) in which a step was done for the first time."""
+        """Fraction of the wall time (0 to 1) spent in steps that were done for the first time."""
         return self.shares()["step"]
 
 
 def goodput(run: Run) -> Goodput | None:
-    """Where the time of a run went so far; None where no clock was kept, or it shows no time."""
+    """The goodput of a run so far; None if no time was recorded."""
     sessions = _sessions(run)
-    # A clock that was set back would give less than nothing, within a session or between two.
+    # Clocks that were set back would give negative times, within or between sessions.
     lengths = [max(s["until"] - s["began"], sum(s["seconds"].values())) for s in sessions]
     pauses = [max(0.0, b["began"] - a["until"]) for a, b in itertools.pairwise(sessions)]
     wall = sum(lengths) + sum(pauses)
     if wall == 0:
         return None
-    seconds = {
+    seconds: dict[str, float] = {
         phase: sum(session["seconds"].get(phase, 0.0) for session in sessions)
         for phase, _ in PHASES
     }
-    # What rounding left over is idle, too.
+    # Rounding errors count as idle.
     seconds["idle"] += max(0.0, wall - sum(seconds.values()))
     killed = sum(bool(session.get("killed")) for session in sessions)
     return Goodput(wall, seconds, len(sessions), killed)
 
 
 def _sessions(run: Run) -> list[dict[str, Any]]:
-    """The clocks of all sessions, each once, in their order."""
-    # Read before the ledger: a session that ends just now must be in one of the two.
+    """The clock of each session, in order."""
+    # Read before the event log, so that a session that ends now is in one of the two.
     current = read_clock(run)
     ended = [event for event in read_events(run.ledger_file) if event["event"] == "clock"]
-    found: dict[float, dict[str, Any]] = {}
+    sessions: dict[float, dict[str, Any]] = {}
     for session in filter(is_account, [*ended, current]):
-        found.setdefault(session["began"], session)
-    return list(found.values())
+        sessions.setdefault(session["began"], session)
+    return list(sessions.values())
 
 
 def read_clock(run: Run) -> Any:
-    """What clock.json holds; None if it is not there, or damaged."""
+    """The content of clock.json; None if it is missing or damaged."""
     try:
         return serde.read(run.clock_file)
     except (OSError, ValueError):
@@ -91,7 +90,7 @@ def read_clock(run: Run) -> Any:
 
 
 def is_account(clock: Any) -> bool:
-    """Whether it is what a session keeps of its time, and not of another age."""
+    """Whether a JSON value is a valid clock of a session."""
     try:
         numbers = [clock["began"], clock["until"], clock["step"], *clock["seconds"].values()]
     except (KeyError, TypeError, AttributeError):

@@ -1,4 +1,4 @@
-"""Loss spikes, a loss far above the recent ones; and divergence, a loss worse than guessing."""
+"""Detect loss spikes (far above recent losses) and divergence (worse than uniform guessing)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from collections.abc import Iterable
 from typing import Any
 
 WINDOW = 128
-"""Steps that count as recent."""
+"""Number of recent steps for mean and deviation."""
 FEWEST = 32
+"""Minimum number of recent steps."""
 SIGMAS = 6.0
+"""Threshold of a spike, standard deviations above the mean."""
 WORSE = 1.0
-"""Nats per token."""
+"""Threshold of divergence above guessing, nats per token."""
 LASTING = 10
-"""Steps in a row."""
+"""Number of consecutive steps above the threshold that count as divergence."""
 
 
 class Spikes:
-    """The losses of the recent steps that were no spikes."""
+    """Spike detector over the recent losses that are not spikes."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=WINDOW)
@@ -35,20 +37,20 @@ class Spikes:
 
 
 class Divergence:
-    """Whether the loss stays well above that of guessing, or of the first step if that is higher.
+    """Detects a loss that stays above the loss of guessing, or of the first step if higher.
 
-    Guessing every token alike has the loss ln(vocabulary), about that of a new model.
+    Uniform guessing has the loss ln(vocabulary), about that of an untrained model.
     """
 
     def __init__(self, vocabulary: int, logged: Iterable[dict[str, Any]] = ()) -> None:
-        """`logged` are the run's records so far."""
+        """`logged` are the run's metrics so far."""
         first = next((r["loss"] for r in logged if r.get("loss") is not None), 0.0)
         self.limit = max(math.log(vocabulary), first) + WORSE
         """Nats per token."""
         self._is_new, self._above = first == 0.0, 0
 
     def see(self, loss: float) -> bool:
-        """Whether this loss is the one that makes it a divergence."""
+        """Whether divergence is detected at this loss; true once per divergence."""
         if self._is_new:
             self.limit, self._is_new = max(self.limit, loss + WORSE), False
         self._above = self._above + 1 if loss > self.limit else 0

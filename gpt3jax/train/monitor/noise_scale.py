@@ -1,15 +1,15 @@
-"""The gradient noise scale: how large a batch is before a larger one stops paying.
+"""The gradient noise scale, an estimate of the critical batch size.
 
-McCandlish et al. 2018 (arXiv 1812.06162), appendix A.1; Brown et al. chose their batch
-sizes by it (section 2.3). With the gradient's true value G and, of one token, covariance
-Sigma, a gradient over b tokens has the expected square |G|^2 + tr(Sigma) / b. Squares at
-two sizes of batch give both, without bias:
+McCandlish et al. 2018 (arXiv 1812.06162), appendix A.1; Brown et al. used it to choose batch sizes
+(section 2.3). With the true gradient G and the covariance Sigma of one token's gradient, a gradient
+over b tokens has the expected square |G|^2 + tr(Sigma) / b. Squares at two batch sizes give
+unbiased estimates of both:
 
     |G|^2     = (B |g_B|^2 - b |g_b|^2) / (B - b)
     tr(Sigma) = (|g_b|^2 - |g_B|^2) / (1/b - 1/B)
 
-and the noise scale is tr(Sigma) / |G|^2, in tokens. Where gradients are accumulated, those
-of the microbatches are there already: it costs their squares, and no pass.
+and the noise scale is tr(Sigma) / |G|^2, in tokens. Gradient accumulation already computes the
+gradients of microbatches, so the additional cost is only that of their squares.
 """
 
 from __future__ import annotations
@@ -26,46 +26,46 @@ from gpt3jax.sharding.axes import AXES
 from gpt3jax.sharding.collectives import axis_size, psum
 
 DECAY = 0.95
-"""Of the averages from one logged step to the next."""
+"""Decay of the moving averages per logged step."""
 SIDES = ("grad_square", "grad_variance")
-"""Names of the two sides in the metrics."""
+"""Names of the two estimates in the metrics."""
 
 Squares = dict[int, jax.Array]
-"""Squares of gradients, by how many devices hold an own share of the batch for them."""
+"""Squared norms of gradients, by the number of devices that have a separate share of the batch."""
 
 
 def small_squares(gradients: Any, parts: Any) -> Squares:
-    """|g_b|^2 of a microbatch before devices add up, this device's part.
+    """|g_b|^2 of a microbatch before the gradients are summed over devices; this device's part.
 
-    What devices hold whole along `data` or `fsdp` is one gradient for each, of a smaller
-    batch: the mean of their squares counts, and its size of batch is its own.
+    Parameters that are replicated along `data` or `fsdp` have one gradient per device, each of a
+    smaller batch. The mean of their squares is used, with that batch size.
 
     Args:
-      gradients: each device's own.
+      gradients: this device's gradients.
       parts: the PartitionSpec of each.
     """
-    found: Squares = {}
+    squares: Squares = {}
     for gradient, part in _pairs(gradients, parts):
         shares, copies = _shares(part)
         if copies > 1:
-            # Devices along `tensor` have parts of the same windows.
+            # Devices along `tensor` share the same windows.
             gradient = psum(gradient, "tensor")
         square = jnp.sum(jnp.square(gradient)) * (shares / copies)
-        found[shares] = found.get(shares, jnp.zeros(())) + square
-    return found
+        squares[shares] = squares.get(shares, jnp.zeros(())) + square
+    return squares
 
 
 def estimate(
     small: Squares, gradients: Any, parts: Any, tokens: int, microbatches: jax.Array
 ) -> dict[str, jax.Array]:
-    """Both sides of the noise scale, of one step; NaN where there is but one size of batch.
+    """Both estimates for one step; NaN if there is only one batch size.
 
     Args:
-      small: added up over the microbatches.
-      gradients: of the whole batch, this device's part.
+      small: `small_squares`, summed over the microbatches.
+      gradients: gradients of the complete batch, this device's shards.
       parts: the PartitionSpec of each.
-      tokens: in a microbatch, over all devices.
-      microbatches: how many.
+      tokens: tokens in a microbatch, over all devices.
+      microbatches: number of microbatches.
 
     Returns:
       `grad_square`, |G|^2, and `grad_variance`, tr(Sigma) of one token.
@@ -76,12 +76,12 @@ def estimate(
         square = jnp.sum(jnp.square(gradient)) / (shares * copies)
         big[shares] = big.get(shares, jnp.zeros(())) + square
     square = variance = jnp.zeros(())
-    for shares, of_big in big.items():
-        at_small, at_big = tokens / shares, tokens * microbatches
-        of_small, of_big = psum(small[shares], *AXES) / microbatches, psum(of_big, *AXES)
-        apart = jnp.where(at_big > at_small, at_big - at_small, jnp.nan)
-        square += (at_big * of_big - at_small * of_small) / apart
-        variance += (of_small - of_big) * at_small * at_big / apart
+    for shares, big_square in big.items():
+        small_tokens, big_tokens = tokens / shares, tokens * microbatches
+        of_small, of_big = psum(small[shares], *AXES) / microbatches, psum(big_square, *AXES)
+        difference = jnp.where(big_tokens > small_tokens, big_tokens - small_tokens, jnp.nan)
+        square += (big_tokens * of_big - small_tokens * of_small) / difference
+        variance += (of_small - of_big) * small_tokens * big_tokens / difference
     return {"grad_square": square, "grad_variance": variance}
 
 
@@ -90,16 +90,16 @@ def _pairs(gradients: Any, parts: Any) -> Iterable[tuple[jax.Array, PartitionSpe
 
 
 def _shares(part: PartitionSpec) -> tuple[int, int]:
-    """Devices with an own share of the batch for a leaf, and with a copy for the same share."""
-    whole = [axis for axis in AXES if axis not in part]
-    copies = axis_size("tensor") if "tensor" in whole else 1
-    return axis_size(*(axis for axis in whole if axis != "tensor")), copies
+    """Number of devices with separate shares of the batch for a leaf, and of copies per share."""
+    replicated = [axis for axis in AXES if axis not in part]
+    copies = axis_size("tensor") if "tensor" in replicated else 1
+    return axis_size(*(axis for axis in replicated if axis != "tensor")), copies
 
 
 class NoiseScale:
-    """The noise scale over the logged steps: an average of each side, then their ratio.
+    """The noise scale over the logged steps: the ratio of moving averages of both estimates.
 
-    Given the records of earlier sessions, it continues as if training had not been interrupted.
+    With the records of earlier sessions, it continues as if training had not been interrupted.
     """
 
     def __init__(self, log_every: int, records: Iterable[dict[str, Any]] = ()):
@@ -109,10 +109,10 @@ class NoiseScale:
             self._see(record, record["step"])
 
     def add(self, record: dict[str, float], step: int, is_complete: bool) -> dict[str, float]:
-        """The record of a step with `noise_scale`, tokens, where it can be estimated.
+        """The record of a step with `noise_scale` in tokens, if it can be estimated.
 
-        Both sides are left out of the record where they have no meaning: where there was one
-        microbatch, or (`is_complete` False) the last one was padded.
+        Removes both estimates from the record if they are invalid: with a single microbatch, or if
+        the last one was padded (`is_complete` False).
         """
         sides = {name: record[name] for name in SIDES if name in record}
         if not is_complete or not all(map(math.isfinite, sides.values())):
@@ -121,16 +121,16 @@ class NoiseScale:
         return record if scale is None else record | {"noise_scale": scale}
 
     def _see(self, record: dict[str, Any], step: int) -> float | None:
-        """The noise scale after a record; None if the record has no estimate, or there is none yet.
+        """The noise scale after a record; None if the record has no estimate or it is too early.
 
-        A step that was logged only because the run stopped there does not enter the averages.
+        A step that was logged only because the run stopped there is ignored.
         """
         square, variance = (record.get(name) for name in SIDES)
         if square is None or variance is None or step % self._log_every:
             return None
-        # Both averages start at zero, and the bias cancels in the ratio.
+        # Both averages start at zero; the bias cancels in the ratio.
         self._square += (1 - DECAY) * (square - self._square)
         self._variance += (1 - DECAY) * (variance - self._variance)
-        # Small differences of noisy numbers: either can be negative at first.
+        # As differences of noisy numbers, both can be negative at first.
         is_known = self._square > 0 and self._variance > 0
         return self._variance / self._square if is_known else None

@@ -1,4 +1,4 @@
-"""What is kept of a step whose loss or gradient is not finite: a page that tells where it began.
+"""Incident reports of steps whose loss or gradient is not finite, with the first bad tensor.
 
 Legend: B windows, T context, N layers.
 """
@@ -33,42 +33,41 @@ from gpt3jax.sharding.rules import partition_spec, partition_specs
 from gpt3jax.train.loss import tokens_read, window_loss
 
 SHOWN = 64
-"""Windows whose text is on the page, at most."""
+"""Maximum number of windows whose text is shown."""
 
 
 @dataclass(frozen=True)
 class Incident:
-    """A bad step, and where it began."""
+    """A non-finite step and its first bad tensor."""
 
     step: int
     loss: float
     grad_norm: float
     learning_rate: float
     sequences: range
-    """The windows of its batch, counted from the start of the run."""
+    """The windows of the batch, counted from the start of the run."""
     first_bad: str
-    """The first tensor that is not finite, in the order of computation, and its layer."""
+    """The first non-finite tensor in the order of computation, and its layer."""
     replay: str
-    """The command that does the step again."""
+    """The command that replays the step."""
 
 
 def first_bad(params: Params, windows_MBT1: jax.Array, count: int, model: Model) -> str:
-    """The first tensor that is not finite when these parameters read these windows.
+    """The first non-finite tensor for these parameters and windows.
 
-    In the order of computation: parameters, the stream after each layer, the
-    logits, the gradients from the top down.
+    In the order of computation: parameters, the residual stream after each layer, the logits, the
+    gradients from the last layer to the first.
     """
     find = jax.jit(partial(_finite, model=model))
     for index in range(count):
-        found = jax.tree.map(np.asarray, find(params, windows_MBT1[index]))
-        bad = _first(found)
+        bad = _first(jax.tree.map(np.asarray, find(params, windows_MBT1[index])))
         if bad:
             return f"{bad} (microbatch {index + 1} of {count})"
     return "none any more: the parameters have changed since, by the step after it"
 
 
 def _finite(params: Params, windows_BT1: jax.Array, *, model: Model) -> dict[str, Any]:
-    """Whether tensors are finite: each leaf's parameter and gradient, the stream and the loss."""
+    """Whether each parameter and gradient, the residual stream and the loss are finite."""
     parts = partition_specs(param_specs(model))
     check = shard_map(
         partial(_finite_here, model=model),
@@ -84,33 +83,33 @@ def _finite_here(params: Params, windows_BT1: jax.Array, *, model: Model) -> dic
     (loss, _), gradients = jax.value_and_grad(partial(window_loss, model=model), has_aux=True)(
         params, windows_BT1
     )
-    found = {
+    finite = {
         "parameters": jax.tree_util.tree_map_with_path(_by_layer, params),
         "stream": jnp.stack(list(activations["finite"])),
         "loss": jnp.isfinite(loss),
         "gradients": jax.tree_util.tree_map_with_path(_by_layer, gradients),
     }
-    return jax.tree.map(lambda ok: psum((~ok).astype(jnp.int32), *AXES) == 0, found)
+    return jax.tree.map(lambda ok: psum((~ok).astype(jnp.int32), *AXES) == 0, finite)
 
 
 def _by_layer(path: tuple, leaf: jax.Array) -> jax.Array:
-    """Whether a leaf is finite; of a stacked one, for each layer."""
+    """Whether a leaf is finite; for stacked leaves, per layer."""
     is_stacked = path[0].key == "layers"
     return jnp.isfinite(leaf).all(axis=tuple(range(int(is_stacked), leaf.ndim)))
 
 
-def _first(found: dict[str, Any]) -> str | None:
-    for name, ok in named_leaves(found["parameters"]).items():
+def _first(finite: dict[str, Any]) -> str | None:
+    for name, ok in named_leaves(finite["parameters"]).items():
         if not ok.all():
             return f"parameter {name}{_layer(ok, first=True)}"
-    if not found["stream"].all():
-        return f"residual stream after layer {int(np.argmin(found['stream']))}"
-    if not found["loss"]:
+    if not finite["stream"].all():
+        return f"residual stream after layer {int(np.argmin(finite['stream']))}"
+    if not finite["loss"]:
         return "logits and loss"
-    bad = {name: ok for name, ok in named_leaves(found["gradients"]).items() if not ok.all()}
+    bad = {name: ok for name, ok in named_leaves(finite["gradients"]).items() if not ok.all()}
     if not bad:
         return None
-    # Backward, the highest layer comes first; the embeddings come last.
+    # The backward pass begins at the last layer and ends at the embeddings.
     name = max(bad, key=lambda name: _highest(bad[name]))
     return f"gradient of {name}{_layer(bad[name], first=False)}"
 

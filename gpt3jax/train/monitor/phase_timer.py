@@ -1,12 +1,11 @@
-"""Where the time goes: each second of a session is in one phase, and a thread writes the account.
+"""Phase timer and watchdog of a training session.
 
-The account is written every second or so, so that a session that is killed
-still says how it spent its time; the next one enters it in the ledger.
+Every second of a session belongs to one phase. A thread writes the totals to clock.json about once
+a second, so that they survive a kill; the next session appends them to the event log.
 
-Another thread ends a process that has stopped getting anywhere: in a job of many
-hosts, one that waits for ever (a disk, a lock, a peer that waits itself) makes
-all of them wait. The one whose phase is not `step` is the one to look at. This
-thread does no I/O itself, since the disk may be what hangs.
+A watchdog thread ends a process that makes no progress: in a job of many hosts, one that hangs (on
+a disk, a lock or a peer) makes all of them hang. Usually the culprit is the host whose phase is not
+`step`. The watchdog does no I/O itself, since the disk may be what hangs.
 """
 
 from __future__ import annotations
@@ -28,30 +27,31 @@ from gpt3jax.train.monitor import event_log
 from gpt3jax.train.monitor.goodput import is_account, read_clock
 
 Phase = Literal["start", "restore", "compile", "data", "step", "replay", "save", "evaluate"]
-"""`replay`: steps that an earlier session had done and lost."""
+"""`replay`: steps that an earlier session had already done, but not saved."""
 
 TICK_S = 1.0
 REPORT_S = 5.0
-"""How long a stuck process tries to say so, on the terminal and in its report, before it ends."""
+"""Time to print and write the report of a stuck process before it ends, seconds."""
 STUCK_EXIT = 70
 LONGER = {
     "start": 6.0, "restore": 6.0, "compile": 6.0, "evaluate": 6.0, "save": 6.0,
     "step": 2.0, "replay": 2.0,
 }  # fmt: skip
-"""Phases that may take this many times as long before the process counts as stuck. In a step
-it waits for the others: the one that keeps them waiting should be the first to say so."""
+"""Factors on the time limit of phases. In a step a host may be waiting for the others, so its limit
+is longer, and the host that hangs in another phase reports first."""
 
 
 class PhaseTimer:
     """The phases of one session of training."""
 
     def __init__(self, run: Run, began: float, stuck_after: float = 0.0):
-        """Keep time from `began` on (seconds since 1970).
+        """Start the threads.
 
         Args:
-          run: where the account is kept, by the first process.
-          began: when the session's process set out to train.
-          stuck_after: seconds that a phase may last before the process is ended; 0: for ever.
+          run: the run; process 0 writes its clock.json.
+          began: start of the session, seconds since 1970.
+          stuck_after: time limit of a phase in seconds, after which the watchdog ends the process;
+            0 disables it.
         """
         self._run, self._stuck_after = run, stuck_after
         self._began, self._zero = began, time.monotonic() - max(0.0, time.time() - began)
@@ -59,15 +59,15 @@ class PhaseTimer:
         self._phase, self._since, self._step = "start", self._zero, 0
         self._entered = 0
         self._lock, self._closed = threading.Lock(), threading.Event()
-        # Asked here: the threads must not wait for a lock of jax's that the main thread may hold.
+        # Computed here, since the threads must not wait for JAX's locks.
         self._name, self._report = processes.name(), run.stuck_file(processes.index())
-        self._writer = _start(self._keep, "clock") if processes.is_first() else None
+        self._writer = _start(self._write_loop, "clock") if processes.is_first() else None
         self._ended = threading.Event()
         if stuck_after:
             _start(self._watch, "watchdog")
 
     def enter(self, phase: Phase, step: int | None = None) -> None:
-        """The main thread begins a phase; `step` is the last one that is done."""
+        """Enter a phase; `step` is the last completed step. Called by the main thread."""
         with self._lock:
             now = time.monotonic()
             self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
@@ -75,7 +75,7 @@ class PhaseTimer:
             self._step = self._step if step is None else step
 
     def account(self) -> dict[str, Any]:
-        """When the session began, until when it is accounted for, and the seconds by phase."""
+        """The clock of the session so far: start, end, step, and seconds by phase."""
         with self._lock:
             now = time.monotonic()
             seconds = dict(self._seconds)
@@ -88,23 +88,23 @@ class PhaseTimer:
             }
 
     def close(self) -> None:
-        """End the session, and enter it in the ledger."""
+        """End the session, and append its clock to the event log."""
         self._closed.set()
         try:
             if self._writer:
                 self._writer.join()
                 event_log.record(self._run.ledger_file, "clock", **self.account(), killed=False)
                 self._run.clock_file.unlink(missing_ok=True)
-        finally:  # Watched until here: the disk may hang in this, too.
+        finally:  # The watchdog runs until here, since the disk may hang in this, too.
             self._ended.set()
 
-    def _keep(self) -> None:
+    def _write_loop(self) -> None:
         while not self._closed.wait(TICK_S):
-            with contextlib.suppress(OSError):  # A full disk costs the account, not the run.
+            with contextlib.suppress(OSError):  # A full disk does not stop the run.
                 self._write()
 
     def _watch(self) -> None:
-        # Counted in ticks: a process that is suspended and goes on was not stuck.
+        # Counted in ticks, so that the time of a suspended process does not count.
         tick = min(TICK_S, self._stuck_after / 4)
         seen, lasted = self._entered, 0.0
         while not self._ended.wait(tick):
@@ -114,13 +114,13 @@ class PhaseTimer:
                 self._end(phase, lasted)
 
     def _write(self) -> None:
-        # Not made durable: a loss of power may cost some seconds of the account.
+        # No fsync: a power failure may lose the last seconds.
         new = self._run.clock_file.with_suffix(".new")
         new.write_text(json.dumps(self.account()))
         os.replace(new, self._run.clock_file)
 
     def _end(self, phase: str, lasted: float) -> None:
-        """End the process with its stacks in a report; after `REPORT_S` in any case."""
+        """Write the stacks of all threads to a report and end the process within `REPORT_S`."""
 
         def say(text: str) -> None:
             print(f"error: {text}", file=sys.stderr, flush=True)
@@ -151,8 +151,8 @@ def _start(work: Callable[[], None], name: str) -> threading.Thread:
 
 
 def _stacks() -> str:
-    """Where each thread is. From memory: faulthandler would write while it holds Python's lock,
-    and a file that hangs would stop every thread."""
+    """The stacks of all threads as text. Not by faulthandler, which writes while it holds the GIL,
+    so that a file that hangs would stop every thread."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     lines = []
     for thread, innermost in sys._current_frames().items():
@@ -164,7 +164,7 @@ def _stacks() -> str:
 
 
 def close_interrupted_session(run: Run) -> int:
-    """Enter in the ledger a session that was killed; returns the furthest step of any session."""
+    """Append the clock of a killed session to the event log; returns the furthest step so far."""
     events, last = event_log.read(run.ledger_file), read_clock(run)
     clocks = [event for event in events if event["event"] == "clock" and is_account(event)]
     if is_account(last) and last["began"] not in [clock["began"] for clock in clocks]:

@@ -1,4 +1,5 @@
-"""Steps done again, to find what changed in silence: memory, a processor, a library, a file."""
+"""Replay steps and compare them bit for bit, to detect silent corruption of memory or files, faulty
+processors, and changes of libraries."""
 
 from __future__ import annotations
 
@@ -28,14 +29,14 @@ MeshFor = Callable[[Experiment], jax.sharding.Mesh]
 
 @dataclass(frozen=True)
 class Replay:
-    """How the steps went this time."""
+    """The result of a replay."""
 
     compared: int
-    """Logged values and states of checkpoints, of the steps that were asked for."""
+    """Number of compared values: metrics and checkpoint states."""
     differences: list[tuple[int, str]]
-    """Step, and what was another."""
+    """Step and description of each difference."""
     notes: list[str]
-    """Settings of the sessions that could not be had again."""
+    """Settings of the sessions that could not be reproduced."""
 
 
 def replay(
@@ -46,21 +47,21 @@ def replay(
     last: int,
     mesh_for: MeshFor,
 ) -> Replay:
-    """Do steps begin+1 to last again, and compare those after `first` bit for bit.
+    """Replay steps begin + 1 to last, and compare those after `first` bit for bit.
 
-    Each step reads the windows, and runs with the settings, that the run's record has for it.
+    Each step has the windows and the settings that the run's records have for it.
 
     Args:
-      run: the run; nothing in it is changed.
+      run: the run; read only.
       checkpoints: its checkpoints.
-      begin: the step of one of them, or 0 for the start.
+      begin: the step of a checkpoint, or 0 for the start.
       first: the last step that is not compared.
-      last: the last step to do.
-      mesh_for: gives the mesh for steps whose own needs other devices than there are.
+      last: the last step.
+      mesh_for: returns a mesh for steps whose recorded mesh does not fit the devices here.
 
     Raises:
-      ConfigError: the data or the devices do not fit, or the record does not say what was read.
-      DamagedError: the checkpoint is not whole.
+      ConfigError: data or devices do not fit, or the records do not determine the windows.
+      DamagedError: the checkpoint is damaged.
     """
     logged = {record["step"]: record for record in run.metrics()}
     manifests = {step: read_manifest(checkpoints.path(step)) for step in checkpoints.steps()}
@@ -69,32 +70,32 @@ def replay(
         step = batch.after.step
         if step <= first:
             continue
-        known, found = _known(logged.get(step, {}), manifests.get(step), state, batch, metrics)
-        compared += len(known)
-        whats = [
-            f"{name} was {value}, is {found[name]}"
-            for name, value in known.items()
-            if value != found[name]
+        before, now = _values(logged.get(step, {}), manifests.get(step), state, batch, metrics)
+        compared += len(before)
+        changes = [
+            f"{name} was {value}, is {now[name]}"
+            for name, value in before.items()
+            if value != now[name]
         ]
-        if found["loss"] is None or found["grad_norm"] is None:
-            # Its update was left out: the state is still the one that made it.
+        if now["loss"] is None or now["grad_norm"] is None:
+            # The update was not applied, so this is still the state before the step.
             bad = nonfinite.first_bad(state.params, batch.windows, batch.count, experiment.model)
-            whats.append(f"not finite. First: {bad}")
-        differences += [(step, what) for what in whats]
+            changes.append(f"not finite. First: {bad}")
+        differences += [(step, change) for change in changes]
     return Replay(compared, differences, notes)
 
 
 def _steps(
     run: Run, checkpoints: Checkpointer, begin: int, last: int, mesh_for: MeshFor, notes: list[str]
 ) -> Iterator[tuple[Experiment, TrainState, Batch, Metrics]]:
-    """Each step after `begin`, done again; the mesh that it ran on is set meanwhile."""
-    found: tuple[TrainState, Position] | None = None
+    """Replay each step after `begin`; yields with the step's mesh set."""
+    previous: tuple[TrainState, Position] | None = None
     for step, end, experiment, mesh in _legs(run, begin, last, mesh_for, notes):
         spans = [history.windows_read(run, each) for each in range(step + 1, end + 1)]
-        # What is read ahead after the last batch is not used.
+        # The last size repeats, since the feed prefetches further batches, which are not used.
         sizes = [*((len(span), 1) for span in spans), (len(spans[-1]), sys.maxsize)]
         with jax.set_mesh(mesh):
-            state, start = found or _begin(run, experiment, mesh, checkpoints, begin)
+            state, start = previous or _begin(run, experiment, mesh, checkpoints, begin)
             shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
             state = jax.device_put(state, shardings)
             stepper = Stepper(experiment, mesh, start, run.skips(), sizes)
@@ -103,15 +104,15 @@ def _steps(
                     batch = stepper.next_batch()
                     state, metrics = stepper.step(state, batch)
                     yield experiment, state, batch, metrics
-        found = state, stepper.position
+        previous = state, stepper.position
 
 
 def _legs(
     run: Run, begin: int, last: int, mesh_for: MeshFor, notes: list[str]
 ) -> Iterator[tuple[int, int, Experiment, jax.sharding.Mesh]]:
-    """Stretches of steps that one session did: after which step, to which, how, and where.
+    """(first step - 1, last step, experiment, mesh) for each session's range of steps.
 
-    `notes` gets what of the session's settings cannot be had here.
+    Appends to `notes` the settings that cannot be reproduced here.
     """
     sessions = [session for session in history.sessions(run) if session.step < last]
     sessions = sessions or [history.Session(0, None, None, None, None)]
@@ -140,20 +141,20 @@ def _legs(
         yield step, end, experiment, mesh
 
 
-def _known(
+def _values(
     record: dict[str, Any],
     manifest: CheckpointManifest | None,
     state: TrainState,
     batch: Batch,
     metrics: Metrics,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of a step: what the run has of it, and what it comes to now."""
-    found = _numbers(batch, metrics)
-    known = {name: value for name, value in record.items() if name in found}
+    """The recorded values of a step, and the replayed ones."""
+    now = _numbers(batch, metrics)
+    before = {name: value for name, value in record.items() if name in now}
     if manifest is not None:
-        known["state"] = manifest.state
-        found["state"] = replace(manifest, leaves=leaves_of(state)).state
-    return known, found
+        before["state"] = manifest.state
+        now["state"] = replace(manifest, leaves=leaves_of(state)).state
+    return before, now
 
 
 def _begin(
@@ -161,15 +162,17 @@ def _begin(
 ) -> tuple[TrainState, Position]:
     if step not in checkpoints.steps():  # The start of a run that was not imported.
         return first_state(run, experiment, mesh), Position()
-    found = checkpoints.manifest(step)
+    manifest = checkpoints.manifest(step)
     state = checkpoints.restore(step, abstract_state(experiment, mesh))
-    return state, Position(found.step, found.sequences)
+    return state, Position(manifest.step, manifest.sequences)
 
 
 def _numbers(batch: Batch, metrics: Metrics) -> dict[str, Any]:
-    """What a step comes to, as its record has it."""
+    """The values of a step in the form of its record."""
     numbers = {name: float(value) for name, value in metrics.items()}
     finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
     return {
-        **finite, "learning_rate": batch.learning_rate, "sequences": batch.after.sequences,
-    }  # fmt: skip
+        **finite,
+        "learning_rate": batch.learning_rate,
+        "sequences": batch.after.sequences,
+    }
