@@ -135,7 +135,7 @@ def _file(folder: Path, name: str, expected: int | None = None) -> File:
     # Only normalised names: with `x/../x` a manifest could have the same file read many times.
     if not (stat.S_ISREG(status.st_mode) and is_inside and os.path.normpath(name) == name):
         raise DamagedError(f"{name:.100} is not a file of the checkpoint")
-    size = Count(status.st_size)
+    size = status.st_size
     is_values = size > HASHED_BYTES and CHUNK.fullmatch(path.name)
     if is_values or (expected is not None and size != min(expected, LARGEST)):
         return File(size, None)

@@ -32,11 +32,11 @@ NORM_EPSILON = 1e-5
 class _Gpt2:
     """The fields of a GPT-2 config that affect its outputs, with transformers' defaults."""
 
-    n_layer: Count = Count(12)
-    n_head: Count = Count(12)
-    n_embd: Count = Count(768)
-    n_positions: Count = Count(1024)
-    vocab_size: Count = Count(50_257)
+    n_layer: Count = 12
+    n_head: Count = 12
+    n_embd: Count = 768
+    n_positions: Count = 1024
+    vocab_size: Count = 50_257
     n_inner: Count | None = None
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = NORM_EPSILON
@@ -50,13 +50,13 @@ class _Gpt2:
 class _GptNeo:
     """The fields of a GPT-Neo config that affect its outputs, with transformers' defaults."""
 
-    num_layers: Count = Count(24)
-    num_heads: Count = Count(16)
-    hidden_size: Count = Count(2048)
-    max_position_embeddings: Count = Count(2048)
-    vocab_size: Count = Count(50_257)
+    num_layers: Count = 24
+    num_heads: Count = 16
+    hidden_size: Count = 2048
+    max_position_embeddings: Count = 2048
+    vocab_size: Count = 50_257
     intermediate_size: Count | None = None
-    window_size: Count = Count(256)
+    window_size: Count = 256
     attention_types: tuple[Any, ...] = ((("global", "local"), 12),)
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = NORM_EPSILON

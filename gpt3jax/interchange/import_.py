@@ -32,7 +32,7 @@ from gpt3jax.model.lora import merge_lora
 from gpt3jax.model.param_specs import count_params, named_specs, param_specs
 from gpt3jax.run_dir import Run, write_atomic
 from gpt3jax.runtime.atomic_folder import atomic_folder, is_free
-from gpt3jax.serde import Count, short_hash
+from gpt3jax.serde import short_hash
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.monitor import event_log
 from gpt3jax.train.optimizers import make_optimizer
@@ -235,9 +235,7 @@ def _write(
         state = TrainState(params, make_optimizer(experiment).init(params))
         checkpoints = Checkpointer(run.checkpoints, experiment.train.keep)
         try:
-            draft = CheckpointManifest(
-                Count(0), Count(0), (), short_hash(identity), event_log.code_version(), {}
-            )
+            draft = CheckpointManifest(0, 0, (), short_hash(identity), event_log.code_version(), {})
             checkpoints.save(state, draft, on_saved)
             checkpoints.wait()
         finally:

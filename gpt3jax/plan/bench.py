@@ -211,7 +211,7 @@ def bench_save(experiment: Experiment, repeats: int) -> dict[str, Any]:
             began = time.perf_counter()
             checkpoints.save(
                 state,
-                CheckpointManifest(Count(next(steps)), Count(0), (), "", {}, {}),
+                CheckpointManifest(next(steps), 0, (), "", {}, {}),
                 lambda _: None,
             )
             negate_in_place()

@@ -56,7 +56,7 @@ def find_parent(experiment: Experiment) -> Parent:
     damage = None
     for each in [step] if step is not None else reversed(steps):
         try:
-            return Parent(os.path.abspath(path), Count(each), checkpoints.manifest(each).state)
+            return Parent(os.path.abspath(path), each, checkpoints.manifest(each).state)
         except DamagedError as error:
             damage = damage or DamagedError(f"--init-from {path}: checkpoint {each}: {error}")
     assert damage is not None  # Since `steps` is not empty.

@@ -19,7 +19,6 @@ from gpt3jax.checkpoint.manifest import CheckpointManifest
 from gpt3jax.config import Data, Experiment
 from gpt3jax.errors import RunError
 from gpt3jax.run_dir import Run
-from gpt3jax.serde import Count
 from gpt3jax.sharding import processes
 from gpt3jax.train import early_stopping
 from gpt3jax.train.evaluation import Evaluation
@@ -193,9 +192,7 @@ class Loop:
         self.log.sync()
         step, sequences = self.position.step, self.position.sequences
         skips = tuple(skip for skip in self.skips if skip.sequences < sequences)
-        draft = CheckpointManifest(
-            Count(step), Count(sequences), skips, self.identity, self.code, leaves={}
-        )
+        draft = CheckpointManifest(step, sequences, skips, self.identity, self.code, leaves={})
         began = time.monotonic()
 
         def saved(manifest: CheckpointManifest) -> None:

@@ -13,7 +13,6 @@ from gpt3jax.checkpoint.manifest import CheckpointManifest, DamagedError, read_m
 from gpt3jax.config import Experiment
 from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Run, Skip, write_atomic
-from gpt3jax.serde import Count
 from gpt3jax.sharding import processes
 from gpt3jax.train import history
 from gpt3jax.train.metrics import cut_after
@@ -96,7 +95,7 @@ def rewind(run: Run, checkpoints: Checkpointer, step: int, batches: int) -> None
     manifest = checkpoints.manifest(step)
     earlier = tuple(skip for skip in run.skips() if skip.sequences < manifest.sequences)
     windows = _windows_ahead(run, manifest, batches)
-    skips = (*earlier, Skip(manifest.step, manifest.sequences, Count(windows)))
+    skips = (*earlier, Skip(manifest.step, manifest.sequences, windows))
     if skips != run.skips():
         event_log.record(
             run.ledger_file,
