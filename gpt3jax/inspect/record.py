@@ -110,7 +110,6 @@ def inspect_run(
     ):
         report("loading", 0.0)
         saved = load_model(path, step, devices)
-        report("loading", 1.0)
         vocabulary = min(saved.model.vocabulary, saved.tokenizer.vocabulary)
         # Scanned layers compile once; here compilation takes longer than computation.
         model = dataclasses.replace(saved.model, vocabulary=vocabulary, scan_layers=True)
@@ -126,13 +125,12 @@ def inspect_run(
         tokens, prompt_length = _generate(saved, model, settings, report)
         record, targets = _text_record(saved, model, tokens, settings.sampling, layers, report)
         questions = Questions(tokens, targets, windows)
-        training = in_background(
-            _training, saved, model, initial.result(), questions, missing, report
-        )
-        on_progress = partial(report, f"task {chosen_task.name}")
+        beginning = initial.result()
+        training = in_background(_training, saved, model, beginning, questions, missing, report)
         record["shots"] = shots_record(
-            saved.params, model, saved.tokenizer, chosen_task, settings.seed, on_progress
-        )
+            saved.params, model, saved.tokenizer, chosen_task, settings.seed,
+            partial(report, f"task {chosen_task.name}"),
+        )  # fmt: skip
         record["prompt_length"] = prompt_length
         record["anatomy"] = parameters.result()
         record["training"] = training.result()

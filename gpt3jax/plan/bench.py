@@ -40,7 +40,6 @@ from gpt3jax.model import param_specs
 from gpt3jax.model.init import init_params
 from gpt3jax.plan.choose import mesh_for
 from gpt3jax.runtime.chips import peak_flops
-from gpt3jax.serde import Count
 from gpt3jax.train.schedules import Microbatches
 from gpt3jax.train.state import abstract_state, init_sharded_state
 from gpt3jax.train.step import compile_train_step

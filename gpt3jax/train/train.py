@@ -103,27 +103,42 @@ def train(
         # No watchdog in a single process: nobody waits for it, and its steps may be slow.
         timer = phase_timer.PhaseTimer(run, began, stuck_after if jax.process_count() > 1 else 0.0)
         timer_stack.callback(timer.close)
-        timer.enter("restore")
-        notes: list[str] = []
-        state, position = _begin(run, experiment, mesh, checkpoints, notes)
-        _record_start(run, experiment, mesh, position, why, notes)
-        timer.enter("start", position.step)
-        base = _base(run, notes)
-        loop = Loop(experiment, run, mesh, checkpoints, position, caught, timer, reached, base)
-        if "auto" in asdict(experiment.mesh).values():
-            notes.append(why)
-        for note in notes:
-            loop.display.note(note)
-        try:
-            end = loop.go(state)
-        finally:
-            loop.close()
-        signal = (caught or [SIGTERM])[0] if loop.is_stopping else None
-        if processes.is_first():
-            event_log.record(run.ledger_file, "stop", step=end.step, signal=signal)
+        steps, signal = _loop(run, experiment, mesh, checkpoints, caught, timer, reached, why)
         # Early stopping returns to an earlier checkpoint.
         last = processes.on_first(lambda: asdict(resume.furthest(checkpoints)))
-        return Outcome(Position(**last), end.step - position.step, signal)
+        return Outcome(Position(**last), steps, signal)
+
+
+def _loop(
+    run: Run,
+    experiment: Experiment,
+    mesh: jax.sharding.Mesh,
+    checkpoints: Checkpointer,
+    caught: list[int],
+    timer: phase_timer.PhaseTimer,
+    reached: int,
+    why: str,
+) -> tuple[int, int | None]:
+    """Restore the state and train until the end or a signal: steps taken, and the signal."""
+    timer.enter("restore")
+    notes: list[str] = []
+    state, position = _begin(run, experiment, mesh, checkpoints, notes)
+    _record_start(run, experiment, mesh, position, why, notes)
+    timer.enter("start", position.step)
+    base = _base(run, notes)
+    loop = Loop(experiment, run, mesh, checkpoints, position, caught, timer, reached, base)
+    if "auto" in asdict(experiment.mesh).values():
+        notes.append(why)
+    for note in notes:
+        loop.display.note(note)
+    try:
+        end = loop.go(state)
+    finally:
+        loop.close()
+    signal = (caught or [SIGTERM])[0] if loop.is_stopping else None
+    if processes.is_first():
+        event_log.record(run.ledger_file, "stop", step=end.step, signal=signal)
+    return end.step - position.step, signal
 
 
 def _agreed(experiment: Experiment) -> dict[str, Any]:
