@@ -98,8 +98,7 @@ def inspect_run(
     """
     if jax.process_count() > 1:
         raise ConfigError(
-            "inspect does not support several processes. Run it on one host, or use "
-            "gpt3jax.inspect.capture, which returns sharded arrays"
+            "inspect does not support several processes. Run it on one host, or use inspect.capture"
         )
     devices = make_mesh(mesh)
     with (
@@ -110,6 +109,7 @@ def inspect_run(
     ):
         report("loading", 0.0)
         saved = load_model(path, step, devices)
+        report("loading", 1.0)
         vocabulary = min(saved.model.vocabulary, saved.tokenizer.vocabulary)
         # Scanned layers compile once; here compilation takes longer than computation.
         model = dataclasses.replace(saved.model, vocabulary=vocabulary, scan_layers=True)

@@ -6,13 +6,14 @@ A worker is the process, or processes, that train one trial on one mesh: `gpt3ja
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +59,14 @@ class Plan:
     launch: str = worker.TRAIN
 
 
+def _hash(experiment: Experiment) -> str:
+    """A hash of all fields but those that version 0.1 did not have and that are off."""
+    record = asdict(experiment)
+    if not experiment.train.noise_scale:
+        del record["train"]["noise_scale"]
+    return short_hash(json.dumps(record, indent=2) + "\n")
+
+
 class Sweep:
     """A machine's participation in a sweep."""
 
@@ -70,7 +79,7 @@ class Sweep:
         self.plan = plan
         self.space, experiment = load(plan.file), load_experiment(plan.file)
         terms = {
-            "experiment": short_hash(experiment.to_json()),
+            "experiment": _hash(experiment),
             "overrides": " ".join(plan.overrides),
             "sampler": plan.sampler,
             "seed": plan.seed,
