@@ -207,7 +207,7 @@ def test_the_batches_that_are_passed_over_are_not_read(short, tmp_path, monkeypa
 
 
 def test_a_rewind_that_makes_no_sense_is_refused(short, tmp_path):
-    with pytest.raises(ConfigError, match="no run yet"):
+    with pytest.raises(ConfigError, match="is not a run"):
         train(short, tmp_path / "new", changes=Changes(rewind_to=2))
     train(changed(short, train={"steps": 4}), tmp_path)
     with pytest.raises(ConfigError, match=r"no checkpoint 3 to rewind to.* has \[2, 4\]"):

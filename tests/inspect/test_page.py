@@ -143,7 +143,7 @@ def test_a_browser_draws_every_section_and_all_of_it_moves(run, asked, tmp_path,
     assert main(["--debug", "inspect", str(run.path), *words]) == 0
     said = capsys.readouterr()
     assert str(out) in said.out
-    for stage in ("loading", "writing 5 tokens", "lens", "attention", "checkpoints", "task"):
+    for stage in ("loading", "generating 5 tokens", "lens", "attention", "checkpoints", "task"):
         assert f"\n{stage}" in "\n" + said.out + said.err, stage
     text = out.read_text()
     assert len(text) < 2_000_000

@@ -137,7 +137,7 @@ def test_a_user_error_is_printed_once_per_node_and_not_requeued(cluster, train, 
     job = cluster.wait(train("run", "--mesh.data", "3"))
     log = (tmp_path / "run.out").read_text()
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "0"), log
-    assert "error: " in log and "multiply" in log
+    assert "error: " in log and "product of the axes" in log
 
 
 @pytest.mark.parametrize("code", [1, 2, 137])
