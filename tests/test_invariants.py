@@ -165,7 +165,7 @@ def test_every_mesh_gives_the_loss_of_one_device(experiment, mesh, scan):
 
 
 def test_gathering_in_two_stages_gives_the_same_loss(experiment, monkeypatch):
-    monkeypatch.setattr("gpt3jax.train.step.near_devices", lambda mesh: 2)
+    monkeypatch.setattr("gpt3jax.train.step.first_stage_size", lambda mesh: 2)
     experiment = changed(experiment, model={"scan_layers": True})
     losses, _ = steps_on(experiment, (2, 4, 1), random_windows()[None])
     assert losses == pytest.approx(losses_alone(experiment), rel=1e-5)

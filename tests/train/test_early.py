@@ -98,7 +98,7 @@ def test_a_run_ends_at_its_best_state_and_stays_there(patient, tmp_path, capsys)
     assert ends == [(3, 3)] and max(losses) == 6
     worse = {path.name for path in (tmp_path / "checkpoints").glob("*.worse")}
     assert worse == {"5.worse", "6.worse"}
-    assert "best at step 3, and not better 3 times since" in capsys.readouterr().out
+    assert "best at step 3 and has not improved in 3 evaluations since" in capsys.readouterr().out
     again = train(patient, tmp_path)
     assert (again.position.step, again.steps_taken) == (3, 0)
     assert outcome(tmp_path) == (states, ends, losses)
