@@ -32,13 +32,14 @@ from gpt3jax.errors import ConfigError, truncate
 from gpt3jax.model.param_specs import count_params
 from gpt3jax.plan.choose import UNKNOWN, choose
 from gpt3jax.plan.estimate import USABLE, Estimate
-from gpt3jax.plan.layouts import Layout, check_fits, check_some
+from gpt3jax.plan.layouts import Layout
 from gpt3jax.plan.planner import plan
 from gpt3jax.plan.slices import Slice
 from gpt3jax.run_dir import Run, read_events
 from gpt3jax.runtime.chips import GiB, chip_of
 from gpt3jax.runtime.memory import available_bytes
 from gpt3jax.sharding.distributed import MANAGED
+from gpt3jax.sharding.legal_meshes import check_fits, check_some
 
 METADATA = 1.05
 """Size of a checkpoint over that of its arrays."""

@@ -6,11 +6,11 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from gpt3jax.config import Experiment, Mesh
-from gpt3jax.plan.layouts import check_fits
 from gpt3jax.plan.planner import plan
 from gpt3jax.plan.slices import Slice
 from gpt3jax.runtime.chips import Chip, GiB, chip_of
 from gpt3jax.sharding.axes import AXES
+from gpt3jax.sharding.legal_meshes import check_fits
 
 if TYPE_CHECKING:
     import jax

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from gpt3jax.config import Experiment
 from gpt3jax.errors import ConfigError
 from gpt3jax.plan.estimate import Estimate
-from gpt3jax.plan.layouts import Layout, check_some, layouts
+from gpt3jax.plan.layouts import Layout, layouts
 from gpt3jax.plan.slices import Slice
 from gpt3jax.runtime.chips import GiB
+from gpt3jax.sharding.legal_meshes import check_some
 
 
 @dataclass(frozen=True)

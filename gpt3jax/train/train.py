@@ -19,6 +19,7 @@ from gpt3jax.model.param_specs import count_params
 from gpt3jax.model.trainable import trained, trained_count
 from gpt3jax.run_dir import Changes, Run
 from gpt3jax.sharding import processes
+from gpt3jax.sharding.legal_meshes import check_fits
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train import early_stopping, history, resume
 from gpt3jax.train.init_from import base_data, find_parent, first_state
@@ -79,6 +80,7 @@ def train(
     """
     began = began or time.time()
     mesh = mesh or make_mesh(experiment.mesh)
+    check_fits(experiment, **mesh.shape)
     data = _agreed(experiment)
     run = Run(path)
     with ExitStack() as stack:

@@ -14,7 +14,7 @@ from gpt3jax.errors import ConfigError
 from gpt3jax.model.float8 import BACKWARD, FORWARD, matmul, to_float8
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.lora import merged_model
-from gpt3jax.plan.layouts import check_fits, meshes
+from gpt3jax.sharding.legal_meshes import check_fits, meshes
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.state import init_sharded_state
 from gpt3jax.train.step import compile_train_step

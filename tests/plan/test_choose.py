@@ -7,8 +7,8 @@ import pytest
 from gpt3jax.config import Mesh
 from gpt3jax.errors import ConfigError
 from gpt3jax.plan.choose import choose, mesh_for
-from gpt3jax.plan.layouts import check_fits
 from gpt3jax.run_dir import Run
+from gpt3jax.sharding.legal_meshes import check_fits
 from gpt3jax.train.monitor import event_log
 from gpt3jax.train.train import train
 from gpt3jax.user_code import load_experiment

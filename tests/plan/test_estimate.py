@@ -12,10 +12,11 @@ from gpt3jax.config import Data, Experiment, Model, Schedule, Source, Train
 from gpt3jax.errors import ConfigError
 from gpt3jax.plan import budget, flags, show
 from gpt3jax.plan.estimate import Estimate
-from gpt3jax.plan.layouts import Layout, meshes
+from gpt3jax.plan.layouts import Layout
 from gpt3jax.plan.planner import plan, too_big
 from gpt3jax.plan.slices import parse
 from gpt3jax.runtime.chips import CHIPS, chip_of, peak_flops
+from gpt3jax.sharding.legal_meshes import meshes
 from gpt3jax.user_code import load_experiment
 
 

@@ -234,9 +234,9 @@ def test_missing_data_and_meshes_that_do_not_fit_are_refused_in_words(experiment
     with pytest.raises(ConfigError, match="gpt3jax data prepare"):
         train(missing, tmp_path / "run")
     for mesh, words in [
-        (Mesh(data=3), "multiply"),
+        (Mesh(data=3), "the product of the axes"),
         (Mesh(data=1, tensor=8), "n-heads is 4"),
-        (Mesh(data=-1, tensor=3), "Use a divisor of 8"),
+        (Mesh(data=-1, tensor=3), "Use divisors of 8"),
     ]:
         with pytest.raises(ConfigError, match=words):
             train(dataclasses.replace(experiment, mesh=mesh), tmp_path / "run")
