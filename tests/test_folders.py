@@ -100,6 +100,7 @@ def use_paths_as_named(project):
     assert Run(project / "runs/tuned").identity()["parent"]["path"] == "runs/words"
 
 
+@pytest.mark.long
 def test_a_run_works_from_any_folder_and_after_its_project_was_moved(
     project, gpt3jax, tmp_path, monkeypatch
 ):

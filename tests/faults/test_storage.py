@@ -118,6 +118,7 @@ def test_a_folder_that_vanishes_ends_the_run_in_words(short, tmp_path, monkeypat
     assert "manifest.json" not in left and "experiment.json" not in left, "no run is made again"
 
 
+@pytest.mark.long
 def test_no_more_file_descriptors_is_said_and_nothing_is_lost(file, tmp_path):
     run = tmp_path / "run"
     process = session(file, run, "descriptors:9")

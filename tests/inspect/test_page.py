@@ -109,6 +109,7 @@ def test_undefined_statistics_of_a_single_token_are_shown_as_n_a(model, tmp_path
     assert "mean 0.00 nats" not in found["text"]
 
 
+@pytest.mark.long
 def test_a_float8_run_is_shown_in_its_decoding_dtype_with_its_parent(run, asked, tmp_path):
     """Where `tensor` splits the model, too, which has no products in float8."""
     trained = changed(Run(run.path).experiment(), model={"dtype": "float8"})

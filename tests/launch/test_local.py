@@ -131,6 +131,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.long
 def test_a_stuck_process_is_named_and_its_stacks_are_saved(file, tmp_path):
     program = tmp_path / "stuck_local.py"
     (tmp_path / "stuck.py").write_text(STUCK)

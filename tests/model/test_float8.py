@@ -84,6 +84,7 @@ def test_a_model_computes_nearly_the_same_and_every_kernel_takes_part(params, mo
     assert sum("f8E4M3FN" in line for line in products) == 4 * model.n_layers
 
 
+@pytest.mark.long
 def test_training_goes_on_as_it_does_without(experiment):
     """The demo in small: losses of 12 steps within a hundredth; on two devices of fsdp, too."""
 

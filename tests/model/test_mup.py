@@ -135,6 +135,7 @@ def folded(params, model):
     return folded, dataclasses.replace(model, mup_base=None)
 
 
+@pytest.mark.long
 def test_every_way_of_reading_has_its_scales(model, tokens):
     """Training, scoring, decoding, looking: all give what folded parameters give."""
     model = of_width(model, 128, True)

@@ -230,6 +230,7 @@ def test_the_hash_of_a_leaf_is_the_same_on_every_mesh():
         assert as_hex(array_hashes({"x": swapped})["x"]) not in found, "places count"
 
 
+@pytest.mark.long
 def test_saves_never_leave_fewer_than_one_whole_checkpoint(run):
     """With keep=1, before every file that a save opens, renames or removes."""
     run, experiment = run

@@ -85,6 +85,7 @@ def stepped(experiment, sizes, windows_MBT1, steps=2):
         return found, {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}
 
 
+@pytest.mark.long
 def test_each_learned_token_weighs_the_same_in_whichever_microbatch_it_is(experiment):
     windows = masked_windows(8)
     whole, _ = stepped(experiment, (1, 1, 1), windows[None])
@@ -141,6 +142,7 @@ def test_only_what_is_chosen_moves_and_has_moments(experiment, only, lora, moved
     assert trained_count(experiment) == sum(sizes[name] for name in chosen)
 
 
+@pytest.mark.long
 def test_layers_that_are_not_chosen_keep_their_bits_and_have_no_gradient(experiment):
     every = changed(experiment, model={"n_layers": 4})
     some = changed(every, train={"only": ("layers[1:3]", "layers[-1:]/norm_1")})
@@ -238,6 +240,7 @@ def records(path):
     return [{n: record[n] for n in names if n in record} for record in Run(path).metrics()]
 
 
+@pytest.mark.long
 def test_a_fine_tuned_run_resumes_bit_for_bit_and_does_not_write_to_its_parent(
     base, tuned, tmp_path
 ):

@@ -39,6 +39,7 @@ def shown(path, batch, capsys):
     return [int(at) for at in re.findall(r"^--- window (\d+)", capsys.readouterr().out, re.M)]
 
 
+@pytest.mark.long
 def test_a_ramp_reads_the_same_batches_at_the_same_rates_with_any_microbatch(
     ramped, tmp_path, capsys
 ):
@@ -94,6 +95,7 @@ def test_a_rewind_passes_over_what_was_read_and_can_be_asked_for_twice(short, tm
     assert batches(tmp_path, 4)[1:] == [range(8, 16), range(16, 20), range(20, 24)]
 
 
+@pytest.mark.long
 def test_another_dtype_is_refused_or_recorded_and_replayed_as_it_was(short, tmp_path, capsys):
     train(changed(short, train={"steps": 2}), tmp_path)
     other = changed(short, train={"steps": 4}, model={"dtype": "bfloat16"})

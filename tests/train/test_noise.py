@@ -139,6 +139,7 @@ def test_averages_are_of_the_regular_records_and_are_divided_last():
     assert record(10, -1.0, 5.0) is None
 
 
+@pytest.mark.long
 def test_a_resumed_run_logs_the_noise_scale_of_one_that_was_not(small, tmp_path, one_device):
     experiment = changed(
         small, train={"microbatch": 2, "steps": 8, "log_every": 2, "save_every": 3}

@@ -201,6 +201,7 @@ def test_a_diverged_run_stops_in_words_and_keeps_its_last_good_checkpoint(experi
     assert all(np.isfinite(leaf).all() for leaf in final_state(experiment, tmp_path))
 
 
+@pytest.mark.long
 def test_a_checkpoint_restores_bit_for_bit_on_another_mesh(experiment, tmp_path):
     mesh_8 = dataclasses.replace(experiment, mesh=Mesh(data=2, fsdp=2, tensor=2))
     train(changed(mesh_8, train={"steps": 2}), tmp_path)

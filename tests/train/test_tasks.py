@@ -34,6 +34,7 @@ def asked(experiment, tmp_path):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_tasks_while_training_score_as_evaluate_does_afterwards(asked, mesh, tmp_path, capsys):
     run = tmp_path / "run"
