@@ -64,6 +64,11 @@ def first_stage_size(mesh: jax.sharding.Mesh) -> int:
 def resolve(config: Mesh, devices: int) -> dict[str, int]:
     """The size of each axis on this many devices."""
     sizes = dataclasses.asdict(config)
+    if auto := [axis for axis, size in sizes.items() if size == "auto"]:
+        raise ConfigError(
+            f"--mesh.{auto[0]} is auto, which only training and plan choose. Give a number, or -1 "
+            "for all remaining devices"
+        )
     named = math.prod(size for size in sizes.values() if size != -1)
     if -1 in sizes.values() and devices % named == 0:
         sizes = {axis: devices // named if size == -1 else size for axis, size in sizes.items()}

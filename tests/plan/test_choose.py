@@ -9,6 +9,7 @@ from gpt3jax.errors import ConfigError
 from gpt3jax.plan.choose import choose, mesh_for
 from gpt3jax.run_dir import Run
 from gpt3jax.sharding.legal_meshes import check_fits
+from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train.monitor import event_log
 from gpt3jax.train.train import train
 from gpt3jax.user_code import load_experiment
@@ -73,6 +74,11 @@ def test_training_uses_the_chosen_mesh_and_records_the_reason(experiment, tmp_pa
     assert start["mesh"]["data"] * start["mesh"]["fsdp"] * start["mesh"]["tensor"] == 8
     assert "the fastest by estimate" in start["why"]
     assert start["why"] in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_auto_axis_is_refused_where_nothing_chooses_it():
+    with pytest.raises(ConfigError, match="--mesh.fsdp is auto, which only training"):
+        make_mesh(Mesh(1, "auto", 1))
 
 
 @pytest.mark.parametrize("sizes", [(-1, "auto", 1), (0, 1, 1), (-1, -1, 1), (-2, 1, 1)])
