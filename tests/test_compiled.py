@@ -1,16 +1,22 @@
 """Programs are compiled once per user: kept, found again, whole, and not too many."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 import zlib
 from pathlib import Path
 
+import jax
 import pytest
+from building import changed
 
 from gpt3jax.cli import main
+from gpt3jax.config import Mesh
 from gpt3jax.doctor import machine
 from gpt3jax.runtime import compilation_cache
+from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.train.step import compile_train_step
 
 PROGRAM = """
 from gpt3jax.runtime.compilation_cache import enable_compilation_cache
@@ -47,6 +53,21 @@ def test_jax_s_own_variables_go_first(tmp_path):
                    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")  # fmt: skip
     assert {path.parent for path in tmp_path.rglob("*-cache")} == {other} and files
     assert run(tmp_path / "home", JAX_ENABLE_COMPILATION_CACHE="0") == ("", {})
+
+
+def test_runs_that_differ_in_name_and_length_share_a_step(experiment):
+    """It is traced once in a process; what the step computes with is not shared."""
+    mesh = make_mesh(experiment.mesh, jax.devices()[:1])
+    step = compile_train_step(experiment, mesh)
+    longer = changed(experiment, train={"steps": 99, "save_every": 3})
+    assert compile_train_step(dataclasses.replace(longer, name="longer"), mesh) is step
+    assert compile_train_step(dataclasses.replace(experiment, seed=1), mesh) is not step
+    for change in (
+        {"model": {"remat": "full"}}, {"optimizer": {"b2": 0.99}},
+        {"train": {"only": ("*/bias",)}}, {"train": {"microbatch": 2}},
+    ):  # fmt: skip
+        assert compile_train_step(changed(experiment, **change), mesh) is not step
+    assert compile_train_step(experiment, make_mesh(Mesh(data=8))) is not step
 
 
 def test_who_has_no_room_compiles_every_time(tmp_path):

@@ -35,7 +35,7 @@ def array_hashes(tree: Any) -> dict[str, jax.Array]:
 
 def as_hex(fingerprint: jax.Array) -> str:
     """Sixteen hex digits."""
-    return "".join(f"{int(lane):08x}" for lane in fingerprint)
+    return "".join(f"{int(lane):08x}" for lane in np.asarray(fingerprint))
 
 
 def array_hash_of_parts(parts: Iterable[np.ndarray]) -> jax.Array:

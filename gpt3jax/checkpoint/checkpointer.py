@@ -335,14 +335,10 @@ def _saving(step: int) -> Iterator[None]:
     except SaveError:
         raise
     except Exception as error:
-        raise SaveError(_failed(step, error)) from error
-
-
-def _failed(step: int, error: Exception) -> str:
-    return (
-        f"checkpoint {step} could not be written: {_reason(error)}. "
-        "Older ones are intact; repair the disk and relaunch"
-    )
+        raise SaveError(
+            f"checkpoint {step} could not be written: {_reason(error)}. "
+            "Older ones are intact; repair the disk and relaunch"
+        ) from error
 
 
 def _reason(error: Exception) -> str:
@@ -360,6 +356,8 @@ def _plain_files() -> ocp.Context:
     context.array.saving.use_ocdbt = False
     context.array.saving.use_zarr3 = False
     context.array.saving.use_compression = False
+    # Within one host it would only add a program to compile for each slice.
+    context.array.saving.use_replica_parallel = jax.process_count() > 1
     return context
 
 

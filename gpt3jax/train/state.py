@@ -109,11 +109,12 @@ def init_sharded_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
     with jax.set_mesh(mesh):
         make = jax.jit(
-            lambda: init_state(experiment),
+            init_state,
+            static_argnames="experiment",
             out_shardings=shardings,
             compiler_options=fast_compile_options(mesh, level=1),
         )
-        return make()
+        return make(experiment)
 
 
 def fast_compile_options(mesh: Mesh, level: int) -> dict[str, int] | None:

@@ -8,15 +8,16 @@ Legend: M microbatches, B windows in one, T context.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from gpt3jax.config import Experiment, Model
+from gpt3jax.config import Evaluate, Experiment, Model
 from gpt3jax.model.gpt3 import compute_dtype
 from gpt3jax.model.param_specs import param_specs
 from gpt3jax.sharding.axes import AXES
@@ -143,10 +144,23 @@ def _psum_each(scalars: Metrics) -> Metrics:
 
 
 def compile_train_step(experiment: Experiment, mesh: Mesh) -> Callable[..., tuple]:
-    """The jitted train step for this mesh; it donates its state argument."""
+    """The jitted train step for this mesh; it donates its state argument.
+
+    Runs that differ only in name, evaluation, and when they log, save and stop share the function
+    within a process, so that it is traced and compiled once.
+    """
+    train = dataclasses.replace(
+        experiment.train, steps=None, log_every=1, save_every=1, keep=1, patience=0
+    )
+    experiment = dataclasses.replace(experiment, name="_", train=train, evaluate=Evaluate())
+    return _jitted(experiment, mesh, first_stage_size(mesh))
+
+
+@lru_cache(maxsize=8)
+def _jitted(experiment: Experiment, mesh: Mesh, first_stage: int) -> Callable[..., tuple]:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
     return jax.jit(
-        partial(train_step, experiment=experiment, first_stage=first_stage_size(mesh)),
+        partial(train_step, experiment=experiment, first_stage=first_stage),
         donate_argnames="state",
         out_shardings=(shardings, None),
         compiler_options=fast_compile_options(mesh, level=2),

@@ -105,6 +105,7 @@ def test_without_accumulation_it_is_not_there_and_the_step_is_what_it_was(small,
 
     monkeypatch.setattr(step_module, "small_squares", must_not_be_called)
     monkeypatch.setattr(step_module, "estimate", must_not_be_called)
+    step_module._jitted.cache_clear()
     assert one_step(small, SPREAD, lower_only=True) == text
 
 
