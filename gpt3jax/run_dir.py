@@ -86,6 +86,11 @@ class Run:
         return self.path / "incidents"
 
     @property
+    def autotune(self) -> Path:
+        """Compiled programs, with the kernels that were chosen for them (GPUs only)."""
+        return self.path / "autotune"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -18,7 +18,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gpt3jax.config import Model
 from gpt3jax.model.init import Params
-from gpt3jax.model.linear import dot, linear, linear_sum
+from gpt3jax.model.linear import add_to_each, dot, linear, linear_sum
+from gpt3jax.model.lookup import take_rows
 from gpt3jax.model.mup import width_ratio
 from gpt3jax.model.quantized import Quantized
 from gpt3jax.sharding.collectives import axis_index, axis_size, reduce_scatter
@@ -26,7 +27,7 @@ from gpt3jax.sharding.collectives import axis_index, axis_size, reduce_scatter
 NORM_EPSILON = 1e-5
 
 UNKNOWN = jnp.iinfo(jnp.int32).max
-"""An out-of-range row, for which `jnp.take` returns NaN. A negative id would index from the end,
+"""An out-of-range row, for which `take_rows` returns NaN. A negative id would index from the end,
 and an id in the vocabulary's padding would give a row of zeros."""
 
 
@@ -64,13 +65,13 @@ def embed(
     if isinstance(rows_VD, Quantized):
         x_BTD = rows_VD.rows(tokens_BT)
     elif axis_size("tensor") == 1:
-        x_BTD = jnp.take(rows_VD, tokens_BT, axis=0)
+        x_BTD = take_rows(rows_VD, tokens_BT)
     else:
         local_BT = tokens_BT - axis_index("tensor") * len(rows_VD)
-        is_local = (local_BT >= 0) & (local_BT < len(rows_VD))
-        taken_BTD = jnp.take(rows_VD, local_BT, axis=0, mode="clip")
+        is_local_BT = (local_BT >= 0) & (local_BT < len(rows_VD))
+        taken_BTD = take_rows(rows_VD, jnp.where(is_local_BT, local_BT, UNKNOWN))
         missing_BT = jnp.where(is_known_BT, 0, jnp.nan).astype(taken_BTD.dtype)
-        part_BTD = jnp.where(is_local[..., None], taken_BTD, missing_BT[..., None])
+        part_BTD = jnp.where(is_local_BT[..., None], taken_BTD, missing_BT[..., None])
         x_BTD = reduce_scatter(part_BTD, "tensor", 1)
     positions_PD, length = params["position_embedding"], x_BTD.shape[1]
     first = axis_index("tensor") * length
@@ -80,7 +81,8 @@ def embed(
                 f"a text of {tokens} tokens has more than the model has positions "
                 f"({len(positions_PD)}). Shorten it"
             )
-        return x_BTD + jax.lax.dynamic_slice_in_dim(positions_PD, start + first, length)
+        own_TD = jax.lax.dynamic_slice_in_dim(positions_PD, start + first, length)
+        return add_to_each(x_BTD, own_TD)
     own_BT = jax.lax.dynamic_slice_in_dim(positions_BT, first, length, axis=1)
     return x_BTD + jnp.take(positions_PD, own_BT, axis=0, mode="clip")
 

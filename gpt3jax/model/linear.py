@@ -17,6 +17,7 @@ import math
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 from gpt3jax.config import Model
 from gpt3jax.model import float8
@@ -59,14 +60,24 @@ def linear(params: Params, x_BTI: jax.Array, model: Model) -> jax.Array:
     """Contract the last axis of x with the first axis of the kernel; add the bias."""
     kernel = params["kernel"]
     y_BTO = _product(model, gather_matmul)(x_BTI, _as_matrix(kernel, 1))
-    return y_BTO.reshape(*y_BTO.shape[:2], *kernel.shape[1:]) + params["bias"]
+    return add_to_each(y_BTO.reshape(*y_BTO.shape[:2], *kernel.shape[1:]), params["bias"])
 
 
 def linear_sum(params: Params, x: jax.Array, model: Model, n_in: int = 1) -> jax.Array:
     """Contract the last `n_in` axes of x [B, T, ...] with the first of the kernel; add the bias."""
     w_IO = _as_matrix(params["kernel"], n_in)
     y_BTO = _product(model, matmul_scatter)(x.reshape(*x.shape[:2], -1), w_IO)
-    return y_BTO + params["bias"]
+    return add_to_each(y_BTO, params["bias"])
+
+
+def add_to_each(x: jax.Array, addend: jax.Array) -> jax.Array:
+    """x + addend, broadcast over the leading axes of x; the addend's gradient is summed in float32.
+
+    JAX's own gradient would be summed in the dtype of the activations, and in bfloat16 a sum over
+    thousands of tokens loses most of its digits.
+    """
+    wide = jnp.broadcast_to(addend.astype(jnp.float32), x.shape)
+    return x + wide.astype(x.dtype)
 
 
 def _product(model: Model, over_tensor):

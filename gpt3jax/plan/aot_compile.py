@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gpt3jax.config import Experiment, Mesh
 from gpt3jax.errors import ConfigError
 from gpt3jax.plan.estimate import Estimate
-from gpt3jax.plan.hlo import Compiled, collectives, kernels, product_flops
+from gpt3jax.plan.hlo import Compiled, collectives, kernels, product_flops, scatters
 from gpt3jax.plan.planner import describe_remedies, largest
 from gpt3jax.plan.topologies import GPU_OPTIONS, describe_devices
 from gpt3jax.runtime.chips import GiB
@@ -57,6 +57,7 @@ def compile_step(estimate: Estimate) -> Compiled:
         collectives(text, microbatches),
         kernels(text),
         product_flops(text, microbatches),
+        scatters(text),
     )
 
 

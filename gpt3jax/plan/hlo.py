@@ -44,6 +44,8 @@ class Compiled:
     kernels: dict[str, int]
     product_flops: float
     """FLOPs of matrix products including recomputation, excluding those inside custom kernels."""
+    scatters: list[str]
+    """Operations that write by atomics on GPUs (see `scatters`)."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,19 @@ def kernels(text: str) -> dict[str, int]:
         elif library := re.search(r'custom_call_target="__(cu(?:dnn|blas)[\w$]+)"', line):
             counts[library.group(1)] += 1
     return dict(counts)
+
+
+def scatters(text: str) -> list[str]:
+    """Returns the operations of the model that scatter to indices which may repeat.
+
+    On GPUs they write by atomics, in an order that differs from run to run, and so do the bits.
+    """
+    found = []
+    for line in text.splitlines():
+        if re.search(r" (?:select-and-)?scatter\(", line) and "unique_indices=true" not in line:
+            name = re.search(r'op_name="([^"]*)"', line) or re.search(r"%([\w.\-]+) = ", line)
+            found.append(name[1] if name else line.strip())
+    return found
 
 
 def _walk(

@@ -64,6 +64,7 @@ def record(estimate: Estimate, price: float | None, compiled: Compiled | None) -
             "collectives": [vars(each) for each in compiled.collectives],
             "kernels": compiled.kernels,
             "product_flops": compiled.product_flops,
+            "scatters": compiled.scatters,
         }
     return result
 
@@ -181,6 +182,11 @@ def _print_compiled(console: Console, best: Estimate, compiled: Compiled) -> Non
         "model's matrix products without attention; kernels "
         + ", ".join(f"{name} x{times}" for name, times in compiled.kernels.items())
     )
+    if compiled.scatters and not best.slice.chip.torus:
+        console.print(
+            "bits will differ from run to run: floats are added by atomics in "
+            + ", ".join(compiled.scatters)
+        )
     for each in compiled.collectives[:6]:
         console.print(
             f"        {each.kind} over {each.group}: {each.count:,} times, "

@@ -43,6 +43,9 @@ def enable_compilation_cache() -> None:
         os.environ[FOLDER] = str(folder)
         # Small programs are so many that their compile times add up.
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        # XLA's own caches would make the folder's path part of every program's key, and a run's
+        # program could not be used by another host (kept_programs.py).
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
         prune(folder)
 
 

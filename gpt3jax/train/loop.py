@@ -19,6 +19,7 @@ from gpt3jax.checkpoint.manifest import CheckpointManifest
 from gpt3jax.config import Data, Experiment
 from gpt3jax.errors import RunError
 from gpt3jax.run_dir import Run
+from gpt3jax.runtime.kept_programs import KeptPrograms
 from gpt3jax.sharding import processes
 from gpt3jax.train import early_stopping
 from gpt3jax.train.evaluation import Evaluation
@@ -74,7 +75,8 @@ class Loop:
         self.identity = processes.on_first(lambda: identities(run))[-1]
         self.spikes = Spikes()
         self.evaluation = Evaluation(experiment, mesh, run.tokenizer_file, base)
-        self.stepper = Stepper(experiment, mesh, start, self.skips)
+        programs = KeptPrograms(run.autotune, is_writer=processes.is_first())
+        self.stepper = Stepper(experiment, mesh, start, self.skips, programs=programs)
         self.log = MetricsLog(run, start.step)
         # `MetricsLog` has removed the records after the resumed step.
         logged = run.metrics() if processes.is_first() else []
@@ -108,7 +110,10 @@ class Loop:
             self.clock.enter("data", self.position.step)
             batch = self.stepper.next_batch()
             self._enter_step()
+            is_first = not self.stepper.is_compiled
             state, metrics = self.stepper.step(state, batch)
+            if is_first:
+                self._note_kernels(batch)
             if unread:
                 self._finish(*unread, state)
             unread = batch, metrics
@@ -133,6 +138,13 @@ class Loop:
         done_before = "replay" if self.position.step < self.reached else "step"
         phase = done_before if self.stepper.is_compiled else "compile"
         self.clock.enter(phase, self.position.step)
+
+    def _note_kernels(self, batch: Batch) -> None:
+        if batch.before.step > 0 and self.stepper.has_other_kernels:
+            self.display.note(
+                "the run has no compiled step for this GPU and these libraries, so XLA chose "
+                "kernels anew: losses may differ in their last bits"
+            )
 
     def _finish(self, batch: Batch, metrics: Metrics, state: TrainState) -> None:
         """Wait for the metrics of a step, check them, and log them if due."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, repeat
 
@@ -12,10 +13,14 @@ import numpy as np
 from gpt3jax.checkpoint.checkpointer import Position
 from gpt3jax.config import Experiment
 from gpt3jax.run_dir import Skip
+from gpt3jax.runtime.kept_programs import KeptPrograms
 from gpt3jax.train.batches import BatchFeed
 from gpt3jax.train.schedules import Microbatches, Stretch, learning_rate, stretches
 from gpt3jax.train.state import TrainState
 from gpt3jax.train.step import Metrics, compile_train_step
+
+PLATFORMS = ("gpu",)
+"""Platforms on which XLA chooses kernels by timing them, so that the run keeps its program."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Stepper:
         start: Position,
         skips: tuple[Skip, ...],
         recorded: Sequence[Stretch] = (),
+        programs: KeptPrograms | None = None,
     ):
         """Prepare; the first step compiles the train step.
 
@@ -56,6 +62,7 @@ class Stepper:
           start: the position to continue from.
           skips: ranges of the data to skip.
           recorded: batch sizes from the run's record; by default from the schedule.
+          programs: the run's compiled programs, used on `PLATFORMS` only.
         """
 
         def sizes() -> Iterator[Stretch]:
@@ -68,6 +75,7 @@ class Stepper:
         self.feed = BatchFeed(experiment, mesh, microbatches, skips)
         self._step = compile_train_step(experiment, mesh)
         self.is_compiled = False
+        self._programs = programs if mesh.devices.flat[0].platform in PLATFORMS else None
 
     def next_batch(self) -> Batch:
         """The batch at the current position, on the devices; advances the position."""
@@ -82,6 +90,14 @@ class Stepper:
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Dispatch a step asynchronously; donates the state."""
         rate, count = np.float32(batch.learning_rate), np.int32(batch.count)
-        state, metrics = self._step(state, batch.windows, count, rate)
+        with ExitStack() as stack:
+            if self._programs and not self.is_compiled:
+                stack.enter_context(self._programs.compiling(self._step, "jit_train_step"))
+            state, metrics = self._step(state, batch.windows, count, rate)
         self.is_compiled = True
         return state, metrics
+
+    @property
+    def has_other_kernels(self) -> bool:
+        """Whether the first step was compiled, on a GPU, to a program that the run did not have."""
+        return self._programs is not None and self.is_compiled and not self._programs.was_kept

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from gpt3jax.plan.hlo import Collective, collectives, kernels, product_flops
+from gpt3jax.plan.hlo import Collective, collectives, kernels, product_flops, scatters
 
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true
@@ -154,3 +154,14 @@ def test_gpu_programs_are_parsed():
     assert found["reduce-scatter"].bytes_sent == 24 * 8 * 4 * 2 * 7
     assert product_flops(GPUS) == 24 * 2 * 16 * 32 * 8
     assert kernels(GPUS) == {"cublas$lt$matmul$f8": 1, "cudnn$fmhaSoftmax": 1}
+
+
+def test_scatters_to_indices_that_may_repeat_are_named():
+    text = """
+  %scatter.1 = f32[8,4]{1,0} scatter(%a, %i, %x), to_apply=%add, metadata={op_name="jit(step)/embed/scatter-add"}
+  ROOT %scatter.2 = f32[8,4]{1,0} scatter(%a, %i, %x), unique_indices=true, to_apply=%set
+  %pool = f32[8]{0} select-and-scatter(%a, %x, %zero), select=%ge, scatter=%add
+  %reduce-scatter.1 = f32[4]{0} reduce-scatter(%a), to_apply=%add
+  %input_scatter_fusion = f32[8,4]{1,0} fusion(%a), kind=kInput, calls=%fused_scatter
+"""
+    assert scatters(text) == ["jit(step)/embed/scatter-add", "pool"]

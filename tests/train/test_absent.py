@@ -36,6 +36,7 @@ def test_memory_traffic_and_products_are_as_estimated(size):
     # at two places, for the two kinds of layers.
     assert products_of(found) == pytest.approx(1, abs=0.001)
     assert found["kernels"]["cudnn$fmhaSoftmax"] == 2
+    assert found["scatters"] == []
 
 
 @compiled
@@ -43,10 +44,31 @@ def test_memory_traffic_and_products_are_as_estimated(size):
 def test_float8_is_cublas_float8_and_only_embeddings_are_not():
     found = plan("experiments/gpt3_1b3.py", "--chips", "h100:8", "--model.dtype", "float8")
     # Forward, and backward for inputs and weights, in two places where XLA takes a loop's first
-    # turn out of it; beside them the head's.
+    # turn out of it; beside them the head's three, and the embedding's gradient's two.
     assert found["kernels"]["cublas$lt$matmul$f8"] == 4 + 2 * 8
-    assert found["kernels"]["cublas$lt$matmul"] == 3
+    assert found["kernels"]["cublas$lt$matmul"] == 5
+    assert found["scatters"] == []
     assert products_of(found) == pytest.approx(1, abs=0.001)
+
+
+@compiled
+@pytest.mark.gpu_compiler
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("--model.scan-layers", "False"),
+        ("--model.lora-rank", "8"),
+        ("--train.only", "token_embedding", "layers[6:12]"),
+        ("--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"),
+        ("--model.dtype", "float32"),
+        ("--train.noise-scale", "True", "--train.microbatch", "16"),
+    ],
+    ids=lambda changes: changes[0].strip("-"),
+)
+def test_no_step_writes_by_atomics(changes):
+    """Bits would differ from run to run: every float is summed in a fixed order."""
+    found = plan("experiments/gpt3_125m.py", "--chips", "h100:8", *changes)
+    assert found["scatters"] == []
 
 
 @compiled

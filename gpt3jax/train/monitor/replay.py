@@ -16,6 +16,7 @@ from gpt3jax.checkpoint.checkpointer import Checkpointer, Position, leaves_of
 from gpt3jax.checkpoint.manifest import CheckpointManifest, read_manifest
 from gpt3jax.config import Experiment, Mesh
 from gpt3jax.run_dir import Run
+from gpt3jax.runtime.kept_programs import KeptPrograms
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train import history
 from gpt3jax.train.init_from import first_state
@@ -98,11 +99,18 @@ def _steps(
             state, start = previous or _begin(run, experiment, mesh, checkpoints, begin)
             shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
             state = jax.device_put(state, shardings)
-            stepper = Stepper(experiment, mesh, start, run.skips(), sizes)
+            programs = KeptPrograms(run.autotune, is_writer=False)
+            stepper = Stepper(experiment, mesh, start, run.skips(), sizes, programs)
             with closing(stepper.feed):
                 while stepper.position.step < end:
                     batch = stepper.next_batch()
+                    is_first = not stepper.is_compiled
                     state, metrics = stepper.step(state, batch)
+                    if is_first and stepper.has_other_kernels:
+                        notes.append(
+                            f"steps {step + 1} to {end}: the run has no compiled step for this GPU "
+                            "and these libraries, so XLA chose kernels anew: bits may differ"
+                        )
                     yield experiment, state, batch, metrics
         previous = state, stepper.position
 
