@@ -20,8 +20,9 @@ XLA_CACHES = jax.config.jax_persistent_cache_enable_xla_caches
 
 
 @pytest.fixture
-def host(tmp_path):
+def host(tmp_path, monkeypatch):
     """Makes this process one with another, empty compilation cache; undone at the end."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     before = jax.config.jax_compilation_cache_dir
     # As `gpt3jax` sets it: otherwise the folder is part of each key.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
@@ -65,7 +66,8 @@ def test_another_host_uses_the_program_of_the_run(host, tmp_path, caplog):
     host("second")
     found = KeptPrograms(tmp_path / "autotune", is_writer=False)
     assert compilations(caplog, lambda: first_call(found)) == []
-    assert found.was_kept and file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
+    assert found.was_kept
+    assert file.read_bytes()[32:] == (tmp_path / "second" / file.name).read_bytes()
     host("third")
     assert len(compilations(caplog, lambda: first_call(found, factor=5.0))) == 1
     assert not found.was_kept and len(list((tmp_path / "autotune").iterdir())) == 1
@@ -80,6 +82,36 @@ def test_a_program_that_this_process_has_already_is_kept_in_its_next_run(host, t
     assert [file.name for file in (tmp_path / "a").iterdir()] == [
         file.name for file in (tmp_path / "b").iterdir()
     ]
+
+
+@pytest.mark.parametrize(
+    "who", ["another user", "a flipped bit", "another name", "a link", "no key"]
+)
+def test_a_program_that_this_user_did_not_sign_is_not_loaded(host, tmp_path, who, caplog):
+    """A downloaded run may have one, and a program is code."""
+    host("first")
+    first_call(KeptPrograms(tmp_path / "autotune", is_writer=True))
+    (file,) = (tmp_path / "autotune").iterdir()
+    key, signed = tmp_path / "home/gpt3jax/key", file.read_bytes()
+    assert key.stat().st_mode & 0o77 == 0 and len(key.read_bytes()) == 32
+    if who == "another user":
+        key.unlink()
+    elif who == "no key":
+        key.write_bytes(b"")
+    elif who == "a flipped bit":
+        file.write_bytes(signed[:-1] + bytes([signed[-1] ^ 1]))
+    else:
+        file.rename(tmp_path / "elsewhere")
+        if who == "a link":
+            file.symlink_to(tmp_path / "elsewhere")
+        else:
+            (tmp_path / "elsewhere").rename(file.with_name("jit_double-00-cache"))
+    host("second")
+    found = KeptPrograms(tmp_path / "autotune", is_writer=True)
+    assert len(compilations(caplog, lambda: first_call(found))) == 1
+    assert not found.was_kept
+    kept = file.read_bytes() if file.exists() else b""
+    assert (kept == signed) == (who == "no key"), "it is replaced by this user's"
 
 
 def test_without_a_cache_nothing_is_kept_and_no_log_is_left_on(host, tmp_path, capfd):

@@ -55,8 +55,16 @@ def default_folder() -> Path:
     Raises:
       RuntimeError: the user has no home folder.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "gpt3jax" / f"jaxlib-{version('jaxlib')}-{_cpu()}"
+    return cache_home() / f"jaxlib-{version('jaxlib')}-{_cpu()}"
+
+
+def cache_home() -> Path:
+    """The folder of this user for what gpt3jax keeps between runs.
+
+    Raises:
+      RuntimeError: the user has no home folder.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt3jax"
 
 
 def cache_files(folder: Path) -> list[os.DirEntry[str]]:
