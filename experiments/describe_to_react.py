@@ -84,7 +84,6 @@ def experiment() -> Experiment:
             vocabulary=1024,
             context=320,
             dense_every=1,
-            scan_layers=False,
         ),
         data=Data(sources=(Source("describe-to-react", "data/describe-to-react"),)),
         schedule=Schedule(peak_learning_rate=4e-3, warmup_tokens=TOKENS // 20, decay_tokens=TOKENS),

@@ -65,7 +65,6 @@ def experiment() -> Experiment:
             context=192,
             band=2,
             init_std=0.1,
-            scan_layers=False,
         ),
         data=Data(sources=(Source("in_context", "data/in_context"),)),
         schedule=Schedule(peak_learning_rate=6e-3, warmup_tokens=TOKENS // 20, decay_tokens=TOKENS),

@@ -49,7 +49,6 @@ def model(size: int) -> Model:
         context=CONTEXT,
         vocabulary=VOCABULARY,
         band=CONTEXT // 4,
-        scan_layers=layers > 8,
     )
 
 
@@ -94,7 +93,6 @@ def space(trial):
         "model.d-model": shape.d_model,
         "model.n-heads": shape.n_heads,
         "model.d-head": shape.d_head,
-        "model.scan-layers": shape.scan_layers,
         "schedule.peak-learning-rate": learning_rate(size),
         "schedule.warmup-tokens": count // 20,
         "schedule.decay-tokens": count,

@@ -26,7 +26,6 @@ def experiment() -> Experiment:
             vocabulary=2048,
             context=256,
             band=64,
-            scan_layers=False,
         ),
         data=Data(sources=(Source("python-library", "data/python-library"),)),
         schedule=Schedule(peak_learning_rate=4e-3, warmup_tokens=TOKENS // 20, decay_tokens=TOKENS),

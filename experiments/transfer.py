@@ -68,7 +68,6 @@ def experiment(width, mup, rate, seed, data):
             context=CONTEXT,
             vocabulary=VOCABULARY,
             band=CONTEXT // 4,
-            scan_layers=False,
             mup_base=BASE if mup else None,
         ),
         data=Data(sources=(Source("python-library", data),)),

@@ -68,8 +68,8 @@ class Model:
     init_std: float = 0.02
     dtype: Dtype = "auto"
     """Dtype of activations; parameters are float32."""
-    scan_layers: bool = True
-    """Compile one layer and scan (large models), or unroll (faster on CPU). Same numbers."""
+    scan_layers: bool | Literal["auto"] = "auto"
+    """Compile one layer and loop over it, or all layers; auto: see gpt3.scans_layers."""
     remat: Remat = "none"
     lora_rank: int = 0
     """Rank of LoRA's low-rank updates (arXiv 2106.09685); 0: no LoRA."""

@@ -82,7 +82,7 @@ def test_cached_decoding_equals_the_full_forward(model, params):
 
 @pytest.mark.parametrize("rows", [2048, 16, 1])
 def test_the_loss_taken_some_rows_at_a_time_is_the_plain_loss(model, params, rows, monkeypatch):
-    monkeypatch.setattr("gpt3jax.model.logprobs.LOGIT_ROWS", rows)
+    monkeypatch.setattr("gpt3jax.model.logprobs.LOGIT_ROWS", {"cpu": rows})
     windows = jax.random.randint(jax.random.key(0), (2, model.context + 1), 0, model.vocabulary)
     expected, plain = jax.jit(jax.value_and_grad(plain_loss), static_argnums=2)(
         params, windows, model

@@ -18,7 +18,7 @@ from gpt3jax.model.gpt3 import Cache, forward, head, hidden_states
 from gpt3jax.model.init import Params
 from gpt3jax.model.layers import hide_padding, last_norm
 from gpt3jax.model.param_specs import LOGIT_ROWS
-from gpt3jax.sharding.collectives import all_gather, axis_index, axis_size, pmax, psum
+from gpt3jax.sharding.collectives import all_gather, axis_index, axis_size, platform, pmax, psum
 
 
 @struct.dataclass
@@ -121,6 +121,6 @@ def scores_of(
 
 def in_rows(x_MD: jax.Array, targets_M: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Both arrays as [M / R, R, ...]; R is the largest divisor of M allowed by `LOGIT_ROWS`."""
-    count, most = len(targets_M), max(1, LOGIT_ROWS // axis_size("tensor"))
+    count, most = len(targets_M), max(1, LOGIT_ROWS[platform()] // axis_size("tensor"))
     rows = next(n for n in range(min(count, most), 0, -1) if count % n == 0)
     return x_MD.reshape(-1, rows, x_MD.shape[1]), targets_M.reshape(-1, rows)

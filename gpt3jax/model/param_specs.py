@@ -18,8 +18,10 @@ from typing import Any, Literal
 from gpt3jax.config import Model
 from gpt3jax.model.mup import width_ratio
 
-LOGIT_ROWS = 2048
-"""Maximum rows of logits in memory at a time, over all devices along `tensor`."""
+LOGIT_ROWS = {"cpu": 2048, "tpu": 2048, "gpu": 8192}
+"""Maximum rows of logits in memory at a time, over all devices along `tensor`, by platform.
+
+On an H200, 8,192 rows make a step of GPT-3 Small 4 % faster than 2,048, and 32,768 no faster."""
 
 ParamSpecs = dict[str, Any]
 

@@ -67,7 +67,7 @@ def as_laid_out(estimate: Estimate) -> Experiment:
     return dataclasses.replace(
         experiment,
         mesh=Mesh(layout.data, layout.fsdp, layout.tensor),
-        model=dataclasses.replace(experiment.model, remat=layout.remat, scan_layers=True),
+        model=dataclasses.replace(experiment.model, remat=layout.remat),
         train=dataclasses.replace(experiment.train, microbatch=layout.microbatch),
     )
 

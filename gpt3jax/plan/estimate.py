@@ -61,7 +61,8 @@ class Estimate:
         saved = {"none": 3 * D + 4 * A + 2 * F, "dots": D + 4 * A + F, "mlp": D + 4 * A, "full": 0}
         weights = (4 * D * A + 2 * D * F) / t
         working = tokens * ((3 * F + 7 * A + 4 * D) / t + (D if t > 1 else 0)) + 2 * weights
-        head = m.padded_vocabulary * (2 * D + 2 * LOGIT_ROWS + 2 * D) / t
+        rows = LOGIT_ROWS["tpu" if self.slice.chip.torus else "gpu"]
+        head = m.padded_vocabulary * (2 * D + 2 * min(rows, tokens) + 2 * D) / t
         return {
             "parameters": 4.0 * state,
             "optimizer": self.experiment.optimizer.state_bytes * trains,

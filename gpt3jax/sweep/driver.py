@@ -60,8 +60,10 @@ class Plan:
 
 
 def _hash(experiment: Experiment) -> str:
-    """A hash of all fields but those that version 0.1 did not have and that are off."""
+    """A hash of all fields as in version 0.1, which lacked some that are off here."""
     record = asdict(experiment)
+    if experiment.model.scan_layers == "auto":
+        record["model"]["scan_layers"] = True
     if not experiment.train.noise_scale:
         del record["train"]["noise_scale"]
     return short_hash(json.dumps(record, indent=2) + "\n")

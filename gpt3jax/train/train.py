@@ -15,6 +15,7 @@ from gpt3jax.checkpoint.checkpointer import Checkpointer, Position
 from gpt3jax.config import Data, Experiment
 from gpt3jax.data.manifest import verify
 from gpt3jax.errors import ConfigError
+from gpt3jax.model.gpt3 import scans_layers
 from gpt3jax.model.param_specs import count_params
 from gpt3jax.model.trainable import trained, trained_count
 from gpt3jax.run_dir import Changes, Run
@@ -246,7 +247,9 @@ def _changed_roundings(run: Run, experiment: Experiment, mesh: jax.sharding.Mesh
     last = history.sessions(run)[-1:]
     if not last or last[0].experiment is None:
         return []
-    names = ("model.scan_layers", "model.remat", "train.microbatch")
+    names = ["model.remat", "train.microbatch"]
+    if scans_layers(last[0].experiment.model) != scans_layers(experiment.model):
+        names.append("model.scan_layers")
     changes = differences(asdict(last[0].experiment), asdict(experiment))
     changes = [each for each in changes if each.name in names]
     changes += differences(last[0].mesh, dict(mesh.shape), "mesh")

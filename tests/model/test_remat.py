@@ -102,3 +102,13 @@ def test_what_is_computed_again_is_the_same(params, model):
         kept = gradients("none")
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(kept), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_auto_unrolls_what_compiles_quickly_except_on_tpus(model, monkeypatch):
+    deep = dataclasses.replace(model, n_layers=33, scan_layers="auto")
+    shallow = dataclasses.replace(deep, n_layers=32)
+    assert (gpt3.scans_layers(deep), gpt3.scans_layers(shallow)) == (True, False)
+    assert gpt3.scans_layers(dataclasses.replace(shallow, scan_layers=True))
+    monkeypatch.setattr("gpt3jax.model.gpt3.platform", lambda: "tpu")
+    assert gpt3.scans_layers(shallow)
+    assert not gpt3.scans_layers(dataclasses.replace(deep, scan_layers=False))
