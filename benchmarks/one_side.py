@@ -173,10 +173,10 @@ def decode_pytorch(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, 
 def floor(what: str, shape: Shape) -> dict[str, Any]:
     """Tokens per second at the limit of matrix products or memory bandwidth, the lower of both."""
     from gpt3jax.model import param_specs
-    from gpt3jax.plan.bench import product_flops_per_s, read_bytes_per_s
+    from gpt3jax.plan.bench import bandwidth_limit, peak_limit
 
     model = jax_model(shape)
-    parameters, peak = param_specs.count_params(model), product_flops_per_s()
+    parameters, peak = param_specs.count_params(model), _rate(peak_limit())
     if what == "train":
         return jax_result(parameters, peak / param_specs.flops_per_token(model))
     if what == "first":
@@ -184,8 +184,14 @@ def floor(what: str, shape: Shape) -> dict[str, Any]:
     rows, prompt, new = decode_sizes(what, shape)
     weights = parameters - shape.context * shape.d_model
     cache = 2 * shape.n_layers * shape.d_model * (prompt + new / 2)
-    step = max(4 * (weights + rows * cache) / read_bytes_per_s(), 2 * weights * rows / peak)
+    step = max(4 * (weights + rows * cache) / _rate(bandwidth_limit()), 2 * weights * rows / peak)
     return jax_result(parameters, rows / step)
+
+
+def _rate(limit: Any) -> float:
+    for _ in range(4):
+        limit.measure()
+    return limit.rate
 
 
 def decode_sizes(what: str, shape: Shape) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ from gpt3jax.model.param_specs import count_params, flops_per_token
 from gpt3jax.plan import bench
 
 RATE = 1e9
+BANDWIDTH_LIMIT = bench.bandwidth_limit
 
 
 @pytest.fixture(autouse=True)
@@ -16,8 +17,8 @@ def slow_machine(one_device, monkeypatch, tmp_path):
     """Whose products and memory are at a thousand million a second, exactly."""
     monkeypatch.chdir(tmp_path)
     with (
-        mock.patch.object(bench, "product_flops_per_s", lambda: RATE),
-        mock.patch.object(bench, "read_bytes_per_s", lambda: RATE),
+        mock.patch.object(bench, "peak_limit", lambda: bench.Limit("a pretended peak", RATE)),
+        mock.patch.object(bench, "bandwidth_limit", lambda: bench.Limit("pretended", RATE)),
     ):
         yield
 
@@ -49,6 +50,35 @@ def test_the_floors_of_loading_and_saving_are_their_bytes(experiment):
     saved = bench.bench_save(experiment, 2)
     assert saved["floor_s"] == pytest.approx(saved["bytes"] / RATE)
     assert saved["stall_s"] < saved["save_s"]
+
+
+def test_a_measured_limit_is_the_best_of_all_turns(monkeypatch):
+    """On a busy machine a rate that is measured once, at another time, may be any."""
+    readings = [0, 0, 4, 0, 2, 0, 3]  # A warm-up, then three of the limit; and a second turn.
+    clock = iter([*readings, 0, 8, 0, 3, 0, 1, 0, 2])
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    limit = bench.Limit("products", 12, lambda: None)
+    assert bench._medians({"work": lambda: None}, 1, limit) == {"work": 8}
+    assert limit.seconds == [4, 2, 3, 3, 1, 2] and limit.rate == 12
+
+
+def test_what_is_faster_than_its_floor_says_that_it_cannot_be_trusted(experiment, monkeypatch):
+    assert "not_trusted" not in bench._over_floor(2.0, 1.0)
+    monkeypatch.setattr(bench, "peak_limit", lambda: bench.Limit("too low", 1.0))
+    found = bench.bench_train(experiment, 1)
+    assert found["over_floor"] < 1 and "measured too low" in found["not_trusted"]
+
+
+def test_on_an_accelerator_bandwidth_is_that_of_a_copy_beside_the_published_one(monkeypatch):
+    monkeypatch.setattr(bench, "COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(bench.jax, "default_backend", lambda: "gpu")
+    limit = BANDWIDTH_LIMIT()
+    assert limit.amount == 2 << 20 and limit.work().nbytes == 1 << 20
+    kind = mock.Mock(device_kind="NVIDIA H200")
+    monkeypatch.setattr(bench.jax, "devices", lambda *_: [kind])
+    assert bench._bandwidth(bench.Limit("", 4.32e12)) == {
+        "read_bytes_per_s": 4.32e12, "read_of_published": pytest.approx(0.9),
+    }  # fmt: skip
 
 
 def test_every_measured_figure_is_printed_with_its_unit(experiment, capsys):

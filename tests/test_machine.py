@@ -181,7 +181,11 @@ def test_memory_is_shown_if_the_device_reports_it(monkeypatch):
 
     monkeypatch.setattr(jax, "devices", lambda: [Device()] * 2)
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    said = "2 x NVIDIA H100 80GB HBM3 (gpu), 60.0 GiB usable each"
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    said = (
+        "2 x NVIDIA H100 80GB HBM3 (gpu), 60.0 GiB usable each "
+        "(XLA_PYTHON_CLIENT_MEM_FRACTION is 0.92)"
+    )
     assert found(machine.devices) == ("ok", said, "")
 
 

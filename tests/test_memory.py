@@ -1,5 +1,6 @@
 """Freed memory is kept for training on CPUs, and never beside an accelerator."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -44,3 +45,12 @@ def test_freed_memory_is_kept_only_where_jax_computes_on_cpus(
     memory.retain_freed_memory()
     # M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h.
     assert options == ([(-8, 1), (-4, 0), (-1, -1)] if is_kept else [])
+
+
+def test_training_may_allocate_what_plan_counts_on_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv(memory.FRACTION, raising=False)
+    memory.allow_device_memory()
+    assert os.environ[memory.FRACTION] == "0.92"
+    monkeypatch.setenv(memory.FRACTION, "0.5")
+    memory.allow_device_memory()
+    assert os.environ[memory.FRACTION] == "0.5"

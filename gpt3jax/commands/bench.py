@@ -30,9 +30,10 @@ def bench(
       json: Print the results as JSON.
     """
     if what in ("train", "save"):
-        from gpt3jax.runtime.memory import retain_freed_memory
+        from gpt3jax.runtime.memory import allow_device_memory, retain_freed_memory
 
         retain_freed_memory()
+        allow_device_memory()
     from gpt3jax.plan.bench import bench as run_bench
 
     run_bench(what, experiment, repeats, as_json=json)

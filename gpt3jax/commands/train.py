@@ -61,9 +61,10 @@ def train(
         data_identity(experiment)
         if experiment.init_from and not Run(path).exists():
             check_base(experiment)
-    from gpt3jax.runtime.memory import retain_freed_memory
+    from gpt3jax.runtime.memory import allow_device_memory, retain_freed_memory
 
     retain_freed_memory()
+    allow_device_memory()
     join(hosts)
     return train_and_report(experiment, path, stuck_after, changes, began)
 

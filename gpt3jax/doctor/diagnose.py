@@ -31,13 +31,13 @@ from gpt3jax.doctor.machine import PACKAGE, Check, Status
 from gpt3jax.errors import ConfigError, truncate
 from gpt3jax.model.param_specs import count_params
 from gpt3jax.plan.choose import UNKNOWN, choose
-from gpt3jax.plan.estimate import USABLE, Estimate
+from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.layouts import Layout
 from gpt3jax.plan.planner import plan
 from gpt3jax.plan.slices import Slice
 from gpt3jax.run_dir import Run, read_events
 from gpt3jax.runtime.chips import GiB, chip_of
-from gpt3jax.runtime.memory import available_bytes
+from gpt3jax.runtime.memory import USABLE, allow_device_memory, available_bytes
 from gpt3jax.sharding.distributed import MANAGED
 from gpt3jax.sharding.legal_meshes import check_fits, check_some
 
@@ -69,6 +69,7 @@ def diagnose(experiment: Experiment | None, run: Path | None, *, as_json: bool) 
     """
     # Leaves the GPU's memory to other processes.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    allow_device_memory()
     folder = run or Path("runs") / (experiment.name if experiment else "")
     checks = examine(experiment, Run(folder))
     if as_json:

@@ -16,6 +16,7 @@ from typing import Literal
 
 from gpt3jax.runtime import compilation_cache
 from gpt3jax.runtime.chips import GiB
+from gpt3jax.runtime.memory import FRACTION
 from gpt3jax.sharding.distributed import MANAGED
 
 PACKAGE = Path(__file__).parents[1]
@@ -150,6 +151,8 @@ def devices() -> Check:
     first = jax.local_devices()[0]
     limit = (first.memory_stats() or {}).get("bytes_limit")
     memory = f", {limit / GiB:,.1f} GiB usable each" if limit else ""
+    if limit and first.platform == "gpu":
+        memory += f" ({FRACTION} is {os.environ.get(FRACTION, 'not set')})"
     finding = f"{len(devices)} x {first.device_kind} ({first.platform}){memory}"
     signs = {file: extra for file, extra in ACCELERATORS.items() if Path(file).exists()}
     signs |= {name: "tpu" for name in TPU_VARIABLES if name in os.environ}

@@ -8,7 +8,9 @@ On a CPU, which has no published peak, it is the measured rate of a 2048 x 2048 
 `floor_s` is a lower bound on the time on this machine and `over_floor` the ratio of the measured
 time to it. The bound for training and prefill is the model FLOPs at the peak rate; for decoding a
 token, the parameter bytes at the measured memory bandwidth; for the data loader, the bytes of its
-token ids at that bandwidth; for a checkpoint save, the bytes of the state at that bandwidth.
+token ids at that bandwidth; for a checkpoint save, the bytes of the state at that bandwidth. Rates
+that are measured are measured between the repetitions, and the best counts. A result below its
+floor says that it cannot be trusted.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,7 +41,7 @@ from gpt3jax.decoding.generator import Generator
 from gpt3jax.model import param_specs
 from gpt3jax.model.init import init_params
 from gpt3jax.plan.choose import mesh_for
-from gpt3jax.runtime.chips import peak_flops
+from gpt3jax.runtime.chips import chip_of, peak_flops
 from gpt3jax.train.schedules import Microbatches
 from gpt3jax.train.state import abstract_state, init_sharded_state
 from gpt3jax.train.step import compile_train_step
@@ -47,12 +49,13 @@ from gpt3jax.train.step import compile_train_step
 PRODUCT = 2048
 PROMPT, WRITTEN = 32, 128
 BATCHES = 50
-READ_BYTES = 1 << 28
-"""Size of the array for the bandwidth test; larger than any cache."""
+READ_BYTES, COPY_BYTES = 1 << 28, 1 << 30
+"""Sizes of the arrays for the bandwidth test, on CPUs and accelerators; larger than any cache."""
 
 UNITS = {
     "flops_per_s": "FLOP/s", "bytes_per_s": "bytes/s", "tokens_per_s": "tokens/s", "_s": "s",
     "over_floor": "times the floor", "mfu": "of the peak", "share": "of a save", "bytes": "bytes",
+    "of_published": "of the chip's published rate",
     "tokens": "tokens", "sequences": "windows",
 }  # fmt: skip
 """Units by suffix of the metric's name; the first match wins. Metrics without a match are counts.
@@ -65,6 +68,30 @@ class RandomTokens:
 
     vocabulary: int
     end_of_text: int = 0
+
+
+@dataclass
+class Limit:
+    """A rate that no work on this machine exceeds: published, or the best that was measured."""
+
+    name: str
+    amount: float
+    """FLOPs or bytes of a call of `work`; of a second if the rate is published."""
+    work: Callable[[], Any] | None = None
+    seconds: list[float] = field(default_factory=list)
+
+    def measure(self) -> None:
+        """Time the work three times."""
+        for _ in range(3):
+            if self.work is not None:
+                began = time.perf_counter()
+                self.work()
+                self.seconds.append(time.perf_counter() - began)
+
+    @property
+    def rate(self) -> float:
+        """FLOP/s or bytes/s."""
+        return self.amount / min(self.seconds, default=1.0)
 
 
 def bench(what: str, experiment: Experiment, repeats: int, *, as_json: bool) -> None:
@@ -119,17 +146,17 @@ def bench_train(experiment: Experiment, repeats: int) -> dict[str, Any]:
             state, metrics = step(state, windows, jnp.int32(count), jnp.float32(0.0))
             metrics["loss"].block_until_ready()
 
-        seconds = _median_seconds(train_step, repeats)
+        peak = peak_limit()
+        seconds = _median_seconds(train_step, repeats, peak)
     tokens_per_s = experiment.train.batch_tokens / seconds
     flops = tokens_per_s * param_specs.flops_per_token(experiment.model)
-    peak, peak_name = _peak()
     return {
         "step_s": seconds,
-        **_over_floor(seconds, seconds * flops / peak),
+        **_over_floor(seconds, seconds * flops / peak.rate),
         "tokens_per_s": tokens_per_s,
         "model_flops_per_s": flops,
-        "mfu": flops / peak,
-        "mfu_convention": f"6 N + causal attention, over {peak_name} of {peak:.3g} FLOP/s",
+        "mfu": flops / peak.rate,
+        "mfu_convention": f"6 N + causal attention, over {peak.name} of {peak.rate:.3g} FLOP/s",
     }
 
 
@@ -154,22 +181,24 @@ def bench_decode(experiment: Experiment, repeats: int) -> dict[str, Any]:
 
         return work
 
-    first = _medians({name: decode(each, 1) for name, each in generators.items()}, repeats)
-    total = _medians({name: decode(each, n_new) for name, each in generators.items()}, repeats)
-    bandwidth, (peak, _) = read_bytes_per_s(), _peak()
+    limits = bandwidth, peak = bandwidth_limit(), peak_limit()
+    first = _medians({name: decode(each, 1) for name, each in generators.items()}, repeats, *limits)
+    total = _medians(
+        {name: decode(each, n_new) for name, each in generators.items()}, repeats, *limits
+    )
     figures: dict[str, Any] = {"prompt_tokens": len(prompt), "new_tokens": n_new}
-    prefill_s = len(prompt) * param_specs.forward_flops_per_token(model) / peak
+    prefill_s = len(prompt) * param_specs.forward_flops_per_token(model) / peak.rate
     for name, each in generators.items():
         rate = (n_new - 1) / (total[name] - first[name])
         weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(each.params))
         figures[name] = {
             "tokens_per_s": rate,
-            **_over_floor(1 / rate, weight_bytes / bandwidth),
+            **_over_floor(1 / rate, weight_bytes / bandwidth.rate),
             "weight_bytes_per_s": rate * weight_bytes,
             "first_token_s": first[name],
-            "first_token_over_floor": first[name] / (prefill_s + weight_bytes / bandwidth),
+            "first_token_over_floor": first[name] / (prefill_s + weight_bytes / bandwidth.rate),
         }
-    return figures | {"read_bytes_per_s": bandwidth}
+    return figures | _bandwidth(bandwidth)
 
 
 def bench_data(experiment: Experiment, repeats: int) -> dict[str, Any]:
@@ -178,12 +207,13 @@ def bench_data(experiment: Experiment, repeats: int) -> dict[str, Any]:
     order = loader.windows(experiment.data, experiment.seed, context)
     spans = Microbatches([(size, sys.maxsize)], size, 0)
     batches = loader.batches(order, spans, range(size), context + 1)
-    seconds = _median_seconds(lambda: [next(batches) for _ in range(BATCHES)], repeats)
+    bandwidth = bandwidth_limit()
+    seconds = _median_seconds(lambda: [next(batches) for _ in range(BATCHES)], repeats, bandwidth)
     batches.close()  # pyright: ignore[reportAttributeAccessIssue]
     tokens = BATCHES * size * context
     return {
         "tokens_per_s": tokens / seconds,
-        **_over_floor(seconds, 4 * tokens / read_bytes_per_s()),
+        **_over_floor(seconds, 4 * tokens / bandwidth.rate),
         "batch_sequences": size,
     }
 
@@ -217,7 +247,8 @@ def bench_save(experiment: Experiment, repeats: int) -> dict[str, Any]:
             save_and_pass_s.append(time.perf_counter() - began)
             checkpoints.wait()
 
-        seconds = _medians({"pass_s": negate_in_place, "save_s": save}, repeats)
+        bandwidth = bandwidth_limit()
+        seconds = _medians({"pass_s": negate_in_place, "save_s": save}, repeats, bandwidth)
         hash_s = _median_seconds(lambda: leaves_of(state), repeats)
         last, abstract = checkpoints.steps()[-1], abstract_state(experiment, mesh)
         restore_s = _median_seconds(lambda: checkpoints.restore(last, abstract), repeats)
@@ -226,7 +257,7 @@ def bench_save(experiment: Experiment, repeats: int) -> dict[str, Any]:
     return {
         "bytes": size,
         **seconds,
-        **_over_floor(seconds["save_s"], size / read_bytes_per_s()),
+        **_over_floor(seconds["save_s"], size / bandwidth.rate),
         "stall_s": statistics.median(save_and_pass_s[1:]) - seconds["pass_s"],
         "hash_s": hash_s,
         "hash_share": hash_s / seconds["save_s"],
@@ -234,23 +265,16 @@ def bench_save(experiment: Experiment, repeats: int) -> dict[str, Any]:
     }
 
 
-def _median_seconds(work: Callable[[], Any], repeats: int) -> float:
+def _median_seconds(work: Callable[[], Any], repeats: int, *limits: Limit) -> float:
     """Median duration of `work`, after one warm-up call."""
-    return _medians({"": work}, repeats)[""]
+    return _medians({"": work}, repeats, *limits)[""]
 
 
-def _medians(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median durations in seconds, measured by `_durations`."""
-    return {name: statistics.median(each) for name, each in _durations(works, repeats).items()}
+def _medians(works: dict[str, Callable[[], Any]], repeats: int, *limits: Limit) -> dict[str, float]:
+    """Median seconds of each call, in alternation, after one warm-up call of each.
 
-
-def _least_seconds(work: Callable[[], Any]) -> float:
-    """The shortest of ten durations, for rates that serve as an upper bound."""
-    return min(_durations({"": work}, 10)[""])
-
-
-def _durations(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, in alternation, after one warm-up call of each."""
+    The limits are measured after each turn, since other programs may slow the machine at any time.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats + 1):
         for name, work in works.items():
@@ -258,30 +282,43 @@ def _durations(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, l
             work()
             if turn:
                 seconds[name].append(time.perf_counter() - began)
-    return seconds
+        for limit in limits:
+            limit.measure()
+    return {name: statistics.median(each) for name, each in seconds.items()}
 
 
-def _over_floor(seconds: float, floor: float) -> dict[str, float]:
-    return {"floor_s": floor, "over_floor": seconds / floor}
+def _over_floor(seconds: float, floor: float) -> dict[str, Any]:
+    figures: dict[str, Any] = {"floor_s": floor, "over_floor": seconds / floor}
+    if seconds < floor:
+        figures["not_trusted"] = "faster than its floor: the floor's rate was measured too low"
+    return figures
 
 
-def read_bytes_per_s() -> float:
-    """Memory bandwidth: the rate at which all cores reduce an array larger than any cache."""
-    x = jnp.ones((READ_BYTES // 16384, 4096), jnp.float32)
-    largest = jax.jit(lambda x: x.max(1))
-    return READ_BYTES / _least_seconds(lambda: largest(x).block_until_ready())
+def bandwidth_limit() -> Limit:
+    """Memory bandwidth, for reading: on accelerators the rate of a copy, which reads and writes."""
+    if jax.default_backend() == "cpu":
+        x = jnp.ones((READ_BYTES // 16384, 4096), jnp.float32)
+        largest = jax.jit(lambda x: x.max(1))
+        return Limit("reading", READ_BYTES, lambda: largest(x).block_until_ready())
+    x = jnp.ones(COPY_BYTES // 4, jnp.float32)
+    negated = jax.jit(jnp.negative)
+    return Limit("a copy", 2 * COPY_BYTES, lambda: negated(x).block_until_ready())
 
 
-def _peak() -> tuple[float, str]:
-    """FLOP/s of all devices together, and a description of this peak."""
+def _bandwidth(limit: Limit) -> dict[str, float]:
+    """The measured bandwidth, and its share of the published one of a known chip."""
+    chip = chip_of(jax.devices()[0].device_kind)
+    figures = {"read_bytes_per_s": limit.rate}
+    return figures | ({"read_of_published": limit.rate / chip.hbm_rate} if chip else {})
+
+
+def peak_limit() -> Limit:
+    """FLOP/s of all devices together."""
     peak = peak_flops(jax.devices()[0].device_kind)
     if peak:
-        return peak * jax.device_count(), "the bfloat16 peak"
-    return product_flops_per_s(), f"a measured {PRODUCT} x {PRODUCT} float32 product"
-
-
-def product_flops_per_s() -> float:
-    """FLOP/s of a large float32 matrix product."""
-    x = jnp.ones((PRODUCT, PRODUCT))
-    product = jax.jit(jnp.matmul)
-    return 2 * PRODUCT**3 / _least_seconds(lambda: product(x, x).block_until_ready())
+        return Limit("the bfloat16 peak", peak * jax.device_count())
+    x, product = jnp.ones((PRODUCT, PRODUCT)), jax.jit(jnp.matmul)
+    return Limit(
+        f"a measured {PRODUCT} x {PRODUCT} float32 product", 2 * PRODUCT**3,
+        lambda: product(x, x).block_until_ready(),
+    )  # fmt: skip

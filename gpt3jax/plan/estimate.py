@@ -30,10 +30,9 @@ from gpt3jax.model.param_specs import (
 from gpt3jax.model.trainable import trained
 from gpt3jax.plan.layouts import Layout
 from gpt3jax.plan.slices import Slice
+from gpt3jax.runtime.memory import USABLE
 from gpt3jax.sharding.axes import RULES
 
-USABLE = 0.92
-"""Share of a chip's memory to plan with; a program that barely compiles may fail to load."""
 ATTENTION = 0.5
 """FLOP rate of attention kernels as a share of the rate of matrix products."""
 EXPOSED = 0.1

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt3jax.errors import ConfigError
-from gpt3jax.plan.estimate import USABLE
 from gpt3jax.plan.slices import Slice
+from gpt3jax.runtime.memory import USABLE
 
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
