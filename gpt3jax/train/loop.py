@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import jax
@@ -110,9 +111,11 @@ class Loop:
             self.clock.enter("data", self.position.step)
             batch = self.stepper.next_batch()
             self._enter_step()
-            is_first = not self.stepper.is_compiled
-            state, metrics = self.stepper.step(state, batch)
-            if is_first:
+            if self.stepper.is_compiled:
+                state, metrics = self.stepper.step(state, batch)
+            else:
+                with self.display.compiling("train_step"):
+                    state, metrics = self.stepper.step(state, batch)
                 self._note_kernels(batch)
             if unread:
                 self._finish(*unread, state)
@@ -250,10 +253,16 @@ class Loop:
             self.is_stopping |= bool(processes.any_host(self.caught, self.mesh))
             return self.is_stopping
 
-        results = self.evaluation.measure(state.params, is_stopping)
-        if results is None or is_stopping():
+        text = ""
+        with ExitStack() as stack:
+            if not self.evaluation.is_compiled:
+                stack.enter_context(self.display.compiling("evaluation"))
+            results = self.evaluation.measure(state.params, is_stopping)
+            if results is not None and not is_stopping():
+                text = self.evaluation.sample(state.params)
+        if results is None or self.is_stopping:
             return
-        if text := self.evaluation.sample(state.params):
+        if text:
             self.log.sample(self.run.samples / f"{step}.txt", text, step)
         self._record("evaluate", step=step)
         self._write(self.position, results)

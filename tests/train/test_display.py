@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console
@@ -49,6 +50,22 @@ def test_a_terminal_keeps_a_line_of_each_evaluation_and_each_tenth(monkeypatch):
     assert "step      50   50%  loss 3.500 nats/token  12,346 tokens/s" in whole
     assert "step      60   60%  loss 3.400 nats/token" in whole
     assert "step      41" not in whole and kept
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_compilation_is_shown_with_its_seconds(monkeypatch, terminal):
+    written = io.StringIO()
+    settings = {"file": written, "force_terminal": terminal, "width": 120}
+    monkeypatch.setattr(display, "Console", lambda **given: Console(**given, **settings))
+    monkeypatch.setattr(display, "COMPILING_S", 0.3)
+    bar = Display(10_000, 0, 0)
+    with bar.compiling("train_step"):
+        time.sleep(1.2)
+    bar.show({"step": 1, "tokens": 100, "loss": 4.0})
+    bar.close()
+    said = written.getvalue()
+    assert "compiling train_step, 1 s" in said
+    assert "compiling" not in said[said.index("loss 4.000") :]
 
 
 def test_a_pipe_gets_a_line_of_each_record(monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+
+COMPILING_S = 10.0
+"""Seconds between the lines about a compilation, where there is no bar."""
 
 
 class Display:
@@ -74,6 +79,26 @@ class Display:
         with self._ignore_closed_output():
             self._console.print(text, markup=False)
 
+    @contextmanager
+    def compiling(self, what: str) -> Iterator[None]:
+        """Say that `what` is compiled, with the seconds so far: in the bar, or in lines."""
+        elapsed, is_done = _Elapsed(f"compiling {what}"), threading.Event()
+
+        def print_lines() -> None:
+            while not is_done.wait(COMPILING_S):
+                self.note(str(elapsed))
+
+        if self._bar:
+            self._bar.update(self._task, figures=elapsed)
+        else:
+            threading.Thread(target=print_lines, daemon=True).start()
+        try:
+            yield
+        finally:
+            is_done.set()
+            if self._bar:
+                self._bar.update(self._task, figures=figures(self._last))
+
     def close(self) -> None:
         if self._bar:
             with self._ignore_closed_output():
@@ -87,6 +112,16 @@ class Display:
         except (OSError, SystemExit):  # Rich raises SystemExit for a broken pipe.
             self._console.quiet, self._bar = True, None
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Elapsed:
+    """A text with the seconds since it was made; the bar formats it anew at each refresh."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._began = text, time.monotonic()
+
+    def __str__(self) -> str:
+        return f"{self._text}, {time.monotonic() - self._began:.0f} s"
 
 
 def figures(record: dict[str, Any]) -> str:
