@@ -33,11 +33,35 @@ and an id in the vocabulary's padding would give a row of zeros."""
 
 def layer_norm(params: Params, x_BTD: jax.Array) -> jax.Array:
     """Normalise each token over the width, in float32 (biased variance, epsilon 1e-5)."""
+    return _layer_norm(params["gain"], params["bias"], x_BTD)
+
+
+@jax.custom_vjp
+def _layer_norm(gain_D: jax.Array, bias_D: jax.Array, x_BTD: jax.Array) -> jax.Array:
+    return _layer_norm_forward(gain_D, bias_D, x_BTD)[0]
+
+
+def _layer_norm_forward(gain_D, bias_D, x_BTD):
     x = x_BTD.astype(jnp.float32)
     mean = x.mean(-1, keepdims=True)
     variance = jnp.square(x - mean).mean(-1, keepdims=True)
-    y = (x - mean) * jax.lax.rsqrt(variance + NORM_EPSILON)
-    return (y * params["gain"] + params["bias"]).astype(x_BTD.dtype)
+    scale = jax.lax.rsqrt(variance + NORM_EPSILON)
+    mean, scale = checkpoint_name(mean, "normed"), checkpoint_name(scale, "normed")
+    y = (x - mean) * scale
+    return (y * gain_D + bias_D).astype(x_BTD.dtype), (gain_D, bias_D, x_BTD, mean, scale)
+
+
+def _layer_norm_backward(residuals, dy_BTD):
+    """The gradient computes the normalised x anew; JAX's own stores it in float32."""
+    gain_D, bias_D, x_BTD, mean, scale = residuals
+    dy, y = dy_BTD.astype(jnp.float32), (x_BTD.astype(jnp.float32) - mean) * scale
+    dgain_D, dbias_D = (each.sum(range(dy.ndim - 1)) for each in (dy * y, dy))
+    dy *= gain_D
+    dx = scale * (dy - dy.mean(-1, keepdims=True) - y * (dy * y).mean(-1, keepdims=True))
+    return dgain_D.astype(gain_D.dtype), dbias_D.astype(bias_D.dtype), dx.astype(x_BTD.dtype)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 def mlp(params: Params, x_BTD: jax.Array, model: Model) -> jax.Array:

@@ -60,7 +60,8 @@ def linear(params: Params, x_BTI: jax.Array, model: Model) -> jax.Array:
     """Contract the last axis of x with the first axis of the kernel; add the bias."""
     kernel = params["kernel"]
     y_BTO = _product(model, gather_matmul)(x_BTI, _as_matrix(kernel, 1))
-    return add_to_each(y_BTO.reshape(*y_BTO.shape[:2], *kernel.shape[1:]), params["bias"])
+    y_BTO = add_to_each(y_BTO, params["bias"].reshape(-1))
+    return y_BTO.reshape(*y_BTO.shape[:2], *kernel.shape[1:])
 
 
 def linear_sum(params: Params, x: jax.Array, model: Model, n_in: int = 1) -> jax.Array:

@@ -109,14 +109,37 @@ def scores_of(
     There may be any leading dimensions. If the vocabulary is sharded over `tensor`, all devices
     along that axis get the scores.
     """
-    top_R = pmax(logits_RV.max(-1), "tensor")
-    e_RV = jnp.exp(logits_RV - top_R[..., None])
-    sum_R = psum(e_RV.sum(-1), "tensor")
     local_R = targets_R - axis_index("tensor") * logits_RV.shape[-1]
     is_target_RV = local_R[..., None] == jnp.arange(logits_RV.shape[-1])
-    target_R = psum(jnp.where(is_target_RV, logits_RV, 0).sum(-1), "tensor")
+    target_RV = jnp.where(is_target_RV, logits_RV, 0)
+    if platform() == "gpu":
+        own_top_R, own_sum_R, target_R = _max_and_sums(logits_RV, target_RV)
+        top_R = pmax(own_top_R, "tensor")
+        sum_R = psum(own_sum_R * jnp.exp(own_top_R - top_R), "tensor")
+        e_RV = jnp.exp(logits_RV - top_R[..., None])
+    else:
+        top_R, target_R = pmax(logits_RV.max(-1), "tensor"), target_RV.sum(-1)
+        e_RV = jnp.exp(logits_RV - top_R[..., None])
+        sum_R = psum(e_RV.sum(-1), "tensor")
+    target_R = psum(target_R, "tensor")
     scores = TokenLogprobs(target_R - (jnp.log(sum_R) + top_R), target_R >= top_R)
     return scores, e_RV / sum_R[..., None], is_target_RV
+
+
+def _max_and_sums(
+    logits_RV: jax.Array, target_RV: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Maximum, sum of exp(logit - maximum), and sum of the targets, in one pass over the logits."""
+
+    def merge(a, b):
+        (top_a, sum_a, target_a), (top_b, sum_b, target_b) = a, b
+        top = jnp.maximum(top_a, top_b)
+        total = sum_a * jnp.exp(top_a - top) + sum_b * jnp.exp(top_b - top)
+        return top, total, target_a + target_b
+
+    lowest, zero = jnp.finfo(jnp.float32).min, jnp.float32(0)
+    operands = (logits_RV, jnp.ones_like(logits_RV), target_RV)
+    return jax.lax.reduce(operands, (lowest, zero, zero), merge, (logits_RV.ndim - 1,))
 
 
 def in_rows(x_MD: jax.Array, targets_M: jax.Array) -> tuple[jax.Array, jax.Array]:
