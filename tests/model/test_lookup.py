@@ -10,7 +10,7 @@ from building import changed, randomised
 from flax.traverse_util import flatten_dict
 
 from gpt3jax.config import Mesh, Model
-from gpt3jax.model import lookup
+from gpt3jax.model import gpt3, logprobs, lookup
 from gpt3jax.model.param_specs import param_specs
 from gpt3jax.sharding.collectives import psum_replicated, shard_map
 from gpt3jax.sharding.mesh import make_mesh
@@ -97,8 +97,13 @@ def test_in_bfloat16_sums_over_tokens_are_as_exact_as_products(mesh, in_float32)
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_the_sum_for_gpus_is_that_of_a_scatter_on_every_mesh(mesh, in_float32, monkeypatch):
-    monkeypatch.setattr(lookup, "platform", lambda: "gpu")
+def test_what_is_computed_otherwise_on_gpus_is_the_same_on_every_mesh(
+    mesh, in_float32, monkeypatch
+):
+    """Sums of embeddings, queries, keys and values apart, and the softmax of the loss in one pass;
+    but cuDNN's attention, which no CPU has."""
+    for module in (lookup, gpt3, logprobs):
+        monkeypatch.setattr(module, "platform", lambda: "gpu")
     found = gradients(MODEL, mesh, skewed_windows())
     for path, expected in in_float32.items():
         assert error(found[path], expected) < 2e-5, path
@@ -139,3 +144,24 @@ def test_no_training_step_for_gpus_scatters(experiment, changes, monkeypatch):
     monkeypatch.setattr(lookup, "platform", lambda: "gpu")
     assert "stablehlo.scatter" not in lowered()
     train_step._jitted.cache_clear()
+
+
+def test_the_softmax_for_gpus_is_that_of_numpy_where_rows_are_extreme(monkeypatch):
+    """Rows with one huge logit, equal ones, masked ones, and a target that is masked."""
+    monkeypatch.setattr(logprobs, "platform", lambda: "gpu")
+    draw, lowest = np.random.default_rng(0), np.finfo(np.float32).min
+    logits = draw.normal(0, 30, (6, 1000)).astype(np.float32)
+    logits[0, 3], logits[1], logits[2, 10:], logits[3, 0] = 3e4, -2.5, lowest, lowest
+    targets = np.array([3, 999, 9, 0, 500, -1])
+    scores, p, is_target = jax.jit(logprobs.scores_of)(logits, targets)
+    wide = logits.astype(np.float64)
+    wide -= wide.max(-1, keepdims=True)
+    expected = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    np.testing.assert_allclose(p, np.exp(expected), rtol=2e-5, atol=1e-30)
+    rows = np.arange(5)
+    np.testing.assert_allclose(scores.log_probability[:5], expected[rows, targets[:5]], rtol=1e-5)
+    likeliest = logits.max(-1) == logits[np.arange(6), targets]
+    assert scores.is_likeliest[:5].tolist() == likeliest[:5].tolist()
+    assert is_target.sum(-1).tolist() == [1, 1, 1, 1, 1, 0]
+    logits[:, 7] = np.nan
+    assert np.isnan(jax.jit(logprobs.scores_of)(logits, targets)[0].log_probability).all()
