@@ -16,6 +16,7 @@ def plan(
     budget: float | None = None,
     keep: tuple[Literal["data", "fsdp", "tensor", "remat", "microbatch"], ...] = (),
     compile: bool = False,
+    kernels: bool = False,
     finalists: int = 1,
     price: float | None = None,
     law: Path | None = None,
@@ -26,6 +27,7 @@ def plan(
     Examples:
       gpt3jax plan experiments/gpt3_175b.py --chips v5p:8x8x16
       gpt3jax plan experiments/gpt3_6b7.py --chips v5e:16x16*4 --compile
+      gpt3jax plan experiments/gpt3_125m.py --chips h200:1 --compile --kernels
       gpt3jax plan experiments/gpt3_13b.py --chips h100:64 --price 2.79 --json
       gpt3jax plan experiments/gpt3_1b3.py --budget 10000
 
@@ -36,6 +38,8 @@ def plan(
       keep: Parts of the layout that are fixed to the experiment's values; the rest is searched.
       compile: Compile the step of the best layout ahead of time with the chip's own compiler,
         without a chip (extra tpu: minutes; extra cuda: seconds).
+      kernels: With --compile: a table of the kernels of the compiled step, with the time that their
+        FLOPs and bytes allow on this chip.
       finalists: Number of best layouts to compile.
       price: Dollars per chip and hour, instead of the list price.
       law: A scaling_law.json of `gpt3jax report --scaling-law`, to predict the loss.
@@ -50,6 +54,8 @@ def plan(
         return
     if chips is None:
         raise ConfigError("plan needs --chips, e.g. v5p:8x8x16 or h100:64, or --budget DOLLARS")
+    if kernels and not compile:
+        raise ConfigError("--kernels shows the compiled step: add --compile")
     if finalists < 1:
         raise ConfigError(f"--finalists is {finalists}: it must be at least 1. Raise it")
     laws = scaling_laws.read(law) if law else None
@@ -59,4 +65,4 @@ def plan(
         from gpt3jax.plan.aot_compile import compile_step
 
         compiled = [(each, compile_step(each)) for each in result.shortlist(finalists)]
-    show.show(result, price, compiled, laws, as_json=json)
+    show.show(result, price, compiled, laws, as_json=json, with_kernels=kernels)

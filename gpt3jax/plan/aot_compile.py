@@ -58,6 +58,8 @@ def compile_step(estimate: Estimate) -> Compiled:
         kernels(text),
         product_flops(text, microbatches),
         scatters(text),
+        text,
+        microbatches,
     )
 
 

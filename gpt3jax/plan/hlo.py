@@ -11,7 +11,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 BYTES = {
     "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2,
@@ -46,10 +46,17 @@ class Compiled:
     """FLOPs of matrix products including recomputation, excluding those inside custom kernels."""
     scatters: list[str]
     """Operations that write by atomics on GPUs (see `scatters`)."""
+    text: str = field(repr=False)
+    """The program in HLO text."""
+    microbatches: int
+    """Trip count of the loop over microbatches, which is not in the program."""
 
 
 @dataclass(frozen=True)
-class _Instruction:
+class Instruction:
+    """An instruction of a computation."""
+
+    name: str
     kind: str
     result: int
     """Size of the result in bytes."""
@@ -63,7 +70,7 @@ def collectives(text: str, dynamic: int = 1) -> list[Collective]:
 
     `dynamic` is the trip count of loops whose length is not in the program.
     """
-    parts, entry = _computations(text)
+    parts, entry = computations(text)
     sums: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0, 0.0])
     chains = set()
     for times, loop, instruction in _walk(entry, 1, entry, parts, dynamic):
@@ -83,7 +90,7 @@ def collectives(text: str, dynamic: int = 1) -> list[Collective]:
 
 def product_flops(text: str, dynamic: int = 1) -> float:
     """Returns the matrix-product FLOPs per device; loops count with their trip counts."""
-    parts, entry = _computations(text)
+    parts, entry = computations(text)
     return sum(
         times * instruction.flops
         for times, _, instruction in _walk(entry, 1, entry, parts, dynamic)
@@ -116,15 +123,15 @@ def scatters(text: str) -> list[str]:
 
 
 def _walk(
-    name: str, times: int, loop: str, parts: dict[str, list[_Instruction]], dynamic: int
-) -> Iterator[tuple[int, str, _Instruction]]:
+    name: str, times: int, loop: str, parts: dict[str, list[Instruction]], dynamic: int
+) -> Iterator[tuple[int, str, Instruction]]:
     """Yields (execution count, enclosing loop, instruction) for each collective and matrix product
     of a computation and its callees."""
     for each in parts[name]:
         if each.kind == "while":
-            condition, body = _search(r"condition=%([\w.\-]+), body=%([\w.\-]+)", each.text)
+            condition, body = search(r"condition=%([\w.\-]+), body=%([\w.\-]+)", each.text)
             known = re.search(r'"known_trip_count":\{"n":"(\d+)"', each.text)
-            runs = times * (int(known[1]) if known else _trips(condition, parts, dynamic))
+            runs = times * (int(known[1]) if known else trips(condition, parts, dynamic))
             yield from _walk(body, runs, body, parts, dynamic)
         elif each.kind in COLLECTIVES or each.kind in PRODUCTS:
             yield times, loop, each
@@ -133,21 +140,21 @@ def _walk(
             if inner.startswith("all-reduce-scatter"):
                 reduce = next(i for i in parts[inner] if i.kind == "all-reduce")
                 size = reduce.result // max(1, _group(reduce.text))
-                yield times, loop, _Instruction("reduce-scatter", size, reduce.text)
+                yield times, loop, Instruction(each.name, "reduce-scatter", size, reduce.text)
             elif each.kind != "reduce":
                 yield from _walk(inner, times, loop, parts, dynamic)
 
 
-def _search(pattern: str, text: str) -> tuple[str, ...]:
+def search(pattern: str, text: str) -> tuple[str, ...]:
     """Groups of a pattern that HLO text of this kind always contains."""
     match = re.search(pattern, text)
     assert match, f"no {pattern} in {text[:200]}"
     return match.groups()
 
 
-def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """Parses the program into computations by name, and the name of the entry computation."""
-    parts: dict[str, list[_Instruction]] = {}
+    parts: dict[str, list[Instruction]] = {}
     current, entry = "", ""
     shapes: dict[str, list[int]] = {}
     for line in text.splitlines():
@@ -157,12 +164,12 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
             entry = current if header.group(1) else entry
         elif current and (match := re.match(r"\s+(?:ROOT )?%(\S+) = (.*)", line)):
             name, text = match.groups()
-            parts[current].append(_instruction(text, shapes))
+            parts[current].append(_instruction(name, text, shapes))
             shapes[name] = _sizes(text)
     return parts, entry
 
 
-def _instruction(text: str, shapes: dict[str, list[int]]) -> _Instruction:
+def _instruction(name: str, text: str, shapes: dict[str, list[int]]) -> Instruction:
     shape, rest = _split_shape(text)
     kind = rest[: rest.index("(")]
     if kind == "collective-permute-start":
@@ -171,20 +178,22 @@ def _instruction(text: str, shapes: dict[str, list[int]]) -> _Instruction:
         shape = _last_element(shape)
     elif kind == "custom-call" and '"__cublas$' in rest:
         kind = "cublas"
+        # The second element is a workspace.
+        shape = shape[: shape.index("}, ") + 1] if "}, " in shape else shape
     flops = _flops(kind, _sizes(shape), rest, shapes) if kind in PRODUCTS else 0.0
-    return _Instruction(kind.removesuffix("-start"), _bytes(shape), rest, flops)
+    return Instruction(name, kind.removesuffix("-start"), _bytes(shape), rest, flops)
 
 
 def _flops(kind: str, result: list[int], text: str, shapes: dict[str, list[int]]) -> float:
     """FLOPs of a matrix product: 2 x result elements x contracted elements."""
     left, right = (shapes[name] for name in re.findall(r"%([\w.\-]+)", text[: text.index(")")])[:2])
     if kind != "convolution":
-        (dims,) = _search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)', text)
+        (dims,) = search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)', text)
         axes = re.findall(r"\d+", dims)
         return 2.0 * math.prod(result) * math.prod(left[int(n)] for n in axes)
     # On TPUs matrix products are convolutions. `dim_labels` names the axes of both operands and of
     # the result; the window says how each spatial axis (0, 1, ...) is contracted.
-    left_dims, right_dims, result_dims = _search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
+    left_dims, right_dims, result_dims = search(r"dim_labels=(\w+)_(\w+)->(\w+)", text)
     elements = result[result_dims.index("b")] * result[result_dims.index("f")]
     flops = 2.0 * elements * right[right_dims.index("i")]
     for i, window in enumerate(_windows(text)):
@@ -249,7 +258,7 @@ def _bytes(shape: str) -> int:
     )
 
 
-def _trips(condition: str, parts: dict[str, list[_Instruction]], dynamic: int) -> int:
+def trips(condition: str, parts: dict[str, list[Instruction]], dynamic: int) -> int:
     """Trip count of a loop: the constant that its counter is compared with."""
     constants = [
         int(number)

@@ -17,6 +17,7 @@ from gpt3jax.plan.budget import PF_DAY, best_by_chinchilla, best_by_paper
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.flags import recommended, variable
 from gpt3jax.plan.hlo import Compiled
+from gpt3jax.plan.kernels import kernel_table, total_seconds
 from gpt3jax.plan.planner import Plan
 from gpt3jax.plan.scaling_laws import Laws, matrix_parameters
 from gpt3jax.plan.slices import Slice, parse
@@ -30,7 +31,9 @@ ARTICLE_FLOPS, ARTICLE_PRICE = 28e12, 1.48
 YEAR_S = 365.25 * 86400
 
 
-def record(estimate: Estimate, price: float | None, compiled: Compiled | None) -> dict[str, Any]:
+def record(
+    estimate: Estimate, price: float | None, compiled: Compiled | None, with_kernels: bool = False
+) -> dict[str, Any]:
     """Returns a layout and its estimate as a JSON object."""
     layout, parameters = estimate.layout, count_params(estimate.experiment.model)
     dollars = estimate.chip_hours * (price or estimate.slice.chip.price)
@@ -66,6 +69,10 @@ def record(estimate: Estimate, price: float | None, compiled: Compiled | None) -
             "product_flops": compiled.product_flops,
             "scatters": compiled.scatters,
         }
+    if compiled and with_kernels:
+        table = kernel_table(compiled.text, estimate.slice.chip, compiled.microbatches)
+        result["kernel_table"] = [vars(each) for each in table]
+        result["kernel_s"] = total_seconds(table)
     return result
 
 
@@ -90,12 +97,18 @@ Finalists = list[tuple[Estimate, Compiled]]
 
 
 def show(
-    plan: Plan, price: float | None, compiled: Finalists, laws: Laws | None = None, *, as_json: bool
+    plan: Plan,
+    price: float | None,
+    compiled: Finalists,
+    laws: Laws | None = None,
+    *,
+    as_json: bool,
+    with_kernels: bool = False,
 ) -> None:
     """Prints the plan as text or JSON, with the loss that `laws` predict if given."""
     if as_json:
         finalists = compiled or [(plan.best, None)]
-        first, *others = [record(estimate, price, program) for estimate, program in finalists]
+        first, *others = [record(each, price, program, with_kernels) for each, program in finalists]
         if laws:
             first["expected_loss"] = expected_loss(plan.best.experiment, laws)
         print(json.dumps(first | {"finalists": others}))
@@ -122,6 +135,8 @@ def show(
     for estimate, program in compiled:
         console.print(f"{estimate.layout.overrides}:")
         _print_compiled(console, estimate, program)
+        if with_kernels:
+            _print_kernels(console, estimate, program)
     if chip.name == "v100":
         years, dollars = article(experiment)
         console.print(
@@ -192,6 +207,28 @@ def _print_compiled(console: Console, best: Estimate, compiled: Compiled) -> Non
             f"        {each.kind} over {each.group}: {each.count:,} times, "
             f"{each.bytes_sent:.3g} bytes"
         )
+
+
+def _print_kernels(console: Console, estimate: Estimate, compiled: Compiled) -> None:
+    """The kernels of the step, those that take most first, and the sum of all."""
+    table = Table(box=None)
+    for name in ("part", "work"):
+        table.add_column(name)
+    for name in ("times", "GFLOP", "GB", "ms", "limit"):
+        table.add_column(name, justify="right")
+    found = kernel_table(compiled.text, estimate.slice.chip, compiled.microbatches)
+    for each in found:
+        table.add_row(
+            each.part, each.work, f"{each.count:,}", f"{each.flops / 1e9:,.0f}",
+            f"{each.bytes / 1e9:,.2f}", f"{1e3 * each.seconds:,.2f}", each.limit,
+        )  # fmt: skip
+    count, moved = sum(each.count for each in found), sum(each.bytes for each in found)
+    flops, seconds = sum(each.flops for each in found), total_seconds(found)
+    table.add_row(
+        "all", "", f"{count:,}", f"{flops / 1e9:,.0f}", f"{moved / 1e9:,.2f}",
+        f"{1e3 * seconds:,.2f}", "",
+    )  # fmt: skip
+    console.print(table)
 
 
 def _print_flags(console: Console, best: Estimate) -> None:

@@ -37,6 +37,7 @@ from gpt3jax.train.state import (
 )
 
 Metrics = dict[str, jax.Array]
+Loss = Callable[..., tuple[jax.Array, Metrics]]
 
 
 def train_step(
@@ -47,6 +48,7 @@ def train_step(
     *,
     experiment: Experiment,
     first_stage: int = 1,
+    loss: Loss = window_loss,
 ) -> tuple[TrainState, Metrics]:
     """Update the state with the gradient of a batch.
 
@@ -59,6 +61,7 @@ def train_step(
       learning_rate: float32 scalar.
       experiment: the experiment.
       first_stage: number of devices in the first stage of the all-gather of weights (mesh.py).
+      loss: `window_loss`, or another function with its arguments and results.
 
     Returns:
       The next state, and scalars, which are logged: `loss` (nats per learned token), `grad_norm`
@@ -68,7 +71,7 @@ def train_step(
     """
     parts, other_parts = partition(partition_specs(param_specs(experiment.model)), experiment)
     mean_gradients = shard_map(
-        partial(_mean_gradients, experiment=experiment, parts=parts),
+        partial(_mean_gradients, experiment=experiment, parts=parts, loss=loss),
         in_specs=(parts, other_parts, partition_spec((None, "batch", None)), PartitionSpec()),
         out_specs=(PartitionSpec(), parts),
         first_stage=first_stage,
@@ -88,19 +91,21 @@ def train_step(
     return jax.tree.map(partial(jnp.where, is_good), after, state), metrics
 
 
-def _mean_gradients(params, others, windows_MBT1, microbatches, experiment: Experiment, parts):
+def _mean_gradients(
+    params, others, windows_MBT1, microbatches, experiment: Experiment, parts, loss: Loss
+):
     """Scalars, and gradients with respect to `params`, averaged over the learned tokens."""
 
     def loss_of(part, windows_BT1, share=None):
-        return window_loss(combine(part, others), windows_BT1, experiment.model, share)
+        return loss(combine(part, others), windows_BT1, experiment.model, share)
 
-    def named(loss, aux):
-        return {"loss": loss, **aux}
+    def named(value, aux):
+        return {"loss": value, **aux}
 
     loss_and_gradients = jax.value_and_grad(loss_of, has_aux=True)
     if windows_MBT1.shape[0] == 1:
-        (loss, aux), gradients = loss_and_gradients(params, windows_MBT1[0])
-        return _psum_each(named(loss, aux)), psum_replicated(gradients, parts)
+        (value, aux), gradients = loss_and_gradients(params, windows_MBT1[0])
+        return _psum_each(named(value, aux)), psum_replicated(gradients, parts)
     is_read_M = jnp.arange(len(windows_MBT1)) < microbatches
     share = jnp.where(is_read_M, learned_share(windows_MBT1), 0).sum() / microbatches
     no_gradients = jax.tree.map(jnp.zeros_like, params)
@@ -153,14 +158,16 @@ def compile_train_step(experiment: Experiment, mesh: Mesh) -> Callable[..., tupl
         experiment.train, steps=None, log_every=1, save_every=1, keep=1, patience=0
     )
     experiment = dataclasses.replace(experiment, name="_", train=train, evaluate=Evaluate())
-    return _jitted(experiment, mesh, first_stage_size(mesh))
+    return _jitted(experiment, mesh, first_stage_size(mesh), window_loss)
 
 
 @lru_cache(maxsize=8)
-def _jitted(experiment: Experiment, mesh: Mesh, first_stage: int) -> Callable[..., tuple]:
+def _jitted(
+    experiment: Experiment, mesh: Mesh, first_stage: int, loss: Loss
+) -> Callable[..., tuple]:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
     return jax.jit(
-        partial(train_step, experiment=experiment, first_stage=first_stage),
+        partial(train_step, experiment=experiment, first_stage=first_stage, loss=loss),
         donate_argnames="state",
         out_shardings=(shardings, None),
         compiler_options=fast_compile_options(mesh, level=2),
