@@ -191,7 +191,7 @@ def test_a_flipped_bit_of_a_large_leaf_is_found_by_its_hash(experiment, make_run
     run = make_run(experiment, mesh=Mesh(2, 2, 2))
     checkpoints = Checkpointer(run.checkpoints)
     checkpoints.open_params(5, experiment.model)
-    flip(run.checkpoints / "5/params/layers.down.kernel/1.1.0", 17)
+    flip(run.checkpoints / "5/params/layers.down.kernel/0.1.0", 17)
     with pytest.raises(DamagedError, match="leaf params/layers/down/kernel has other values"):
         checkpoints.open_params(5, experiment.model)
 

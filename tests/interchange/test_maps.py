@@ -120,7 +120,7 @@ def test_gpt2_has_the_parameters_that_are_printed_of_it():
 @pytest.mark.parametrize("activation", ["gelu_tanh", "gelu"])
 def test_a_shape_goes_out_and_comes_back(model, every, activation):
     model = dataclasses.replace(
-        model, dense_every=every, activation=activation, scan_layers=True, init_std=0.02
+        model, dense_every=every, activation=activation, scan_layers="auto", init_std=0.02
     )
     config = to_config(model, "float32", 1)
     family, back = from_config(config)
