@@ -181,6 +181,25 @@ def _print_best(console: Console, best: Estimate, price: float | None) -> None:
         f"{best.chip_hours:,.0f} chip-hours, ${dollars:,.0f} at ${hourly:.2f} ({source}); "
         f"checkpoint {12 * count_params(best.experiment.model) / 1e9:,.1f} GB"
     )
+    if advice := float8_advice(best):
+        console.print(f"float8  {advice}")
+
+
+def float8_advice(best: Estimate) -> str:
+    """Whether to train in float8, from what was measured on an H200; empty where it says nothing.
+
+    Steps of 1.3B and 2.7B were 1.16 and 1.13 times as fast as in bfloat16, those of 125M 0.93.
+    """
+    model, parameters = best.experiment.model, count_params(best.experiment.model)
+    if best.slice.chip.name not in ("h100", "h200", "b200") or best.layout.tensor > 1:
+        return ""
+    if parameters > 1.2e9 and model.dtype != "float8":
+        return (
+            "--model.dtype float8 makes steps of 1.3B and 2.7B 1.16 and 1.13 times as fast (H200)"
+        )
+    if parameters < 2e8 and model.dtype == "float8":
+        return "slower than bfloat16 at this size: 0.93 of its tokens/s at 125M (H200)"
+    return ""
 
 
 def _print_compiled(console: Console, best: Estimate, compiled: Compiled) -> None:

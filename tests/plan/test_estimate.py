@@ -230,3 +230,20 @@ def test_frozen_parameters_have_no_gradients_or_moments():
     assert after["optimizer"] == 8 * factors and after["gradients"] == 2 * factors
     assert after["parameters"] == before["parameters"] + 4 * factors
     assert before["optimizer"] == 2 * before["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("size", "chips", "dtype", "advice"),
+    [
+        ("1b3", "h200:1", "auto", "1.16"), ("2b7", "h100:8", "bfloat16", "1.13"),
+        ("125m", "h200:1", "float8", "slower"), ("125m", "h200:1", "auto", ""),
+        ("1b3", "h200:1", "float8", ""), ("1b3", "a100:8", "auto", ""),
+        ("760m", "h200:1", "auto", ""), ("1b3", "v5p:4x4x4", "auto", ""),
+    ],
+)  # fmt: skip
+def test_float8_is_advised_where_it_was_measured_to_gain(size, chips, dtype, advice):
+    experiment = load_experiment(f"experiments/gpt3_{size}.py")
+    model = dataclasses.replace(experiment.model, dtype=dtype)
+    best = plan(dataclasses.replace(experiment, model=model), parse(chips), ()).best
+    found = show.float8_advice(best)
+    assert advice in found and bool(found) == bool(advice)
