@@ -59,6 +59,7 @@ def at_step(monkeypatch, step, act):
     monkeypatch.setattr(phase_timer.PhaseTimer, "enter", enter)
 
 
+@pytest.mark.long
 def test_a_write_that_fails_half_way_stops_the_run_in_words(file, tmp_path):
     """Files may not grow past 30 kB: metrics fit, the embedding does not."""
     run = tmp_path / "run"

@@ -67,6 +67,7 @@ def in_percent(text):
 
 
 @needs_browser
+@pytest.mark.long
 def test_attention_lists_match_numpy_sort_of_the_weights(model, tmp_path):
     """Of 141 tokens, of which a query's 44 largest weights are on the page."""
     model = dataclasses.replace(model, context=160)

@@ -175,6 +175,7 @@ def test_the_anatomy_of_gpt3_needs_no_weights():
     assert sum(each["copies"] for each in matrices) == 384
 
 
+@pytest.mark.long
 def test_shots_are_scored_as_the_evaluation_scores_them(model, params, tokenizer):
     context = dataclasses.replace(model, context=160)
     params = randomised(context)
@@ -201,6 +202,7 @@ def test_shots_are_scored_as_the_evaluation_scores_them(model, params, tokenizer
         assert setting["shots"] < 4 or (banded == 0).all()
 
 
+@pytest.mark.long
 def test_checkpoints_are_asked_as_the_model_would_be(model, params):
     other = randomised(model, seed=1)
     draw = np.random.default_rng(0)

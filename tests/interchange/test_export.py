@@ -275,6 +275,7 @@ sys.exit(code)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited as Linux does")
+@pytest.mark.long
 def test_a_model_larger_than_the_memory_is_exported(experiment, make_run, tmp_path):
     """The process may have 0.8 GB, its code and threads included; the weights are 1.2 GB."""
     model = dataclasses.replace(experiment.model, d_model=1024, n_heads=8, d_head=128, n_layers=24)

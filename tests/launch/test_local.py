@@ -100,6 +100,7 @@ def test_a_killed_process_ends_the_job_and_a_restart_gives_the_same_bits(file, t
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_a_signal_to_one_process_stops_all_at_the_same_step_with_all_saved(file, tmp_path):
     job = launch(file, tmp_path / "run", "--train.steps", "100000")
     wait_for_step(tmp_path / "run", 3)

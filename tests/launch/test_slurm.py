@@ -184,6 +184,7 @@ def test_one_process_per_node_has_all_its_cpus_and_gpus(cluster, pretend):
     assert sorted(output.read_text().splitlines()) == [expected.format(node) for node in (0, 1)]
 
 
+@pytest.mark.long
 def test_an_array_of_workers_shares_a_sweep(cluster, experiment_file, tmp_path):
     """Two jobs of one node each, on one storage; what stands for training is started by srun."""
     script, fake = tmp_path / "script", ROOT / "tests/sweep/fake_train.py"

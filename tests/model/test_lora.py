@@ -80,6 +80,7 @@ def test_at_first_nothing_is_changed_bit_for_bit(small, tokens):
     )
 
 
+@pytest.mark.long
 def test_cached_decoding_has_the_changes_too(small, tokens):
     params = randomised(small)
     ready, plain = decode.decoding_params(params, small), dataclasses.replace(small, lora_rank=0)

@@ -40,24 +40,33 @@ def padded(prompts, width):
     return rows.astype(np.int32)
 
 
+# Op by op, each length would be compiled op by op, too.
+whole = jax.jit(forward, static_argnums=2)
+prefilled = jax.jit(prefill, static_argnums=(3, 4))
+decoded = jax.jit(decode, static_argnums=3)
+searched = jax.jit(search, static_argnames=("model", "new_tokens", "width", "alpha"))
+scored = jax.jit(suffix_logprobs, static_argnums=4)
+
+
 def log_softmax(params, tokens):
-    """[T, V] of one row, alone."""
-    logits = forward(params, jnp.asarray(tokens, jnp.int32)[None], MODEL).logits[0, :, :53]
+    """[T, V] of one row, alone: what follows it in the row is not seen by it."""
+    row = np.pad(tokens, (0, MODEL.context - len(tokens)))[None].astype(np.int32)
+    logits = whole(params, row, MODEL).logits[0, : len(tokens), :53]
     return np.asarray(jax.nn.log_softmax(logits))
 
 
 def separately(params, prompts):
     lengths = jnp.array([len(each) for each in prompts])
-    return prefill(decoding_params(params, MODEL), padded(prompts, 24), lengths, MODEL, 32)
+    return prefilled(decoding_params(params, MODEL), padded(prompts, 24), lengths, MODEL, 32)
 
 
 def after_prefix(params, prompts):
     """The six tokens that all prompts begin with are read once."""
     ready = decoding_params(params, MODEL)
     beginning = np.pad(prompts[0][:6], (0, 10))[None].astype(np.int32)
-    _, prefix = prefill(ready, beginning, jnp.int32(6), MODEL, 16)
+    _, prefix = prefilled(ready, beginning, jnp.int32(6), MODEL, 16)
     lengths = jnp.array([len(each) - 6 for each in prompts])
-    return prefill(
+    return prefilled(
         ready, padded([each[6:] for each in prompts], 16), lengths, MODEL, 32, prefix
     )  # fmt: skip
 
@@ -76,7 +85,7 @@ def test_prompts_are_continued_each_at_its_own_length(params, prompts, way):
     logits, cache = way(params, prompts)
     tokens = np.random.default_rng(3).integers(0, 53, (4, 3)).astype(np.int32)
     for step, token_B in enumerate(tokens):
-        logits, cache = decode(decoding_params(params, MODEL), cache, token_B, MODEL)
+        logits, cache = decoded(decoding_params(params, MODEL), cache, token_B, MODEL)
         found = np.asarray(jax.nn.log_softmax(logits))
         for row, prompt in enumerate(prompts):
             text = np.concatenate([prompt, tokens[: step + 1, row]])
@@ -86,8 +95,8 @@ def test_prompts_are_continued_each_at_its_own_length(params, prompts, way):
 def test_a_row_without_room_for_its_next_token_becomes_nan_and_no_other(params, prompts):
     lengths = jnp.array([len(each) for each in prompts])
     ready = decoding_params(params, MODEL)
-    _, cache = prefill(ready, padded(prompts, 20), lengths, MODEL, 20)
-    logits, _ = decode(ready, cache, np.zeros(3, np.int32), MODEL)
+    _, cache = prefilled(ready, padded(prompts, 20), lengths, MODEL, 20)
+    logits, _ = decoded(ready, cache, np.zeros(3, np.int32), MODEL)
     assert np.isnan(logits).all(axis=1).tolist() == [False, True, False]
 
 
@@ -95,7 +104,7 @@ def test_a_row_without_room_for_its_next_token_becomes_nan_and_no_other(params, 
 def test_candidates_after_prompts_are_scored_as_alone(params, prompts, way):
     logits, cache = way(params, prompts)
     suffixes = np.random.default_rng(2).integers(0, 53, (3, 5)).astype(np.int32)
-    found = suffix_logprobs(decoding_params(params, MODEL), logits, cache, suffixes, MODEL)
+    found = scored(decoding_params(params, MODEL), logits, cache, suffixes, MODEL)
     for row, prompt in enumerate(prompts):
         log_p = log_softmax(params, np.concatenate([prompt, suffixes[row]]))[len(prompt) - 1 : -1]
         expected = log_p[np.arange(5), suffixes[row]]
@@ -143,7 +152,7 @@ def test_a_search_over_a_batch_finds_what_it_finds_alone(params, prompts, width)
 
     def best(prompts):
         logits, cache = separately(params, prompts)
-        return search(decoding, logits, cache, is_end, MODEL, new_tokens=7, width=width, alpha=4)
+        return searched(decoding, logits, cache, is_end, MODEL, new_tokens=7, width=width, alpha=4)
 
     together = best(prompts)
     for row, prompt in enumerate(prompts):
