@@ -109,12 +109,11 @@ def init_sharded_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
     with jax.set_mesh(mesh):
         make = jax.jit(
-            init_state,
-            static_argnames="experiment",
+            lambda: init_state(experiment),
             out_shardings=shardings,
             compiler_options=fast_compile_options(mesh, level=1),
         )
-        return make(experiment)
+        return make()
 
 
 def fast_compile_options(mesh: Mesh, level: int) -> dict[str, int] | None:

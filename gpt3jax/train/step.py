@@ -158,13 +158,14 @@ def compile_train_step(experiment: Experiment, mesh: Mesh) -> Callable[..., tupl
         experiment.train, steps=None, log_every=1, save_every=1, keep=1, patience=0
     )
     experiment = dataclasses.replace(experiment, name="_", train=train, evaluate=Evaluate())
-    return _jitted(experiment, mesh, first_stage_size(mesh), window_loss)
+    return _jitted(experiment, mesh, first_stage_size(mesh), window_loss, make_optimizer)
 
 
 @lru_cache(maxsize=8)
 def _jitted(
-    experiment: Experiment, mesh: Mesh, first_stage: int, loss: Loss
+    experiment: Experiment, mesh: Mesh, first_stage: int, loss: Loss, _: Callable[..., object]
 ) -> Callable[..., tuple]:
+    """The last argument is only part of the key: a notebook may have replaced `make_optimizer`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
     return jax.jit(
         partial(train_step, experiment=experiment, first_stage=first_stage, loss=loss),
