@@ -44,9 +44,9 @@ def test_memory_traffic_and_products_are_as_estimated(size):
 @pytest.mark.gpu_compiler
 def test_float8_is_cublas_float8_and_only_embeddings_are_not():
     found = plan("experiments/gpt3_1b3.py", "--chips", "h100:8", "--model.dtype", "float8")
-    # Forward, and backward for inputs and weights, in two places where XLA takes a loop's first
-    # turn out of it; beside them the head's three, and the embedding's gradient's two.
-    assert found["kernels"]["cublas$lt$matmul$f8"] == 4 + 2 * 8
+    # Six products of each of 24 layers (queries, keys and values apart), forward, and backward for
+    # inputs and weights; beside them the head's three, and the embedding's gradient's two.
+    assert found["kernels"]["cublas$lt$matmul$f8"] == 24 * 6 * 3
     assert found["kernels"]["cublas$lt$matmul"] == 5
     assert found["scatters"] == []
     assert products_of(found) == pytest.approx(1, abs=0.001)
