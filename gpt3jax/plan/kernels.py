@@ -3,10 +3,11 @@
 A kernel is an instruction of the compiled program that the device runs by itself: a fusion, a
 matrix product, an attention kernel or a collective. Its time is that of its FLOPs or of its bytes
 at the rates that the chip's kernels reach, whichever is longer; kernels that overlap, as transfers
-do, are counted in full. `RATES` were fitted to steps measured on an H200 (docs/benchmarks.md).
+do, are counted in full. `RATES` were chosen from steps measured on an H200 (docs/benchmarks.md).
 
 Bytes are those of results and operands. An operand that a fusion reads only through slices counts
-as the slices, and one that it updates in place as the update.
+as the slices, and one that it updates in place as the update. Branches, as for dense and banded
+layers in a loop, count as taken equally often.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from gpt3jax.runtime.chips import Chip
 
 NOT_RUN = (
     "parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "copy-done",
-    "conditional", "async-start", "async-done",
+    "async-start", "async-done",
 )  # fmt: skip
-SLICES = r" (?:dynamic-slice|slice|gather)\("
+SLICES = r"(?:dynamic-slice|slice|gather)\("
 PARTS = ("embed", "attention", "mlp", "unembed")
 """Named scopes of the model; the rest is the update."""
-RATES = {"product": 0.72, "attention": 0.38, "attention backward": 0.38, "bytes": 0.6}
+RATES = {"product": 0.72, "attention": 0.38, "bytes": 0.6}
 """Shares of the chip's peak FLOP/s and of its memory bandwidth."""
 
 
@@ -60,10 +61,7 @@ def kernel_table(text: str, chip: Chip, dynamic: int = 1) -> list[Kernel]:
     sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0, 0.0])
     for times, each, moved in _executed(entry, 1, parts, dynamic):
         work, flops = _work(each, parts)
-        backward = " backward" if "Backward" in each.text else ""
-        share = RATES.get(work + backward, RATES["product"]) * (
-            2 if "matmul$f8" in each.text else 1
-        )
+        share = RATES.get(work, RATES["product"]) * (2 if "matmul$f8" in each.text else 1)
         by_flops = times * flops * chip.devices / (chip.peak * share)
         by_bytes = times * moved * chip.devices / (chip.hbm_rate * RATES["bytes"])
         added = (times, times * flops, times * moved, by_flops, by_bytes)
@@ -78,8 +76,8 @@ def kernel_table(text: str, chip: Chip, dynamic: int = 1) -> list[Kernel]:
 
 
 def _executed(
-    name: str, times: int, parts: dict[str, list[Instruction]], dynamic: int
-) -> Iterator[tuple[int, Instruction, float]]:
+    name: str, times: float, parts: dict[str, list[Instruction]], dynamic: int
+) -> Iterator[tuple[float, Instruction, float]]:
     """Yields (executions, instruction, bytes) for each kernel of a computation and its loops."""
     sizes: dict[str, int] = {}
     for each in parts[name]:
@@ -92,6 +90,13 @@ def _executed(
         elif each.kind == "call":
             (called,) = search(r"to_apply=%([\w.\-]+)", each.text)
             yield from _executed(called, times, parts, dynamic)
+        elif each.kind == "conditional":
+            branches = re.findall(
+                r"(?:_computation=|[{,] ?)%([\w.\-]+)", each.text.split("),", 1)[1]
+            )
+            branches = [branch for branch in branches if branch in parts]
+            for branch in branches:
+                yield from _executed(branch, times / len(branches), parts, dynamic)
         elif each.kind not in NOT_RUN:
             operands = re.findall(r"%([\w.\-]+)", each.text[: each.text.index(")")])
             read = [sizes.get(operand, 0) for operand in operands]
@@ -108,7 +113,7 @@ def _read(fused: list[Instruction], sizes: list[int]) -> float:
             continue
         use = re.compile(rf"%{re.escape(each.name)}\b")
         users = [other for other in fused if use.search(other.text.split(", metadata=")[0])]
-        if users and all(re.match(SLICES[1:], other.text) for other in users):
+        if users and all(re.match(SLICES, other.text) for other in users):
             sizes[int(number[1])] = sum(other.result for other in users)
         elif users and all(
             re.match(rf"dynamic-update-slice\(%{re.escape(each.name)}\b", other.text)

@@ -77,6 +77,20 @@ def test_the_time_is_that_of_flops_or_bytes_whichever_is_longer():
     assert total_seconds(found) == pytest.approx(sum(each.seconds for each in found))
 
 
+@pytest.mark.parametrize(
+    "branches",
+    ["true_computation=%body, false_computation=%other", "branch_computations={%body, %other}"],
+)
+def test_of_two_branches_each_is_taken_half_of_the_time(branches):
+    """The kernels of a scan over dense and banded layers are in branches."""
+    other = PROGRAM[PROGRAM.index("%body") : PROGRAM.index("%condition")].replace("%body", "%other")
+    loop = "while(%t), condition=%condition, body=%body"
+    assert loop in PROGRAM
+    text = other + PROGRAM.replace(loop, f"conditional(%is_dense, %t, %t), {branches}")
+    product = next(each for each in kernel_table(text, CHIPS["h200"]) if each.work == "product")
+    assert (product.count, product.flops) == (1, 2 * 16 * 32 * 8)
+
+
 def test_loops_of_unknown_length_use_the_given_trip_count():
     unknown = PROGRAM.replace("%constant.5 = s32[] constant(3)", "%constant.5 = s32[] parameter(1)")
     found = kernel_table(unknown, CHIPS["h200"], dynamic=7)
