@@ -59,13 +59,13 @@ def the_long_way(prompt, new_tokens, rows=1, sampling=GREEDY, seed=0):
 @pytest.mark.parametrize(("new_tokens", "slots"), [(11, 16), (12, 32), (40, 32)])
 def test_the_cache_has_room_for_what_is_written(generator, monkeypatch, new_tokens, slots):
     """Each step reads all of it; and the tokens are those of a longer text's beginning."""
-    seen, following = set(), generator._next
+    seen, write = set(), generator._write
 
-    def watched(params, cache, *rest):
-        seen.add(cache.keys[0].shape[2])
-        return following(params, cache, *rest)
+    def watched(params, writing, *rest):
+        seen.add(writing.cache.keys[0].shape[2])
+        return write(params, writing, *rest)
 
-    monkeypatch.setattr(generator, "_next", watched)
+    monkeypatch.setattr(generator, "_write", watched)
     found = drawn(generator, new_tokens=new_tokens, sampling=GREEDY)
     assert seen == {slots}
     np.testing.assert_array_equal(found, the_long_way(PROMPT, new_tokens))
@@ -133,7 +133,7 @@ def test_an_empty_prompt_starts_a_document(generator):
 def test_one_program_writes_every_token_of_every_prompt(prepared):
     model = dataclasses.replace(MODEL, band=7)  # of its own: jax shares programs by function
     generator = Generator(PARAMS, model, Tokenizer.load(prepared / "tokenizer.model"))
-    programs = (generator._next, generator._prefill, generator._draw)
+    programs = (generator._write, generator._prefill, generator._draw)
     before = [program._cache_size() for program in programs]
     for prompt, seed in ([PROMPT, 0], [PROMPT[:2], 1], [PROMPT * 3, 2]):
         drawn(generator, prompt, new_tokens=40, seed=seed)
@@ -142,6 +142,41 @@ def test_one_program_writes_every_token_of_every_prompt(prepared):
     new = [program._cache_size() - count for program, count in zip(programs, before, strict=True)]
     assert new[:2] == [1, 1]
     assert new[2] <= 1, "drawing knows no model: another test may have compiled it"
+
+
+@pytest.mark.parametrize("seconds", [0, 1e9])
+def test_tokens_do_not_depend_on_the_sizes_of_chunks(generator, monkeypatch, seconds):
+    """Chunks of one token, as on a slow device, and of as many as there may be."""
+    expected = drawn(generator, new_tokens=45, rows=2)
+    counts, write = [], generator._write
+
+    def watched(params, writing, seed, position, count, *rest):
+        counts.append(count)
+        return write(params, writing, seed, position, count, *rest)
+
+    monkeypatch.setattr(generator, "_write", watched)
+    monkeypatch.setattr("gpt3jax.decoding.generator.CHUNK_SECONDS", seconds)
+    np.testing.assert_array_equal(drawn(generator, new_tokens=45, rows=2), expected)
+    assert (set(counts) == {1}) if seconds == 0 else (counts[:4] == [1, 2, 4, 8])
+
+
+def test_decoding_stops_on_the_device_when_each_row_has_ended(generator):
+    """The chunk after the end is empty, and until then the tokens are the same."""
+    drawn_ = drawn(generator, new_tokens=40, rows=2, seed=5)
+    end = int(drawn_[0, 9])
+    first = [row.tolist().index(end) if end in row else 40 for row in drawn_]
+    last = min(max(first), 39)
+    ended = drawn(generator, new_tokens=40, rows=2, seed=5, end=end)
+    assert ended.shape[1] == last + 1
+    for row, (found, length) in enumerate(zip(ended, first, strict=True)):
+        np.testing.assert_array_equal(found[: length + 1], drawn_[row, : last + 1][: length + 1])
+
+    prompt = jnp.asarray([PROMPT], jnp.int32)
+    _, cache = generator._prefill(generator.params, prompt, len(PROMPT), MODEL, 32)
+    writing = decode.Writing(cache, jnp.full(1, end, jnp.int32), jnp.zeros(1, bool))
+    settings = (np.uint32(0), len(PROMPT), 10, end, MODEL, GREEDY, generator.vocabulary)
+    tokens, writing = generator._write(generator.params, writing, *settings)
+    assert int(writing.cache.length) == len(PROMPT) and not np.asarray(tokens).any()
 
 
 def test_the_single_likeliest_token_is_the_greedy_one(generator):

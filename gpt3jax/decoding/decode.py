@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from gpt3jax.config import Model, Weights
 from gpt3jax.errors import ConfigError
@@ -23,8 +24,14 @@ CPU_OPTIONS = {
     "xla_cpu_copy_insertion_use_region_analysis": True,
     # Products of one row are XLA's own loops; with full-width AVX-512 they are a fifth faster.
     "xla_cpu_prefer_vector_width": 512,
+    # Otherwise quantized weights are converted to float32 once, before the loop over tokens, and
+    # the copies are read for each token.
+    "xla_disable_hlo_passes": "while-loop-invariant-code-motion",
 }
-"""Compiler options of a decode step on CPUs."""
+"""Compiler options of decoding on CPUs."""
+
+CHUNK = 64
+"""The most tokens that one call of `write` writes per row."""
 
 
 @dataclass(frozen=True)
@@ -221,19 +228,65 @@ def draw(
     return sample(tokenizer_logits(logits_BV, vocabulary), keys_B, sampling)
 
 
-def next_token(
+@struct.dataclass
+class Writing:
+    """What decoding carries from one token to the next."""
+
+    cache: Cache
+    token: jax.Array
+    """int32 [B], the newest token of each row, which is not in the cache yet."""
+    ended: jax.Array
+    """boolean [B], whether the row has written the end token before."""
+
+
+def write(
     params: Params,
-    cache: Cache,
-    token_B: jax.Array,
+    writing: Writing,
     seed: jax.Array,
     position: jax.Array,
+    count: jax.Array,
+    end: jax.Array,
     model: Model,
     sampling: Sampling,
     vocabulary: int | None = None,
-) -> tuple[jax.Array, Cache]:
-    """One decode step: read a token per row and sample the next one, at `position`."""
-    logits_BV, cache = decode(params, cache, token_B, model)
-    return draw(logits_BV, seed, position, sampling, vocabulary), cache
+) -> tuple[jax.Array, Writing]:
+    """Write up to `count` tokens per row in one program, without the host.
+
+    Args:
+      params: parameters from `decoding_params`.
+      writing: the rows so far; the cache has room for `count` tokens.
+      seed: uint32, of the keys of `draw`.
+      position: int32, position of the first new token.
+      count: int32, from 0 to `CHUNK`. The loop ends sooner if all rows have ended.
+      end: int32, the token that ends a row; -1 for none.
+      model: the model's configuration.
+      sampling: how tokens are chosen.
+      vocabulary: see `tokenizer_logits`.
+
+    Returns:
+      int32 [CHUNK, B], of which the first `count` are written, and the rows after them. The
+      tokens after the end token of a row have no meaning.
+    """
+
+    def ended(writing):
+        return writing.ended | (writing.token == end)
+
+    def is_writing(carry):
+        step, writing, _ = carry
+        return (step < count) & ~ended(writing).all()
+
+    def write_one(carry):
+        step, writing, tokens_NB = carry
+        logits_BV, cache = decode(params, writing.cache, writing.token, model)
+        token_B = draw(logits_BV, seed, position + step, sampling, vocabulary)
+        tokens_NB = jax.lax.dynamic_update_index_in_dim(tokens_NB, token_B, step, axis=0)
+        return step + 1, Writing(cache, token_B, ended(writing)), tokens_NB
+
+    tokens_NB = jnp.zeros((CHUNK, len(writing.token)), jnp.int32)
+    _, writing, tokens_NB = jax.lax.while_loop(
+        is_writing, write_one, (jnp.int32(0), writing, tokens_NB)
+    )
+    return tokens_NB, writing
 
 
 def take_cache_rows(cache: Cache, rows: jax.Array) -> Cache:

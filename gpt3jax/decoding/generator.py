@@ -6,9 +6,9 @@ older half is dropped: the newer half is prefilled again from position 0.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -27,6 +27,9 @@ from gpt3jax.model.lora import merged_model
 from gpt3jax.sharding.mesh import make_mesh
 
 SMALLEST_PREFILL = 16
+CHUNK_SECONDS = 0.1
+"""The time that a reader of a stream waits for the tokens of one dispatch, about."""
+NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Continuation:
 
 
 class Generator:
-    """A model ready for decoding; parameters are prepared once and each step is compiled once."""
+    """A model ready for decoding; parameters are prepared once and each program compiled once."""
 
     def __init__(
         self, params: Params, model: Model, tokenizer: Tokenizer, weights: Weights = "full"
@@ -54,9 +57,13 @@ class Generator:
         self._lay_out = jax.jit(decode.decoding_params, static_argnames=("model", "weights"))
         self.load(params)
         options = decode.CPU_OPTIONS if jax.default_backend() == "cpu" else None
-        step = partial(jax.jit, donate_argnames="cache", compiler_options=options)
         self._prefill = jax.jit(decode.prefill, static_argnames=("model", "slots"))
-        self._next = step(decode.next_token, static_argnames=("model", "sampling", "vocabulary"))
+        self._write = jax.jit(
+            decode.write,
+            static_argnames=("model", "sampling", "vocabulary"),
+            donate_argnames="writing",
+            compiler_options=options,
+        )
         self._draw = jax.jit(decode.draw, static_argnames=("sampling", "vocabulary"))
         self._take_rows = jax.jit(decode.take_cache_rows)
         self._search = jax.jit(
@@ -75,38 +82,60 @@ class Generator:
         rows: int = 1,
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         seed: int = 0,
+        end: int = NO_TOKEN,
     ) -> Iterator[np.ndarray]:
-        """Yield `new_tokens` arrays [rows] of token ids; each row is an independent sample.
+        """Yield up to `new_tokens` arrays [rows] of token ids; each row is an independent sample.
 
         The same seed (below 2^32) gives the same tokens. An empty prompt starts a new document.
+        Decoding stops when each row has the token `end`; what follows it in a row has no meaning.
         """
-        seed32 = np.uint32(seed)  # JAX would convert a Python integer to int32.
         history = [np.full(rows, token, np.int32) for token in self._or_start(prompt)]
         slots = padded_size(len(history) + new_tokens, self.model)
-        logits, cache, filled = self._read(history, self.model.context, rows, slots)
-        token = self._draw(logits, seed32, len(history), sampling, self.vocabulary)
-        for remaining in reversed(range(new_tokens)):
-            following = None
-            if remaining and filled < slots:
-                # Dispatched before the host waits for `token`, so that the device does not idle.
-                following, cache = self._next(
-                    self.params,
-                    cache,
-                    token,
-                    seed32,
-                    len(history) + 1,
-                    self.model,
-                    sampling,
+        ended, most = np.zeros(rows, bool), self.model.context
+        seed32 = np.uint32(seed)  # JAX would convert a Python integer to int32.
+        while new_tokens:
+            logits, cache, filled = self._read(history, most, rows, slots)
+            token = self._draw(logits, seed32, len(history), sampling, self.vocabulary)
+            writing = decode.Writing(cache, token, jnp.asarray(ended))
+            count = min(new_tokens, 1 + slots - filled)
+            for token_B in self._stream(writing, count, seed32, len(history), end, sampling):
+                history.append(token_B)
+                new_tokens -= 1
+                ended = ended | (token_B == end)
+                yield token_B
+                if ended.all():
+                    return
+            most = (self.model.context + 1) // 2
+
+    def _stream(
+        self,
+        writing: decode.Writing,
+        count: int,
+        seed: np.uint32,
+        position: int,
+        end: int,
+        sampling: Sampling,
+    ) -> Iterator[np.ndarray]:
+        """Yield `count` arrays [rows] of tokens, the first of which is `writing.token`.
+
+        Tokens are written in chunks, whose size follows the speed of the device so that a reader
+        does not wait long. A chunk is dispatched before the host waits for the one before it.
+        """
+        chunk, waiting, size = writing.token[None], 1, 1
+        while waiting:
+            count, position = count - waiting, position + waiting
+            ahead, next_chunk = min(size, count), chunk
+            if ahead:
+                next_chunk, writing = self._write(
+                    self.params, writing, seed, position, ahead, end, self.model, sampling,
                     self.vocabulary,
-                )
-                filled += 1
-            history.append(np.asarray(token))
-            yield history[-1]
-            if remaining and following is None:
-                half = (self.model.context + 1) // 2
-                logits, cache, filled = self._read(history, half, rows, slots)
-                following = self._draw(logits, seed32, len(history), sampling, self.vocabulary)
-            token = following
+                )  # fmt: skip
+            began = time.perf_counter()
+            tokens_NB = np.asarray(chunk)[:waiting]
+            is_fast = time.perf_counter() - began < CHUNK_SECONDS
+            size = min(2 * size, decode.CHUNK) if is_fast else max(size // 2, 1)
+            yield from tokens_NB
+            chunk, waiting = next_chunk, ahead
 
     def text(self, prompt: str, *, stop: Sequence[str] = (), **options) -> Iterator[str]:
         """Yield one sample's text in pieces, as soon as their UTF-8 is complete.
@@ -115,7 +144,8 @@ class Generator:
         string.
         """
         stream = TextStream(self.tokenizer, stop)
-        for (token,) in self.tokens(self.tokenizer.encode(prompt), **options):
+        prompt_tokens, end = self.tokenizer.encode(prompt), self.tokenizer.end_of_text
+        for (token,) in self.tokens(prompt_tokens, end=end, **options):
             yield stream.push(int(token))
             if stream.ended:
                 return
@@ -123,7 +153,8 @@ class Generator:
 
     def samples(self, prompt: str, rows: int, *, stop: Sequence[str] = (), **options) -> list[str]:
         """Several samples of one prompt, decoded as one batch."""
-        drawn = self.tokens(self.tokenizer.encode(prompt), rows=rows, **options)
+        prompt_tokens, end = self.tokenizer.encode(prompt), self.tokenizer.end_of_text
+        drawn = self.tokens(prompt_tokens, rows=rows, end=end, **options)
         return [self.decode_until(list(row), stop) for row in np.stack(list(drawn), axis=1)]
 
     def decode_until(self, tokens: list[int], stop: Sequence[str]) -> str:

@@ -205,15 +205,17 @@ def _generate(
         )
     generator = Generator(saved.params, saved.model, saved.tokenizer)
     samples = generator.tokens(
-        prompt, new_tokens=settings.new_tokens, sampling=settings.sampling, seed=settings.seed
+        prompt,
+        new_tokens=settings.new_tokens,
+        sampling=settings.sampling,
+        seed=settings.seed,
+        end=saved.tokenizer.end_of_text,
     )
     tokens, what = list(prompt), f"generating {settings.new_tokens} tokens"
     report(what, 0.0)
     for count, (token,) in enumerate(samples, 1):
         report(what, count / settings.new_tokens)
         tokens.append(int(token))
-        if token == saved.tokenizer.end_of_text:
-            break
     return np.array(tokens), len(prompt)
 
 
