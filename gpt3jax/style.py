@@ -1,6 +1,15 @@
-"""Shared style of all figures and HTML pages."""
+"""Shared style of all figures, HTML pages and printed tables."""
 
-from typing import Any
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Okabe and Ito's palette, which is safe for colour-blind readers. With more lines than colours, the
 # stroke changes.
@@ -52,3 +61,39 @@ font:.8rem/1.45 ui-monospace,monospace}
 def pluralize(number: int, noun: str) -> str:
     """`1 shot`, `2,000 shots`."""
     return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def html_page(title: str, kind: str, body: str, css: str = "") -> str:
+    """A self-contained page without scripts. The title is escaped; `body` is HTML."""
+    title = html.escape(title)
+    return f"""<!doctype html>
+<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
+<title>{title}: gpt3jax {kind}</title><style>{CSS}{css}</style>
+<h1>{title}</h1>
+{body}"""
+
+
+def html_cells(values: Iterable[Any], tag: str = "td") -> str:
+    """Cells of a table's row; the values are escaped. `tag` may have attributes."""
+    end = tag.split()[0]
+    return "".join(f"<{tag}>{html.escape(str(value))}</{end}>" for value in values)
+
+
+def html_figure(file: Path, caption: str, name: str = "") -> str:
+    """A PNG file, embedded under its name, by default that of the file. `caption` is HTML."""
+    name = html.escape(name or file.stem.replace("_", " "))
+    data = base64.b64encode(file.read_bytes()).decode()
+    return (
+        f"<figure><h2>{name.capitalize()}</h2><img alt='Figure: {name}' "
+        f"src='data:image/png;base64,{data}'><figcaption>{caption}</figcaption></figure>\n"
+    )
+
+
+def wide_console() -> Console:
+    """A console for tables, which are only wrapped on a terminal."""
+    from rich.console import Console  # A local import: `--help` needs none of it.
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 10_000
+    return console

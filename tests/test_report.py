@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+from gpt3jax.commands.report import report
 from gpt3jax.config import Data, Experiment, Model, Schedule, Source, Train
 from gpt3jax.errors import ConfigError
 from gpt3jax.model.param_specs import count_params, flops_per_token
@@ -72,16 +73,16 @@ def make_run(path: Path, records=RECORDS, events=(START, CLOCK), tail: str = "")
 
 
 def rows(capsys: pytest.CaptureFixture, *runs: Path) -> list[dict]:
-    write_report(runs, None, as_json=True)
+    report(runs, json=True)
     return json.loads(capsys.readouterr().out)
 
 
 def test_every_figure_is_a_png_and_the_page_is_self_contained(tmp_path, capsys):
     runs = [make_run(tmp_path / name) for name in ("a", "b_$^$", "[c]")]
-    page = write_report(runs, tmp_path / "out")
-    text = page.read_text()
+    report(runs, tmp_path / "out")
+    text = (tmp_path / "out/index.html").read_text()
     for name in FIGURES:
-        assert (page.parent / name).read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     assert text.count("src='data:image/png;base64,iVBOR") == len(FIGURES)
     for reference in ("http:", "https:", "url(", "@import", "<link", "<script"):
         assert reference not in text
@@ -135,7 +136,8 @@ def test_a_run_without_recorded_times_shows_dashes(tmp_path, capsys):
         assert row[name] is None
     assert [Path(figure).name for figure in row["figures"]] == FIGURES[:-1]
     assert "Time by phase" not in Path(row["page"]).read_text()
-    text = write_report([clocked, not_clocked], tmp_path / "out").read_text()
+    report((clocked, not_clocked), tmp_path / "out")
+    text = (tmp_path / "out/index.html").read_text()
     assert (tmp_path / "out" / FIGURES[-1]).exists()
     assert "<th scope=row>goodput</th><td>75.0%</td><td>–</td>" in text
     assert "<th scope=row>step</th><td class=time>60.0 s <small>75.0%</small></td><td class" in text
@@ -201,7 +203,7 @@ def test_samples_are_escaped(tmp_path):
     (run / "samples/0.txt").write_text("first")
     (run / "samples/10.txt").write_text("<script>alert('x')</script>&amp;")
     (run / "samples/9.txt").write_text("neither first nor last")
-    text = write_report([run]).read_text()
+    text = write_report([run])[2].read_text()
     assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&amp;amp;" in text
     assert "<script" not in text and "<b>" not in text
     assert "first" in text and "neither" not in text
@@ -259,7 +261,7 @@ def test_fine_tuned_runs_show_forgetting_and_early_stopping(tmp_path, capsys):
     base = make_run(tmp_path / "base")
     over = make_run(tmp_path / "over", tuned, events=(START, end, CLOCK))
     on = make_run(tmp_path / "on", tuned, events=(START, end, START, CLOCK))
-    write_report([base, over, on], tmp_path / "out", as_json=True)
+    report((base, over, on), tmp_path / "out", json=True)
     rows = json.loads(capsys.readouterr().out)
     assert [row["base_val_loss"] for row in rows] == [None, [4.0, 5.0], [4.0, 7.0]]
     assert [row["steps"] for row in rows] == [30, 10, 30]
@@ -270,10 +272,12 @@ def test_fine_tuned_runs_show_forgetting_and_early_stopping(tmp_path, capsys):
 
 def test_a_comparison_does_not_overwrite_the_first_runs_report(tmp_path, capsys):
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", RECORDS[:20])
-    own = write_report([a])
+    _, _, own = write_report([a])
     before = own.read_bytes()
-    both = write_report([a, b])
-    assert own == a / "report/index.html" and both == a / "report-b/index.html"
+    report((a, b))
+    both = a / "report-b/index.html"
+    assert own == a / "report/index.html" and both.exists()
     assert own.read_bytes() == before and str(both) in capsys.readouterr().out
-    many = write_report([a, b, *(make_run(tmp_path / f"{n}-{'x' * 40}") for n in range(3))])
+    runs = [a, b, *(make_run(tmp_path / f"{n}-{'x' * 40}") for n in range(3))]
+    _, _, many = write_report(runs)
     assert many.parent.name.startswith("report-5-runs-") and len(many.parent.name) < 40

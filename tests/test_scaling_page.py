@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from gpt3jax.commands.report import report
 from gpt3jax.config import Data, Experiment, Model, Schedule, Source, Train
 from gpt3jax.errors import ConfigError
 from gpt3jax.model.param_specs import flops_per_token
@@ -57,7 +58,8 @@ def runs(tmp_path):
 def test_the_prediction_of_the_largest_run_is_reported_in_nats(runs, capsys):
     unfinished = runs[0].parent / "unfinished"
     make_run(unfinished, 1, 32, 3200, 9.9, seen=1600)
-    page = write_laws([*runs, unfinished])
+    report((*runs, unfinished), scaling_law=True)
+    page = runs[0].parent / "scaling-law/index.html"
     said, text = capsys.readouterr().out, page.read_text()
     assert "1 of the runs are not at their end: left out" in said
     assert "compute: L = 0.8 C^-0.07, fitted to 9 runs" in said
@@ -67,11 +69,10 @@ def test_the_prediction_of_the_largest_run_is_reported_in_nats(runs, capsys):
     assert html.escape(line.removeprefix("held out: ")) in text
     assert text.count("src='data:image/png;base64,iVBOR") == 3
     assert not any(word in text for word in ("http:", "https:", "url(", "<script"))
-    assert page == runs[0].parent / "scaling-law/index.html"
 
 
 def test_plan_prints_the_loss_predicted_by_the_law(runs, tmp_path, capsys):
-    write_laws(runs, tmp_path / "out", as_json=True)
+    report(tuple(runs), tmp_path / "out", scaling_law=True, json=True)
     said = json.loads(capsys.readouterr().out)
     assert len(said["points"]) == 10 and said["laws"][0]["kind"] == "compute"
     laws = read(tmp_path / "out/scaling_law.json")

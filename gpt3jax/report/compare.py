@@ -7,17 +7,14 @@ Units: loss in nats/token, throughput in tokens/s.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from gpt3jax.errors import ConfigError
 from gpt3jax.report.page import Curve, draw_figures, page
@@ -65,6 +62,7 @@ class Row:
 
     def cells(self) -> dict[str, str]:
         """The formatted values by label."""
+        base = self.base_val_loss
         return {
             "parameters": f"{self.parameters:,}",
             "tokens": f"{self.tokens:,}",
@@ -73,28 +71,29 @@ class Row:
             "validation loss, nats/token": _number(self.val_loss, ".4f")
             + over_windows(dataclasses.asdict(self)),
             "validation, bits/byte": _number(self.val_bits_per_byte, ".4f"),
-            "base's validation, nats/token": _change(self.base_val_loss),
+            "base's validation, nats/token": f"{base[0]:.4f}, then {base[1]:.4f}" if base else "–",
             "tokens/s, median": _number(self.tokens_per_s, ",.0f"),
             "MFU, median": _number(self.mfu, ".1%"),
-            "training, hours": _hours(self.seconds),
-            "wall, hours": _hours(self.wall_seconds),
+            "training, hours": _number(self.seconds and self.seconds / 3600, ",.3f"),
+            "wall, hours": _number(self.wall_seconds and self.wall_seconds / 3600, ",.3f"),
             "goodput": _number(self.goodput, ".1%"),
             "device": self.device,
             "code": self.code,
         }
 
 
-def write_report(runs: Sequence[Path], out: Path | None = None, *, as_json: bool = False) -> Path:
-    """Writes the figures and the page, and prints the table.
+def write_report(
+    runs: Sequence[Path], out: Path | None = None
+) -> tuple[list[Row], list[Path], Path]:
+    """Writes the figures and the page.
 
     Args:
       runs: Run directories.
       out: Output directory. If None, RUN/report for one run, and a directory named after the
         other runs inside the first for several.
-      as_json: Prints the rows as a JSON list instead of a table.
 
     Returns:
-      Path of index.html; the PNG figures are in the same directory.
+      A row for each run, the PNG files of the figures, and index.html in the same directory.
 
     Raises:
       ConfigError: there are no runs, a run is missing or has no metrics, or `out` cannot be
@@ -107,29 +106,34 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, as_json: bool
     if len(set(names)) < len(names):
         names = [str(run.path) for run in opened]
     rows, curves = zip(*map(_row_and_curve, opened, names), strict=True)
-    cells = [(row.name, row.cells()) for row in rows]
     samples = [(name, _samples(run)) for name, run in zip(names, opened, strict=True)]
     # Comparisons with different runs do not overwrite each other.
     default = "-".join(["report", *(run.path.resolve().name for run in opened[1:])])
     if len(default) >= 100:
         default = f"report-{len(opened)}-runs-{short_hash(default)}"
-    folder = out or opened[0].path / default
+    with writing(out, opened[0].path / default) as folder:
+        figures = draw_figures(curves, folder)
+        file = folder / "index.html"
+        cells = [(row.name, row.cells()) for row in rows]
+        file.write_text(page(cells, curves, figures, samples), encoding="utf-8")
+    return list(rows), figures, file
+
+
+@contextmanager
+def writing(out: Path | None, default: Path) -> Iterator[Path]:
+    """Makes the output directory: `out`, or else the default one, if it is safe to write.
+
+    Raises:
+      ConfigError: it cannot be written, or the default one has links, FIFOs or devices.
+    """
+    folder = out or default
     if out is None:
         check_output_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        figures = draw_figures(curves, folder)
-        file = folder / "index.html"
-        file.write_text(page(cells, curves, figures, samples), encoding="utf-8")
+        yield folder
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error}. Choose another --out") from error
-    if as_json:
-        written = {"figures": [str(figure) for figure in figures], "page": str(file)}
-        print(json.dumps([dataclasses.asdict(row) | written for row in rows], indent=2))
-    else:
-        _print_table(cells)
-        print(f"page: {file}")
-    return file
 
 
 def _row_and_curve(run: Run, name: str) -> tuple[Row, Curve]:
@@ -147,24 +151,27 @@ def _row_and_curve(run: Run, name: str) -> tuple[Row, Curve]:
     def values(metric: str) -> list[Any]:
         return [record[metric] for record in valid if record.get(metric) is not None]
 
-    losses, rates, mfu = values("loss"), values("tokens_per_s"), values("mfu")
-    base_losses = values("base_val_loss")
-    times = goodput(run)
-    model = run.experiment().model
+    def last(metric: str) -> Any:
+        return next(reversed(values(metric)), None)
+
+    def median(metric: str) -> float | None:
+        return statistics.median(values(metric)) if values(metric) else None
+
+    base_losses, times, model = values("base_val_loss"), goodput(run), run.experiment().model
     row = Row(
         name=name,
         path=str(run.path),
         parameters=count_params(model),
         tokens=valid[-1]["tokens"],
         steps=valid[-1]["step"],
-        loss=(losses or [None])[-1],
-        val_loss=(values("val_loss") or [None])[-1],
-        val_bits_per_byte=(values("val_bits_per_byte") or [None])[-1],
-        val_windows=(values("val_windows") or [None])[-1],
-        val_windows_available=(values("val_windows_available") or [None])[-1],
+        loss=last("loss"),
+        val_loss=last("val_loss"),
+        val_bits_per_byte=last("val_bits_per_byte"),
+        val_windows=last("val_windows"),
+        val_windows_available=last("val_windows_available"),
         base_val_loss=(base_losses[0], base_losses[-1]) if base_losses else None,
-        tokens_per_s=statistics.median(rates) if rates else None,
-        mfu=statistics.median(mfu) if mfu else None,
+        tokens_per_s=median("tokens_per_s"),
+        mfu=median("mfu"),
         seconds=times and times.seconds_by_phase["step"],
         wall_seconds=times and times.wall_seconds,
         goodput=times and times.goodput,
@@ -201,30 +208,5 @@ def _samples(run: Run) -> list[tuple[int, str]]:
     return [(step, files[step].read_text(encoding="utf-8", errors="replace")) for step in ends]
 
 
-def _hours(seconds: float | None) -> str:
-    return _number(seconds and seconds / 3600, ",.3f")
-
-
-def _change(values: tuple[float, float] | None) -> str:
-    return "–" if values is None else f"{values[0]:.4f}, then {values[1]:.4f}"
-
-
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
-
-
-def _print_table(cells: list[tuple[str, dict[str, str]]]) -> None:
-    """Prints one column per run, in several tables if the terminal is too narrow."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 10_000
-    labels = list(cells[0][1])
-    widest = max(len(text) for name, row in cells for text in (name, *row.values()))
-    per_table = max(1, (console.width - max(map(len, labels))) // (widest + 2))
-    for first in range(0, len(cells), per_table):
-        table = Table("run", box=None, pad_edge=False)
-        for name, _ in cells[first : first + per_table]:
-            table.add_column(name, justify="right", overflow="fold")
-        for label in labels:
-            table.add_row(label, *(row[label] for _, row in cells[first : first + per_table]))
-        console.print(table)

@@ -6,7 +6,6 @@ lightness and preserves their hues.
 
 from __future__ import annotations
 
-import base64
 import html
 import itertools
 import math
@@ -22,7 +21,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gpt3jax.report.wall_time import draw_times, time_table
-from gpt3jax.style import COLOURS, CSS, GREY, STROKES, STYLE
+from gpt3jax.style import (
+    COLOURS,
+    GREY,
+    STROKES,
+    STYLE,
+    html_cells,
+    html_figure,
+    html_page,
+)
 from gpt3jax.train.monitor.goodput import Goodput
 
 PF_DAY = 8.64e19
@@ -235,22 +242,11 @@ def page(
       figures: Files from `draw_figures`, to embed.
       samples: Name of each run, and the step and text of its samples. The text is escaped.
     """
-    title = ", ".join(name for name, _ in cells) if len(cells) < 4 else f"{len(cells)} runs"
-    head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name, _ in cells)
+    names = [name for name, _ in cells]
     rows = "".join(
-        f"<tr><th scope=row>{label}</th>"
-        + "".join(f"<td>{html.escape(row[label])}</td>" for _, row in cells)
-        + "</tr>\n"
+        f"<tr><th scope=row>{label}</th>{html_cells(row[label] for _, row in cells)}</tr>\n"
         for label in cells[0][1]
     )
-    images = ""
-    for file in figures:
-        name, data = file.stem.replace("_", " "), base64.b64encode(file.read_bytes()).decode()
-        images += (
-            f"<figure><h2>{name.capitalize()}</h2><img alt='Figure: {name}' "
-            f"src='data:image/png;base64,{data}'>"
-            f"<figcaption>{CAPTIONS[file.stem]}</figcaption></figure>\n"
-        )
     texts = "".join(
         f"<h3>{html.escape(name)}</h3><div class=grid>"
         + "".join(
@@ -262,25 +258,15 @@ def page(
         if run_samples
     )
     timed = _timed(curves)
-    return TEMPLATE.format(
-        title=html.escape(title),
-        style=CSS,
-        head=head,
-        rows=rows,
-        figures=images,
-        times=time_table(timed) if timed else "",
-        note=f"<p>{NOTE}</p>" if len(cells) > 1 else "",
-        samples=f"<h2>Samples</h2>\n{texts}" if texts else "",
-    )
-
-
-TEMPLATE = """<!doctype html>
-<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
-<title>{title}: gpt3jax report</title><style>{style}</style>
-<h1>{title}</h1>
-<div class=wide><table><thead><tr><th></th>{head}</tr></thead>
+    head = html_cells(names, "th scope=col")
+    note = f"<p>{NOTE}</p>" if len(cells) > 1 else ""
+    images = "".join(html_figure(file, CAPTIONS[file.stem]) for file in figures)
+    body = f"""<div class=wide><table><thead><tr><th></th>{head}</tr></thead>
 <tbody>
 {rows}</tbody></table></div>
 {note}<div class=grid>
-{figures}</div>
-{times}{samples}"""
+{images}</div>
+"""
+    body += time_table(timed) if timed else ""
+    body += f"<h2>Samples</h2>\n{texts}" if texts else ""
+    return html_page(", ".join(names) if len(names) < 4 else f"{len(names)} runs", "report", body)

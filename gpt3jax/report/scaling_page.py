@@ -6,10 +6,7 @@ the paper excludes embeddings. Parameter counts exclude embeddings.
 
 from __future__ import annotations
 
-import base64
-import dataclasses
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +17,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
-from rich.console import Console
-from rich.table import Table
 
-from gpt3jax.errors import ConfigError, truncate
+from gpt3jax.errors import ConfigError
 from gpt3jax.plan import scaling_laws
 from gpt3jax.plan.scaling_laws import Law, Laws, Point
+from gpt3jax.report.compare import writing
 from gpt3jax.report.page import PF_DAY, frontier, plain_log, short
-from gpt3jax.run_dir import Run, check_output_folder, open_run
+from gpt3jax.run_dir import Run, open_run
 from gpt3jax.serde import short_hash
-from gpt3jax.style import COLOURS, CSS, GREY, STYLE
+from gpt3jax.style import COLOURS, GREY, STYLE, html_cells, html_figure, html_page
 
 FORMULAS = {
     "compute": "L = {a:.3g} C^-{b:.3g}",
@@ -38,16 +34,16 @@ FORMULAS = {
 }
 
 
-def write_laws(runs: Sequence[Path], out: Path | None = None, *, as_json: bool = False) -> Path:
-    """Fits scaling laws to runs, plots them, and reports how well they predict the largest run.
+def write_laws(runs: Sequence[Path], out: Path | None = None) -> tuple[list[Point], Laws, Path]:
+    """Fits scaling laws to runs, and plots them and how well they predict the largest run.
 
     Args:
       runs: Run directories, all on the same data. Unfinished runs are ignored.
       out: Output directory; if None, `scaling-law` in the parent directory of the first run.
-      as_json: Prints the laws, points and predictions as JSON.
 
     Returns:
-      Path of index.html; scaling_law.json, for `gpt3jax plan --law`, is in the same directory.
+      The finished runs, the laws, and index.html; scaling_law.json, for `gpt3jax plan --law`, is
+      in the same directory.
 
     Raises:
       ConfigError: there are too few runs, their data differ, or the output cannot be written.
@@ -57,28 +53,16 @@ def write_laws(runs: Sequence[Path], out: Path | None = None, *, as_json: bool =
     finished = [each for each in map(_point, opened) if each is not None]
     points, curves = [point for point, _ in finished], [curve for _, curve in finished]
     laws = scaling_laws.fit(points, data)
-    folder = out or opened[0].path.parent / "scaling-law"
-    if out is None:
-        check_output_folder(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with writing(out, opened[0].path.parent / "scaling-law") as folder:
+        files = [folder / f"{name}.png" for name in CAPTIONS]
         with matplotlib.rc_context(STYLE):
-            figures = {"compute": _by_compute(points, curves, laws)}
-            figures["parameters"] = _by_parameters(points, laws)
-            figures["prediction"] = _predicted(points, laws)
-            for name, figure in figures.items():
-                figure.savefig(folder / f"{name}.png")
+            _by_compute(points, curves, laws).savefig(files[0])
+            _by_parameters(points, laws).savefig(files[1])
+            _predicted(points, laws).savefig(files[2])
         scaling_laws.write(laws, folder / "scaling_law.json")
         file = folder / "index.html"
-        file.write_text(_page(points, laws, folder, list(figures)), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error}. Choose another --out") from error
-    if as_json:
-        result = dataclasses.asdict(laws) | {"points": [dataclasses.asdict(p) for p in points]}
-        print(json.dumps(result | {"page": str(file)}))
-    else:
-        _print(points, laws, len(runs), file)
-    return file
+        file.write_text(_page(points, laws, files), encoding="utf-8")
+    return points, laws, file
 
 
 def _same_data(runs: Sequence[Run]) -> str:
@@ -114,13 +98,8 @@ def _point(run: Run) -> tuple[Point, Curve] | None:
         return None
     scale = flops_per_token(model) / PF_DAY
     last, name = records[-1], run.path.resolve().name
-    point = Point(
-        name,
-        scaling_laws.matrix_parameters(model),
-        last["tokens"],
-        last["tokens"] * scale,
-        last["val_loss"],
-    )
+    size, tokens = scaling_laws.matrix_parameters(model), last["tokens"]
+    point = Point(name, size, tokens, tokens * scale, last["val_loss"])
     curve = [r["tokens"] * scale for r in records], [r["val_loss"] for r in records]
     return point, curve
 
@@ -164,9 +143,8 @@ def _by_compute(points: Sequence[Point], curves: Sequence[Curve], laws: Laws) ->
     (line,) = axes.plot(along, [law.loss(0, 0, c) for c in along], **LAW_STYLE)
     line.set_label(FORMULAS["compute"].format(**law.constants))
     largest = _held_out(points, laws)
-    star = _scatter(
-        axes, largest, "pf_days", **HELD_OUT_STYLE, zorder=5, label="held out, measured"
-    )
+    label = "held out, measured"
+    star = _scatter(axes, largest, "pf_days", **HELD_OUT_STYLE, zorder=5, label=label)
     low, high = min(p.loss for p in points), max(y[0] for _, y in curves)
     axes.set_ylim(0.93 * low, 1.03 * high)
     plain_log(axes)
@@ -218,22 +196,14 @@ def _predicted(points: Sequence[Point], laws: Laws) -> Figure:
     figure = Figure()
     axes = figure.subplots()
     law, largest = laws.best(), _held_out(points, laws)
-    for subset, style in (
-        ([p for p in points if p not in largest], {"marker": "o", "color": COLOURS[0]}),
-        (largest, HELD_OUT_STYLE),
-    ):
+    rest = [p for p in points if p not in largest]
+    fitted = {"marker": "o", "color": COLOURS[0], "markersize": 4, "label": "fitted"}
+    for subset, style in ((rest, fitted), (largest, HELD_OUT_STYLE | {"label": "held out"})):
         expected = [law.loss(p.parameters, p.tokens, p.pf_days) for p in subset]
         ends = [law.interval(p.parameters, p.tokens, p.pf_days) for p in subset]
         sides = [(max(0, x - a), max(0, b - x)) for x, (a, b) in zip(expected, ends, strict=True)]
-        axes.errorbar(
-            [p.loss for p in subset],
-            expected,
-            yerr=np.array(sides).T.reshape(2, -1),
-            label="held out" if subset is largest else "fitted",
-            linestyle="",
-            elinewidth=1,
-            **{"markersize": 4, **style},
-        )
+        errors, measured = np.array(sides).T.reshape(2, -1), [p.loss for p in subset]
+        axes.errorbar(measured, expected, yerr=errors, linestyle="", elinewidth=1, **style)
     low, high = min(p.loss for p in points), max(p.loss for p in points)
     axes.plot([low, high], [low, high], color=GREY, linewidth=0.8, zorder=1)
     axes.set_xlabel("measured, nats/token")
@@ -242,11 +212,6 @@ def _predicted(points: Sequence[Point], laws: Laws) -> Figure:
     return figure
 
 
-TITLES = {
-    "compute": "Loss by compute",
-    "parameters": "Loss by parameters",
-    "prediction": "Loss expected and measured",
-}
 CAPTIONS = {
     "compute": "Lines: validation loss of each run against the compute spent so far; dots mark the "
     "ends. Dashed: the power law of the frontier, fitted without the held-out run, with the 95 % "
@@ -258,16 +223,13 @@ CAPTIONS = {
 }
 
 
-def _rows(laws: Laws) -> list[tuple[str, str, str, int]]:
-    """Kind, formula, constants with intervals, and number of fitted runs of each law."""
-    rows = []
-    for law in laws.laws:
-        constants = ", ".join(
-            f"{name} {value:.4g} ({law.intervals[name][0]:.4g} to {law.intervals[name][1]:.4g})"
-            for name, value in law.constants.items()
-        )
-        rows.append((law.kind, FORMULAS[law.kind].format(**law.constants), constants, law.fitted))
-    return rows
+def describe(law: Law) -> tuple[str, str]:
+    """The formula of a law, and its constants with their intervals."""
+    constants = ", ".join(
+        f"{name} {value:.4g} ({law.intervals[name][0]:.4g} to {law.intervals[name][1]:.4g})"
+        for name, value in law.constants.items()
+    )
+    return FORMULAS[law.kind].format(**law.constants), constants
 
 
 def verdicts(points: Sequence[Point], laws: Laws) -> list[str]:
@@ -287,70 +249,36 @@ def verdicts(points: Sequence[Point], laws: Laws) -> list[str]:
     return sentences
 
 
-def _print(points: Sequence[Point], laws: Laws, n_runs: int, file: Path) -> None:
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    table = Table("run", box=None, pad_edge=False)
-    for name in ("parameters", "tokens", "petaflop/s-days", "val_loss"):
-        table.add_column(name, justify="right")
-    for p in points:
-        table.add_row(truncate(p.name, 40), *_cells(p))
-    console.print(table)
-    if len(points) < n_runs:
-        console.print(f"{n_runs - len(points)} of the runs are not at their end: left out")
-    for kind, formula, ends, count in _rows(laws):
-        console.print(f"{kind}: {formula}, fitted to {count} runs; {ends}")
-    for line in verdicts(points, laws):
-        console.print(f"held out: {line}")
-    console.print(f"page: {file}")
-
-
-def _cells(point: Point) -> tuple[str, ...]:
+def describe_point(point: Point) -> tuple[str, ...]:
+    """Parameters, tokens, petaflop/s-days and loss of a run, formatted."""
     n, d = f"{point.parameters:,.0f}", f"{point.tokens:,.0f}"
     return n, d, f"{point.pf_days:.3g}", f"{point.loss:.4f}"
 
 
-def _page(points: Sequence[Point], laws: Laws, folder: Path, figures: Sequence[str]) -> str:
-    def cells(values: Sequence[Any]) -> str:
-        return "".join(f"<td>{html.escape(str(value))}</td>" for value in values)
-
-    images = ""
-    for name in figures:
-        encoded = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
-        images += (
-            f"<figure><h2>{TITLES[name]}</h2><img alt='Figure: {TITLES[name].lower()}' "
-            f"src='data:image/png;base64,{encoded}'><figcaption>{CAPTIONS[name]}</figcaption>"
-            "</figure>\n"
-        )
-    fits = "".join(
-        f"<tr><th scope=row>{kind}</th>{cells((formula, count))}<td class=why>{html.escape(ends)}"
-        "</td></tr>\n"
-        for kind, formula, ends, count in _rows(laws)
+def _page(points: Sequence[Point], laws: Laws, figures: Sequence[Path]) -> str:
+    titles = ("loss by compute", "loss by parameters", "loss expected and measured")
+    images = "".join(
+        html_figure(file, CAPTIONS[file.stem], title)
+        for file, title in zip(figures, titles, strict=True)
     )
+    fits = ""
+    for law in laws.laws:
+        formula, constants = describe(law)
+        fits += f"<tr><th scope=row>{law.kind}</th>{html_cells((formula, law.fitted))}"
+        fits += f"{html_cells([constants], 'td class=why')}</tr>\n"
     rows = "".join(
-        f"<tr><th scope=row>{html.escape(p.name)}</th>{cells(_cells(p))}</tr>\n" for p in points
+        f"<tr><th scope=row>{html.escape(p.name)}</th>{html_cells(describe_point(p))}</tr>\n"
+        for p in points
     )
-    verdict_items = "".join(f"<li>{html.escape(line)}.</li>" for line in verdicts(points, laws))
-    paper = f"L = 2.57 C^-0.048 on its own data, {frontier(laws.laws[0].most_pf_days):.2f}"
-    return TEMPLATE.format(
-        style=CSS,
-        verdicts=verdict_items,
-        fits=fits,
-        figures=images,
-        rows=rows,
-        paper=html.escape(
-            f"The paper's law, for comparison: {paper} nats/token at the same "
-            "compute, with a different tokenizer."
-        ),
+    items = "".join(f"<li>{html.escape(line)}.</li>" for line in verdicts(points, laws))
+    paper = html.escape(
+        "The paper's law, for comparison: L = 2.57 C^-0.048 on its own data, "
+        f"{frontier(laws.laws[0].most_pf_days):.2f} nats/token at the same compute, with a "
+        "different tokenizer."
     )
-
-
-TEMPLATE = """<!doctype html>
-<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
-<title>Scaling law: gpt3jax report</title><style>{style}li{{margin:.3rem 0}}</style>
-<h1>Scaling law</h1>
-<h2>What the smaller runs predict of the largest</h2><ul>{verdicts}</ul>
+    body = f"""<h2>What the smaller runs predict of the largest</h2><ul>{items}</ul>
 <div class=grid>
-{figures}</div>
+{images}</div>
 <h2>Laws</h2>
 <p>Intervals: 95 %, Student's t around the least-squares fit in log L; the degrees of freedom are
 the number of runs minus the number of constants. The law is assumed to hold. {paper}</p>
@@ -360,3 +288,4 @@ the number of runs minus the number of constants. The law is assumed to hold. {p
 <div class=wide><table><thead><tr><th></th><th>parameters</th><th>tokens</th>
 <th>petaflop/s-days</th><th>val_loss</th></tr></thead><tbody>{rows}</tbody></table></div>
 """
+    return html_page("Scaling law", "report", body, "li{margin:.3rem 0}")

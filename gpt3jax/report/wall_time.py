@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
+from gpt3jax.style import html_cells
 from gpt3jax.train.monitor.goodput import PHASES, Goodput
 
 # Fill and text colour of each phase. Productive phases use Okabe and Ito's palette.
@@ -42,16 +43,13 @@ def draw_times(timed: Timed, width: float) -> Figure:
             axes.barh(row, share, left=left, height=0.55, color=colour)
             label = f"{phase}\n{share:.0%}"
             if share > LETTER_WIDTH * max(map(len, label.split("\n"))):
-                axes.text(
-                    left + share / 2,
-                    row,
-                    label,
-                    color=ink,
-                    ha="center",
-                    va="center",
-                    fontsize=9.5,
-                    linespacing=1.0,
-                )
+                how: dict[str, Any] = {
+                    "ha": "center",
+                    "va": "center",
+                    "fontsize": 9.5,
+                    "linespacing": 1.0,
+                }
+                axes.text(left + share / 2, row, label, color=ink, **how)
             left += share
             seen |= {phase} if share >= MIN_SHARE else set()
         # Long names are cut at the front, as runs usually differ at the end.
@@ -68,21 +66,14 @@ def draw_times(timed: Timed, width: float) -> Figure:
     # Matplotlib fills a legend by columns, but it is read by rows.
     phases = [phase for column in range(columns) for phase in phases[column::columns]]
     squares = [Rectangle((0, 0), 1, 1, color=COLOURS[phase][0]) for phase in phases]
-    figure.legend(
-        squares,
-        phases,
-        loc="outside lower center",
-        ncols=columns,
-        handlelength=0.9,
-        columnspacing=1.2,
-        handletextpad=0.5,
-    )
+    spaces: dict[str, Any] = {"handlelength": 0.9, "columnspacing": 1.2, "handletextpad": 0.5}
+    figure.legend(squares, phases, loc="outside lower center", ncols=columns, **spaces)
     return figure
 
 
 def time_table(timed: Timed) -> str:
     """HTML table with a row per phase, a column per run and a description of each phase."""
-    head = "".join(f"<th scope=col>{html.escape(name)}</th>" for name, _ in timed)
+    head = html_cells((name for name, _ in timed), "th scope=col")
     rows = [
         (phase, [_cell(goodput, phase) for _, goodput in timed], meaning)
         for phase, meaning in PHASES
