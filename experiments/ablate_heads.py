@@ -25,8 +25,8 @@ from gpt3jax.checkpoint.load import load_model
 from gpt3jax.config import Mesh
 from gpt3jax.evals.prompts import build_prompts
 from gpt3jax.evals.tasks.patterns import substitution
-from gpt3jax.inspect.attention import induction
 from gpt3jax.inspect.edits import ablate_head
+from gpt3jax.inspect.heads import induction
 from gpt3jax.model.gpt3 import forward
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.style import STYLE

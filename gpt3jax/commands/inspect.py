@@ -53,8 +53,8 @@ def inspect(
     if run.suffix == ".py":
         from gpt3jax.user_code import load_experiment
 
-        experiment = load_experiment(run)
-        write_page(inspect_shape(experiment), out or Path(f"{experiment.name}.html"))
+        record = inspect_shape(load_experiment(run))
+        out = out or Path(f"{record['name']}.html")
     else:
         from gpt3jax.decoding.decode import Sampling
 
@@ -62,4 +62,5 @@ def inspect(
             read_prompt(prompt), new_tokens, Sampling(temperature, top_k, top_p), seed
         )
         record = inspect_run(run, settings, layers=layers, task=task, mesh=mesh, step=step)
-        write_page(record, out or run / "inspect.html")
+        out = out or run / "inspect.html"
+    print(f"{out}: open it in a browser ({write_page(record, out) / 1e6:.1f} MB)")

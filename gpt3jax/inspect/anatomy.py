@@ -34,11 +34,9 @@ def shape_of(model: Model) -> dict[str, Any]:
 
 
 def anatomy(model: Model, params: Params | None = None) -> dict[str, Any]:
-    """The arrays of a model, in the order of `param_specs`.
+    """The arrays of a model, in the order of `param_specs`; the vocabulary without its padding.
 
-    Args:
-      model: the model. Padding of the vocabulary is not counted.
-      params: the values, if any, in any sharding; they are not moved.
+    `params` may have any sharding; they are not moved.
 
     Returns:
       `total`, the parameter count, and `arrays`. Each has a `name`, the `shape` and `count` of one

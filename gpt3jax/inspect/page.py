@@ -25,19 +25,16 @@ KINDS = {"f": ("float32", "float16"), "u": ("uint32", "uint16", "uint8"), "i": (
 
 
 def page(title: str, record: dict[str, Any]) -> str:
-    """Render the record as an HTML page; any text is safe in it.
+    """Render records of the other modules, by section, as an HTML page; any text is safe in it.
 
-    Args:
-      title: title of the page.
-      record: records of the other modules by section; sections without a record are not shown.
+    Sections without a record are not shown.
     """
     folder = files("gpt3jax.inspect") / "template"
     parts = [(folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
     script = '"use strict";\n(() => {\n' + "\n".join(parts) + "\n})();\n"
-    trusted = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     filled = {
         "title": html.escape(title),
-        "trusted": trusted,
+        "trusted": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "style": (folder / "page.css").read_text(encoding="utf-8"),
         "record": as_data(record),
         "script": script,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from gpt3jax.inspect import track
 from gpt3jax.inspect.anatomy import GPT3, anatomy, shape_of
 from gpt3jax.inspect.capture import capture
 from gpt3jax.inspect.heads import heads_record
+from gpt3jax.inspect.lens import lens_record
 from gpt3jax.inspect.page import page, texts
 from gpt3jax.inspect.shots import shots_record
 from gpt3jax.inspect.training import Questions, checkpoints_record
@@ -90,7 +91,7 @@ def inspect_run(
       settings: the prompt and the sampling settings.
       layers: layers whose attention and residual updates are shown; empty: all.
       task: task for the few-shot section, as for `evaluate`.
-      mesh: devices along each axis of the mesh.
+      mesh: devices along each axis.
       step: step of the checkpoint; None: the newest.
 
     Raises:
@@ -105,7 +106,8 @@ def inspect_run(
         jax.set_mesh(devices),
         _fast_compilation(path),
         progress() as report,
-        ThreadPoolExecutor(1) as executor,
+        # The mesh is a setting of each thread.
+        ThreadPoolExecutor(1, initializer=jax.set_mesh, initargs=(devices,)) as background,
     ):
         report("loading", 0.0)
         saved = load_model(path, step, devices)
@@ -115,18 +117,15 @@ def inspect_run(
         model = dataclasses.replace(saved.model, vocabulary=vocabulary, scan_layers=True)
         _check_layers(layers, model)
         chosen_task = _task(task, saved)
-
-        def in_background(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-            return executor.submit(_on_mesh, devices, function, *arguments)
-
-        parameters = in_background(anatomy, model, saved.params)
+        parameters = background.submit(anatomy, model, saved.params)
         windows, missing = _windows(saved.experiment)
-        initial = in_background(_initial_state, saved, windows)
+        initial = background.submit(_initial_state, saved, windows)
         tokens, prompt_length = _generate(saved, model, settings, report)
         record, targets = _text_record(saved, model, tokens, settings.sampling, layers, report)
         questions = Questions(tokens, targets, windows)
-        beginning = initial.result()
-        training = in_background(_training, saved, model, beginning, questions, missing, report)
+        training = background.submit(
+            _training, saved, model, initial.result(), questions, missing, report
+        )
         record["shots"] = shots_record(
             saved.params, model, saved.tokenizer, chosen_task, settings.seed,
             partial(report, f"task {chosen_task.name}"),
@@ -158,8 +157,8 @@ def inspect_shape(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def write_page(record: dict[str, Any], out: Path) -> None:
-    """Write the page of a record atomically and print its path.
+def write_page(record: dict[str, Any], out: Path) -> int:
+    """Write the page of a record atomically; returns its size in bytes.
 
     Raises:
       ConfigError: the file cannot be written.
@@ -172,7 +171,7 @@ def write_page(record: dict[str, Any], out: Path) -> None:
         raise ConfigError(
             f"--out {out} cannot be written: {error.strerror or error}. Name another"
         ) from error
-    print(f"{out}: open it in a browser ({len(text.encode()) / 1e6:.1f} MB)")
+    return len(text.encode())
 
 
 @contextmanager
@@ -185,12 +184,6 @@ def _fast_compilation(path: Path) -> Iterator[None]:
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
-
-
-def _on_mesh(devices: jax.sharding.Mesh, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function with the mesh set, which is a thread-local setting."""
-    with jax.set_mesh(devices):
-        return function(*arguments)
 
 
 def _generate(
@@ -249,7 +242,7 @@ def _text_record(
         "predictions": track.predictions(saved.params, output, targets, model, sampling),
     }
     report("activations", 1.0)
-    lens = track.lens_record(saved.params, output, targets, model, partial(report, "lens"))
+    lens = lens_record(saved.params, output, targets, model, partial(report, "lens"))
     on_progress = partial(report, "attention")
     heads = heads_record(saved.params, output.activations, model, shown, on_progress)
     return record | {"lens": lens, "heads": heads}, targets

@@ -30,15 +30,9 @@ def shots_record(
     seed: int = 0,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
-    """Evaluate every example of a task with each number of demonstrations.
+    """Evaluate every example of a task, as one batch, with each number of demonstrations.
 
-    Args:
-      params: parameters as in `param_specs`.
-      model: the model.
-      tokenizer: the model's tokenizer.
-      task: a task with few examples, which are one batch; the first one is shown.
-      seed: seed of the drawn demonstrations.
-      on_progress: called with the fraction done.
+    The first example is shown. The seed draws the demonstrations.
 
     Returns:
       The `task`, its `source`, and `settings`, each with: the number of demonstrations `asked` for
@@ -80,7 +74,7 @@ def _setting(
     spans = [slice(len(prompt) - 1, len(prompt) + len(end) - 1) for prompt, end in pairs]
     pieces, bounds = _pieces(tokenizer, task, batch[0])
     last = len(pairs[0][0]) - 1
-    first = _first(output.activations)
+    first = {name: value[:, :1] for name, value in output.activations.items()}
     weights = [
         np.asarray(attention_of(first, layer, model))[0, :, last, : last + 1]
         for layer in range(model.n_layers)
@@ -117,11 +111,6 @@ def _pieces(
         pieces.insert(0, {"text": task.description, "kind": "before"})
         bounds.insert(0, (0, start))
     return [*pieces, {"text": text, "kind": "question"}], [*bounds, (end, length)]
-
-
-@jax.jit
-def _first(activations):
-    return {name: value[:, :1] for name, value in activations.items()}
 
 
 @jax.jit

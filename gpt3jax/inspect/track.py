@@ -1,4 +1,4 @@
-"""Records of the path of each token through the model, for sections 1 to 3 of the page.
+"""Records of the path of each token through the model, for sections 1 and 2 of the page.
 
     embedding + position -> each layer: what attention and what the MLP added -> norm
     -> logits -> probabilities -> the sampled token
@@ -7,12 +7,12 @@ Records are nested dicts of plain values and numpy arrays (written by page.py); 
 token ids.
 
 Legend: N layers, n shown layers, T tokens, t shown tokens, D model width, d shown components, V
-vocabulary, k guesses.
+vocabulary, k runners-up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,6 @@ import numpy as np
 from gpt3jax.config import Model
 from gpt3jax.decoding.decode import Sampling, truncate
 from gpt3jax.inspect.capture import of_layer
-from gpt3jax.inspect.lens import guesses
 from gpt3jax.model.gpt3 import Output, head
 from gpt3jax.model.init import Params
 from gpt3jax.model.layers import NORM_EPSILON
@@ -33,7 +32,6 @@ WANTED = ("embedded", "attention", "mlp", "residual")
 """The activations that the functions require of `capture`."""
 
 RUNNERS_UP = 10
-GUESSES = 5
 BARS = 128
 """Maximum shown components of a vector; of a wider model, every (D / 128)th is shown."""
 MOST_BARS = 200_000
@@ -43,13 +41,9 @@ MOST_BARS = 200_000
 def vectors(
     params: Params, output: Output, tokens: np.ndarray, layers: Sequence[int]
 ) -> dict[str, Any]:
-    """The residual stream of each token as bars: embeddings and updates of the shown layers.
+    """The residual stream of each token as bars: embeddings and updates of the given layers.
 
-    Args:
-      params: parameters as described by `param_specs`.
-      output: result of `capture` for one text, with `WANTED`.
-      tokens: int [T].
-      layers: the shown layers.
+    `output` is the result of `capture` for the text, int [T], with `WANTED`.
 
     Returns:
       float16 `token` and `position` [t, d], and `attention`, `mlp`, `residual` [n, t, d], of the
@@ -87,12 +81,8 @@ def predictions(
 ) -> dict[str, Any]:
     """The prediction after each token, and the distribution that the next token was sampled from.
 
-    Args:
-      params: parameters as described by `param_specs`.
-      output: result of `capture` for one text, with `WANTED`.
-      targets: int [T], the token that follows each token.
-      model: the model's configuration.
-      sampling: the sampling parameters.
+    `output` is the result of `capture` for one text, with `WANTED`; `targets` are the tokens that
+    follow each token, int [T].
 
     Returns:
       The most likely `tokens` [T, k] with their `logits`, `p` (softmax) and `drawn` (probability
@@ -111,49 +101,6 @@ def predictions(
         "push": np.asarray(push),
         "push_bias": np.asarray(bias),
     }
-
-
-def lens_record(
-    params: Params,
-    output: Output,
-    targets: np.ndarray,
-    model: Model,
-    tell: Callable[[float], None] = lambda share: None,
-) -> dict[str, Any]:
-    """Logit lens: the most likely tokens after the embedding and after each layer.
-
-    `tell` is called with the completed fraction.
-
-    Returns:
-      `tokens`, `p` [N + 1, T, k]; `entropy`, `loss` (of the following token, nats) and `rank`
-      [N + 1, T]; and `appears` [T], the number of layers after which the first guess is final.
-    """
-    activations, rows = output.activations, []
-    targets_T, count = jnp.asarray(targets, jnp.int32), min(GUESSES, model.vocabulary)
-    layers = (of_layer(activations["residual"], layer) for layer in range(model.n_layers))
-    for x_TD in (activations["embedded"][0], *layers):  # One at a time, since logits are [T, V].
-        lens = guesses(params, x_TD, targets_T, model, count)
-        rows.append(jax.tree.map(np.asarray, lens))
-        tell(len(rows) / (model.n_layers + 1))
-    tokens = np.stack([row.tokens for row in rows]).astype(np.uint32)
-    return {
-        "tokens": tokens,
-        "p": np.exp(np.stack([row.log_probability for row in rows])),
-        "entropy": np.stack([row.entropy for row in rows]),
-        "loss": -np.stack([row.of_target for row in rows]),
-        "rank": np.stack([row.rank for row in rows]).astype(np.int32),
-        "appears": appears(tokens[..., 0]),
-    }
-
-
-def appears(first_guess: np.ndarray) -> np.ndarray:
-    """The first row from which on the guess equals that of the last row: [rows, T] -> int32 [T].
-
-    >>> appears(np.array([[7, 1], [5, 2], [7, 2], [7, 2]])).tolist()
-    [2, 1]
-    """
-    same = first_guess == first_guess[-1]
-    return (len(same) - np.cumprod(same[::-1], axis=0).sum(0)).astype(np.int32)
 
 
 @jax.jit

@@ -33,11 +33,17 @@ class Questions:
     """int [W, S + 1], inputs and labels; None if the data is not available."""
 
     def ask(self, params: Params, model: Model) -> dict[str, np.ndarray]:
-        """Predictions on the text, followed by those on each window."""
+        """Predictions on the text, followed by those on each window, as rows.
+
+        The most likely `tokens` and their probabilities `p`, [B, T, k], and the probability of
+        the next token, `target_p` [B, T].
+        """
         windows = [] if self.windows is None else list(self.windows)
-        rows = [self.text, *(window[:-1] for window in windows)]
-        next_rows = [self.targets, *(window[1:] for window in windows)]
-        return guess(params, _padded(rows), _padded(next_rows), model)
+        tokens_BT = _padded([self.text, *(window[:-1] for window in windows)])
+        targets_BT = _padded([self.targets, *(window[1:] for window in windows)])
+        logits_BTV = capture(params, tokens_BT, model, ()).logits
+        tokens, p, target_p = map(np.asarray, _guess(logits_BTV, targets_BT))
+        return {"tokens": tokens.astype(np.uint32), "p": p, "target_p": target_p}
 
 
 def checkpoints_record(
@@ -45,10 +51,7 @@ def checkpoints_record(
 ) -> dict[str, Any]:
     """Predictions of all checkpoints on the text and on windows of the training data.
 
-    Args:
-      states: steps and parameters, one checkpoint in memory at a time.
-      questions: the texts.
-      model: the model.
+    `states` are steps and parameters, one checkpoint in memory at a time.
 
     Returns:
       `steps` [C]; `text`, and with windows `examples`, each with `tokens`, `p` [C, ..., k] and
@@ -68,15 +71,6 @@ def checkpoints_record(
     return record
 
 
-def guess(
-    params: Params, tokens_BT: np.ndarray, targets_BT: np.ndarray, model: Model
-) -> dict[str, np.ndarray]:
-    """The most likely next tokens with their probabilities, and the probability of the target."""
-    logits = capture(params, jnp.asarray(tokens_BT, jnp.int32), model, ()).logits
-    tokens, p, target_p = map(np.asarray, _guess(logits, jnp.asarray(targets_BT, jnp.int32)))
-    return {"tokens": tokens.astype(np.uint32), "p": p, "target_p": target_p}
-
-
 @jax.jit
 def _guess(logits, targets):
     p = jax.nn.softmax(logits, -1)
@@ -84,6 +78,6 @@ def _guess(logits, targets):
     return tokens, best, jnp.take_along_axis(p, targets[..., None], -1)[..., 0]
 
 
-def _padded(rows: list[np.ndarray]) -> np.ndarray:
+def _padded(rows: list[np.ndarray]) -> jax.Array:
     longest = max(map(len, rows))
-    return np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
+    return jnp.array([np.pad(row, (0, longest - len(row))) for row in rows], jnp.int32)

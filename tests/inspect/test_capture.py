@@ -12,9 +12,9 @@ import pytest
 
 from gpt3jax.config import Mesh
 from gpt3jax.errors import ConfigError
-from gpt3jax.inspect.attention import head_stats, induction
 from gpt3jax.inspect.capture import attention_of, capture
 from gpt3jax.inspect.edits import ablate_head, in_turn, patch, steer
+from gpt3jax.inspect.heads import head_stats, induction
 from gpt3jax.inspect.lens import guesses, lens
 from gpt3jax.model.gpt3 import EDIT_POINTS, forward
 from gpt3jax.model.param_specs import named_specs, param_specs
@@ -67,13 +67,13 @@ def test_the_lens_at_the_end_is_the_model(model, params, tokens):
     found = guesses(params, after[-1], tokens, model, 5)
     log_p = jax.nn.log_softmax(output.logits)
     best = np.argsort(-np.asarray(log_p))[..., :5]
-    np.testing.assert_array_equal(found.tokens, best)
-    np.testing.assert_allclose(found.entropy, -(np.exp(log_p) * log_p).sum(-1), rtol=1e-4)
+    np.testing.assert_array_equal(found["tokens"], best)
+    np.testing.assert_allclose(found["entropy"], -(np.exp(log_p) * log_p).sum(-1), rtol=1e-4)
     of_tokens = np.take_along_axis(np.asarray(log_p), np.asarray(tokens)[..., None], -1)
-    np.testing.assert_allclose(found.of_target, of_tokens[..., 0], atol=1e-5)
-    np.testing.assert_array_equal(found.rank, (log_p > of_tokens).sum(-1))
+    np.testing.assert_allclose(found["target_log_p"], of_tokens[..., 0], atol=1e-5)
+    np.testing.assert_array_equal(found["rank"], (log_p > of_tokens).sum(-1))
     early = guesses(params, after[0], tokens, model, 5)
-    assert not np.allclose(early.entropy, found.entropy)
+    assert not np.allclose(early["entropy"], found["entropy"])
 
 
 def test_attention_weights_are_those_that_the_heads_used(run, params, tokens):
@@ -94,12 +94,12 @@ def test_head_stats_of_one_hot_and_uniform_attention():
     before[0, 0] = 1
     even = np.tril(np.ones((T, T))) / np.arange(1, T + 1)[:, None]
     facts = head_stats(jnp.asarray(np.stack([np.eye(T), before, even]), jnp.float32))
-    np.testing.assert_allclose(facts.itself, [1, 1 / T, np.mean(1 / np.arange(1, T + 1))], 1e-6)
-    np.testing.assert_allclose(facts.previous[:2], [0, 1])
-    np.testing.assert_allclose(facts.distance[:2], [0, (T - 1) / T], rtol=1e-6)
-    np.testing.assert_allclose(facts.entropy[:2], 0, atol=1e-6)
-    assert facts.entropy[2] == pytest.approx(np.mean(np.log(np.arange(1, T + 1))), rel=1e-5)
-    np.testing.assert_allclose(facts.first[:2], [0, 1 / (T - 1)], rtol=1e-6)
+    np.testing.assert_allclose(facts["itself"], [1, 1 / T, np.mean(1 / np.arange(1, T + 1))], 1e-6)
+    np.testing.assert_allclose(facts["previous"][:2], [0, 1])
+    np.testing.assert_allclose(facts["distance"][:2], [0, (T - 1) / T], rtol=1e-6)
+    np.testing.assert_allclose(facts["entropy"][:2], 0, atol=1e-6)
+    assert facts["entropy"][2] == pytest.approx(np.mean(np.log(np.arange(1, T + 1))), rel=1e-5)
+    np.testing.assert_allclose(facts["first"][:2], [0, 1 / (T - 1)], rtol=1e-6)
 
 
 def test_induction_sees_a_head_that_looks_for_what_followed(model, params, monkeypatch):
@@ -113,7 +113,7 @@ def test_induction_sees_a_head_that_looks_for_what_followed(model, params, monke
         wanted = np.eye(T, k=-(length - 1))
         return jnp.asarray(np.stack([wanted, np.eye(T, k=-length), np.eye(T, k=-1)] * 2)[None, :4])
 
-    monkeypatch.setattr("gpt3jax.inspect.attention.attention_of", planted)
+    monkeypatch.setattr("gpt3jax.inspect.heads.attention_of", planted)
     np.testing.assert_allclose(induction(params, model)[2], [1, 0, 0, 1])
 
 
@@ -195,7 +195,7 @@ def test_a_mesh_gives_the_same_activations_and_edits(model, params, tokens, mesh
         )
     np.testing.assert_allclose(looked, attention_of(expected.activations, 1, run), atol=1e-4)
     alone = guesses(params, expected.activations["residual"][-1], tokens, run, 3)
-    np.testing.assert_allclose(best.log_probability, alone.log_probability, atol=1e-4)
+    np.testing.assert_allclose(best["log_p"], alone["log_p"], atol=1e-4)
 
 
 def test_a_mesh_fetches_weights_layer_by_layer(model, params, tokens):

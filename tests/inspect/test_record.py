@@ -20,6 +20,7 @@ from gpt3jax.inspect import track
 from gpt3jax.inspect.anatomy import GPT3, anatomy, shape_of
 from gpt3jax.inspect.capture import attention_of, capture
 from gpt3jax.inspect.heads import heads_record
+from gpt3jax.inspect.lens import lens_record
 from gpt3jax.inspect.shots import SHOTS, shots_record
 from gpt3jax.inspect.training import Questions, checkpoints_record
 from gpt3jax.model.gpt3 import forward
@@ -113,7 +114,7 @@ def test_bars_add_up_and_a_long_text_keeps_the_last_ones(model, params, written,
 def test_the_lens_ends_with_the_prediction(model, params, written):
     tokens, _, output = written
     targets = np.append(tokens[1:], 0)
-    found = track.lens_record(params, output, targets, model)
+    found = lens_record(params, output, targets, model)
     after = track.predictions(params, output, targets, model, SAMPLING)
     np.testing.assert_array_equal(found["tokens"][-1], after["tokens"][:, :5])
     np.testing.assert_allclose(found["p"][-1], after["p"][:, :5], rtol=1e-4)
