@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+from contextlib import nullcontext
+from json import dumps
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +13,7 @@ from tyro.conf import Positional
 
 from gpt3jax.commands.inputs import check_range
 from gpt3jax.errors import ConfigError
+from gpt3jax.style import wide_console
 
 
 def sweep(
@@ -57,12 +61,27 @@ def sweep(
     check_range(0, 2**32 - 1, seed=seed)
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("sweep needs Optuna, which is missing. pip install 'gpt3jax[sweep]'")
-    from gpt3jax.sweep.driver import Plan
-    from gpt3jax.sweep.results import run_sweep
+    from gpt3jax.sweep import show
+    from gpt3jax.sweep.driver import Plan, run_sweep
+    from gpt3jax.sweep.page import write_results
+    from gpt3jax.sweep.store import best
     from gpt3jax.user_code import load_experiment
 
     name = storage or f"sweeps/{load_experiment(file).name}.journal"
     is_file = not name.startswith("grpc://")
     folder = Path(name).with_suffix("") if is_file else Path("sweeps", load_experiment(file).name)
     plan = Plan(file, overrides, trials, workers, sampler, pruner, seed, name, folder, launch)
-    return run_sweep(plan, serve, as_json=json)
+    with nullcontext(lambda trials: None) if json else show.watching() as watch:
+        trials, importance, signal = run_sweep(plan, serve, watch)
+    page = write_results(trials, importance, folder)
+    if json:
+        rows = [dataclasses.asdict(trial) for trial in trials]
+        print(dumps({"trials": rows, "page": str(page), "importance": importance}))
+    else:
+        wide_console().print(show.table(trials))
+        print(show.summary(trials))
+        if winner := best(trials):
+            loss = f"val_loss {winner.val_loss:.4f} nats/token{winner.windows}"
+            print(f"best: trial {winner.number}, {loss}\ncommand: {winner.command}")
+        print(f"page: {page}")
+    return 128 + signal if signal else 0

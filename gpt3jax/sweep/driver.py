@@ -12,7 +12,7 @@ import signal
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 
 from gpt3jax.config import Experiment
 from gpt3jax.errors import ConfigError
+from gpt3jax.model.param_specs import flops_per_token
 from gpt3jax.run_dir import Run
 from gpt3jax.serde import short_hash
 from gpt3jax.sweep import store, worker
@@ -57,6 +58,39 @@ class Plan:
     folder: Path
     """Directory for the runs of this machine and the results."""
     launch: str = worker.TRAIN
+
+
+def run_sweep(
+    plan: Plan, serve: str | None, show: Callable[[list[store.Trial]], None]
+) -> tuple[list[store.Trial], dict[str, float], int]:
+    """Joins or creates a sweep and trains the remaining trials.
+
+    Args:
+      plan: the settings.
+      serve: HOST:PORT on which other machines can join, if any.
+      show: called with all trials when anything changes.
+
+    Returns:
+      All trials; see `importances`; and the signal that stopped the sweep, or 0.
+
+    Raises:
+      ConfigError: the sweep is invalid.
+      RunError: the storage failed.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if serve:
+        opened = store.serving(plan.storage, serve)
+    elif plan.storage.endswith(".db"):
+        raise ConfigError(
+            f"--storage {plan.storage} is SQLite, which several machines would corrupt. Add "
+            "--serve HOST:PORT, or use FILE.journal"
+        )
+    else:
+        opened = nullcontext(store.open_storage(plan.storage))
+    with opened as storage:
+        sweep = Sweep(plan, storage)
+        trials = sweep.run(show)
+        return trials, importances(sweep.study), sweep.signals[0] if sweep.signals else 0
 
 
 def _hash(experiment: Experiment) -> str:
@@ -105,7 +139,7 @@ class Sweep:
         """
         last_refresh = 0.0
         try:
-            with _record_signals(self.signals), store.storage_errors("the storage"):
+            with _record_signals(self.signals), store.storage_errors():
                 while not (self.signals or self.config_error):
                     has_changed = self._follow()
                     if has_changed or time.monotonic() - last_refresh > REFRESH_S:
@@ -166,8 +200,12 @@ class Sweep:
         notes = trial.user_attrs
         seconds = time.monotonic() - job.began
         if job.run.exists():
-            trial.set_user_attr("flops", flops(job.run))
-            trial.set_user_attr("windows", windows(job.run))
+            records = job.run.metrics()
+            tokens = max((record.get("tokens", 0) for record in records), default=0)
+            per_token = flops_per_token(job.run.experiment().model)
+            trial.set_user_attr("flops", float(tokens) * per_token)
+            measured = next((record for record in records if "val_windows" in record), {})
+            trial.set_user_attr("windows", over_windows(measured))
         error = worker.error_message(job.log)
         frozen = self.study.get_trials()[trial.number]
 
@@ -213,6 +251,18 @@ class Sweep:
             time.sleep(POLL_S)
 
 
+def importances(study: optuna.Study) -> dict[str, float]:
+    """Share of the variation among trials that each parameter explains, by PED-ANOVA.
+
+    Empty if there are too few trials or only one parameter.
+    """
+    try:
+        shares = optuna.importance.get_param_importances(study)
+    except (ValueError, RuntimeError):
+        return {}
+    return {name: float(share) for name, share in shares.items()} if len(shares) > 1 else {}
+
+
 def queue(space: Space, plan: Plan) -> list[Params]:
     """The fixed parameters of each trial: those of `first` or of the grid, else none."""
     first = list(space.first)
@@ -242,19 +292,6 @@ def make_pruner(name: Pruner, experiment: Experiment) -> optuna.pruners.BasePrun
     if name == "halving":
         return optuna.pruners.SuccessiveHalvingPruner(max(1, tokens // 27), reduction_factor=3)
     return optuna.pruners.NopPruner()
-
-
-def windows(run: Run) -> str:
-    """Describes the number of held-out windows that the losses of a run were measured on."""
-    return over_windows(next((r for r in run.metrics() if "val_windows" in r), {}))
-
-
-def flops(run: Run) -> float:
-    """Training FLOPs of a run for the tokens that it has processed."""
-    from gpt3jax.model.param_specs import flops_per_token
-
-    tokens = max((record.get("tokens", 0) for record in run.metrics()), default=0)
-    return float(tokens) * flops_per_token(run.experiment().model)
 
 
 @contextmanager

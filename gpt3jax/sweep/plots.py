@@ -42,10 +42,8 @@ def draw_figures(
     with matplotlib.rc_context(STYLE):
         if any(trial.state == "complete" for trial in measured):
             for name in names(measured):
-                figures[re.sub(r"\W", "_", f"loss_by_{name}")] = (
-                    _parameter(measured, name),
-                    BY_PARAMETER,
-                )
+                file = re.sub(r"\W", "_", f"loss_by_{name}")
+                figures[file] = _parameter(measured, name), BY_PARAMETER
         if importance:
             figures["importance"] = _importance(importance), IMPORTANCE
         if len(names(measured)) > 1 and len(measured) >= MIN_PARALLEL:
@@ -72,41 +70,51 @@ CURVES = (
 )
 
 
-def is_log(values: Sequence[Any]) -> bool:
-    """Whether to plot these values on a logarithmic axis."""
+def _column(trials: Sequence[Trial], name: str) -> list[Any]:
+    """A parameter of each trial, None where it has none: numbers, or else strings (choices)."""
+    values = [trial.params[name] for trial in trials if name in trial.params]
     are_numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    return are_numbers and min(values) > 0 and max(values) > LOG_RANGE * min(values)
+    shown = iter(values if are_numbers else map(str, values))
+    return [next(shown) if name in trial.params else None for trial in trials]
 
 
-def _ceiling(trials: Sequence[Trial]) -> float:
+def _is_log(numbers: Sequence[float]) -> bool:
+    """Whether to plot these values on a logarithmic axis."""
+    return min(numbers) > 0 and max(numbers) > LOG_RANGE * min(numbers)
+
+
+def _complete_losses(trials: Sequence[Trial]) -> list[float]:
+    return [t.val_loss for t in trials if t.state == "complete" and t.val_loss is not None]
+
+
+def _ceiling(complete: Sequence[float]) -> float:
     """The loss above which points are clipped."""
-    complete = [t.val_loss for t in trials if t.state == "complete" and t.val_loss is not None]
     return max(complete) + HEADROOM * max(max(complete) - min(complete), 0.01 * min(complete))
 
 
 def _parameter(trials: Sequence[Trial], name: str) -> Figure:
     figure = Figure()
     axes = figure.subplots()
-    with_value = [trial for trial in trials if name in trial.params]
-    values = [trial.params[name] for trial in with_value]
-    top, winner = _ceiling(trials), best(trials)
-    is_choice = not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    column, winner = _column(trials, name), best(trials)
+    top = _ceiling(_complete_losses(trials))
     for state, (mark, colour) in MARKS.items():
-        subset = [trial for trial in with_value if trial.state == state]
-        x = [str(t.params[name]) if is_choice else t.params[name] for t in subset]
-        y = [
-            top if t.val_loss is None or state == "diverged" else min(t.val_loss, top)
-            for t in subset
+        subset = [
+            (value, trial.val_loss)
+            for value, trial in zip(column, trials, strict=True)
+            if trial.state == state and value is not None
         ]
+        x = [value for value, _ in subset]
+        y = [top if y is None or state == "diverged" else min(y, top) for _, y in subset]
         if subset:
             axes.plot(x, y, mark, color=colour, markersize=5, label=state, clip_on=False, zorder=3)
     if winner and name in winner.params:
-        value: Any = str(winner.params[name]) if is_choice else winner.params[name]
+        value = column[list(trials).index(winner)]
         style = {"color": GREEN, "linewidth": 1, "linestyle": (0, (4, 2)), "zorder": 1}
         axes.axvline(value, **style, label=f"best: {short(winner.params[name])}")
         loss: Any = winner.val_loss  # The best trial always has a loss.
         axes.plot([value], [loss], "o", color=GREEN, markersize=7, zorder=4)
-    if is_log(values):
+    values = [value for value in column if value is not None]
+    if not isinstance(values[0], str) and _is_log(values):
         axes.set_xscale("log")
     axes.set_xlabel(name, parse_math=False)
     axes.set_ylabel("validation loss, nats/token")
@@ -129,41 +137,26 @@ def _importance(importance: dict[str, float]) -> Figure:
 def _parallel(trials: Sequence[Trial]) -> Figure:
     figure = Figure()
     axes = figure.subplots()
-    columns = [*names(trials), "val_loss"]
-    scales = [_unit([_value(trial, name) for trial in trials]) for name in columns]
-    complete = sorted(
-        t.val_loss for t in trials if t.state == "complete" and t.val_loss is not None
-    )
-    top = _ceiling(trials) if complete else 1.0
-    for index, trial in enumerate(trials):
-        points = [(x, scale[index]) for x, scale in enumerate(scales) if scale[index] is not None]
+    columns = {name: _column(trials, name) for name in names(trials)}
+    columns["val_loss"] = [trial.val_loss for trial in trials]
+    places = [_places(column) for column in columns.values()]
+    complete = _complete_losses(trials)
+    top, lowest = (_ceiling(complete), min(complete)) if complete else (1.0, 1.0)
+    for trial, *values in zip(trials, *columns.values(), strict=True):
+        x = [number for number, value in enumerate(values) if value is not None]
+        y = [places[number][values[number]] for number in x]
         loss = top if trial.val_loss is None else min(trial.val_loss, top)
-        share = (top - loss) / (top - complete[0]) if complete and top > complete[0] else 0.5
+        share = (top - loss) / (top - lowest) if top > lowest else 0.5
         stroke = "-" if trial.state == "complete" else ":"
-        axes.plot(
-            *zip(*points, strict=True),
-            stroke,
-            color=BLUE,
-            alpha=0.1 + 0.9 * share**2,
-            linewidth=1.2,
-        )
-    for x, name in enumerate(columns):
-        values = [v for v in (_value(trial, name) for trial in trials) if v is not None]
+        axes.plot(x, y, stroke, color=BLUE, alpha=0.1 + 0.9 * share**2, linewidth=1.2)
+    for x, place in enumerate(places):
         axes.axvline(x, color=GREY, linewidth=0.6)
-        ends = (values[0], values[-1]) if isinstance(values[0], str) else (min(values), max(values))
-        if not isinstance(values[0], str):
-            for y, text in zip((0, 1), ends, strict=True):
-                axes.text(
-                    x,
-                    y + (0.03 if y else -0.03),
-                    short(text),
-                    ha="center",
-                    va="bottom" if y else "top",
-                    fontsize=9,
-                )
+        if isinstance(next(iter(place)), str):
+            for choice, y in place.items():
+                axes.text(x + 0.03, y, choice, fontsize=9, parse_math=False)
         else:
-            for choice in dict.fromkeys(values):
-                axes.text(x + 0.03, _place(choice, values), choice, fontsize=9, parse_math=False)
+            for value, y, side in ((min(place), -0.03, "top"), (max(place), 1.03, "bottom")):
+                axes.text(x, y, short(value), ha="center", va=side, fontsize=9)
     axes.set_xticks(range(len(columns)), columns, parse_math=False)
     axes.set(yticks=[], ylim=(-0.12, 1.12), xlim=(-0.3, len(columns) - 0.7))
     axes.spines["left"].set_visible(False)
@@ -171,26 +164,14 @@ def _parallel(trials: Sequence[Trial]) -> Figure:
     return figure
 
 
-def _value(trial: Trial, name: str) -> Any:
-    value = trial.val_loss if name == "val_loss" else trial.params.get(name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if value is None or is_number else str(value)
-
-
-def _place(value: Any, values: Sequence[Any]) -> float:
-    choices = list(dict.fromkeys(v for v in values if v is not None))
-    return choices.index(value) / max(1, len(choices) - 1)
-
-
-def _unit(values: Sequence[Any]) -> list[float | None]:
-    """Scales values to [0, 1]: numbers linearly or logarithmically, choices by their index."""
-    present = [value for value in values if value is not None]
-    if any(isinstance(value, str) for value in present):
-        return [None if value is None else _place(value, values) for value in values]
-    scale = math.log if is_log(present) else float
-    low, high = scale(min(present)), scale(max(present))
-    width = high - low or 1.0
-    return [None if value is None else (scale(value) - low) / width for value in values]
+def _places(column: Sequence[Any]) -> dict[Any, float]:
+    """Where each value stands from 0 to 1: numbers on their scale, choices by their index."""
+    values = list(dict.fromkeys(value for value in column if value is not None))
+    if isinstance(values[0], str):
+        return {value: index / max(1, len(values) - 1) for index, value in enumerate(values)}
+    scale = math.log if _is_log(values) else float
+    low, high = scale(min(values)), scale(max(values))
+    return {value: (scale(value) - low) / (high - low or 1.0) for value in values}
 
 
 def _curves(trials: Sequence[Trial]) -> Figure:

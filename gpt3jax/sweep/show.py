@@ -6,18 +6,17 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from gpt3jax.errors import truncate
-from gpt3jax.style import pluralize
+from gpt3jax.report.page import PF_DAY
+from gpt3jax.style import pluralize, wide_console
 from gpt3jax.sweep.store import Trial, best
 
-PF_DAY = 8.64e19
-"""FLOPs in a petaflop/s-day."""
 ROWS = 40
 """Maximum rows of the live table, which shows the newest trials."""
 
@@ -62,9 +61,9 @@ def table(trials: Sequence[Trial], rows: int | None = None) -> Table:
 @contextmanager
 def watching() -> Iterator[Callable[[list[Trial]], None]]:
     """Yields a function that displays the trials: as a live table, or as lines when piped."""
-    console = Console(highlight=False, markup=False)
+    console = wide_console()
     if not console.is_terminal:
-        yield _plain(console)
+        yield partial(_print_changes, {})
         return
     with Live(console=console, refresh_per_second=4) as live:
 
@@ -76,23 +75,16 @@ def watching() -> Iterator[Callable[[list[Trial]], None]]:
         yield show
 
 
-def _plain(console: Console) -> Callable[[list[Trial]], None]:
-    shown: dict[int, tuple[str, int]] = {}
-
-    def show(trials: list[Trial]) -> None:
-        for trial in trials:
-            status = (trial.state, trial.attempts)
-            if status in (shown.get(trial.number), ("waiting", 1)):
-                continue
-            shown[trial.number] = status
-            values = ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())
-            loss = "" if trial.val_loss is None else f", val_loss {trial.val_loss:.4f}"
-            why = f" ({trial.why})" if trial.why else ""
-            console.print(
-                f"trial {trial.number} {trial.state}: {values}{loss}{why}", soft_wrap=True
-            )
-
-    return show
+def _print_changes(shown: dict[int, tuple[str, int]], trials: list[Trial]) -> None:
+    for trial in trials:
+        status = (trial.state, trial.attempts)
+        if status in (shown.get(trial.number), ("waiting", 1)):
+            continue
+        shown[trial.number] = status
+        values = ", ".join(f"{name} {short(value)}" for name, value in trial.params.items())
+        loss = "" if trial.val_loss is None else f", val_loss {trial.val_loss:.4f}"
+        why = f" ({trial.why})" if trial.why else ""
+        print(f"trial {trial.number} {trial.state}: {values}{loss}{why}", flush=True)
 
 
 def summary(trials: Sequence[Trial]) -> str:

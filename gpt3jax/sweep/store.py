@@ -173,7 +173,7 @@ def join(
     Raises:
       ConfigError: the storage contains another sweep, or is damaged.
     """
-    with storage_errors("the storage"):
+    with storage_errors():
         try:
             study = optuna.create_study(storage=storage, study_name=NAME)
         except optuna.exceptions.DuplicatedStudyError:
@@ -201,7 +201,7 @@ def join(
 
 
 @contextmanager
-def storage_errors(what: str) -> Iterator[None]:
+def storage_errors() -> Iterator[None]:
     """Converts errors of a storage to RunError.
 
     Raises:
@@ -213,8 +213,8 @@ def storage_errors(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise RunError(
-            f"{what} of the sweep failed: {_first_line(error)}. Running trials were stopped and "
-            "saved; the same command resumes when it is available again"
+            f"the storage of the sweep failed: {_first_line(error)}. Running trials were stopped "
+            "and saved; the same command resumes when it is available again"
         ) from error
 
 
@@ -249,14 +249,9 @@ def beat(trial: optuna.Trial) -> None:
 def give_back(
     study: optuna.Study, trial: FrozenTrial, why: str, seconds: float = 0.0, failures: int = 0
 ) -> None:
-    """Ends an attempt, and queues its place again with the same parameters.
+    """Ends an attempt of this duration, and queues its place again with the same parameters.
 
-    Args:
-      study: the study of the sweep.
-      trial: the attempt.
-      why: the reason for its end.
-      seconds: its duration.
-      failures: number of attempts so far that failed by themselves.
+    `failures` is the number of attempts so far that failed by themselves.
     """
     try:
         study.tell(trial.number, state=TrialState.FAIL)

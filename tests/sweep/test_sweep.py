@@ -14,10 +14,11 @@ import optuna
 import pytest
 from building import changed
 
+from gpt3jax.commands.sweep import sweep
 from gpt3jax.errors import ConfigError
 from gpt3jax.sweep import show, store
 from gpt3jax.sweep.driver import Plan, Sweep
-from gpt3jax.sweep.results import run_sweep, write_results
+from gpt3jax.sweep.page import write_results
 from gpt3jax.sweep.worker import shares
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -141,12 +142,12 @@ def test_a_stopped_sweep_resumes(made):
         "--storage", "s.journal", "--pruner", "none", "--launch", FAKE, "--", "--slow", "0.3",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    sweep = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
     while not Path("s/trial-001/metrics.jsonl").exists():
         time.sleep(0.05)
-    sweep.send_signal(signal.SIGTERM)
-    out, _ = sweep.communicate(timeout=60)
-    assert sweep.returncode == 143 and "the sweep was stopped" in out
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "the sweep was stopped" in out
     logged = Path("s/trial-000/metrics.jsonl").read_text()
     assert 0 < len(logged.splitlines()) < 5
     done = subprocess.run([*words, "--seed", "0"], env=environment, capture_output=True, text=True)
@@ -167,7 +168,8 @@ def test_texts_of_trials_are_escaped(made):
 
 def test_json_has_every_trial_and_the_importances(made, capsys):
     space = '{"x": trial.suggest_float("x", 0, 2), "y": trial.suggest_categorical("y", [1, "b"])}'
-    code = run_sweep(plan(made(space=space), 8, sampler="random"), None, as_json=True)
+    code = sweep(made(space=space), trials=8, workers=2, storage="s.journal", sampler="random",
+                 pruner="none", launch=FAKE, json=True)  # fmt: skip
     said = json.loads(capsys.readouterr().out)
     assert code == 0 and [t["number"] for t in said["trials"]] == list(range(8))
     assert set(said["importance"]) == {"x", "y"} and said["importance"]["x"] > 0.5
