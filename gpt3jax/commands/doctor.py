@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+from json import dumps
 from pathlib import Path
 
 from gpt3jax.config import Experiment
+from gpt3jax.run_dir import Run
+from gpt3jax.style import wide_console
+
+COLOURS = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 
 
 def doctor(
@@ -22,6 +29,28 @@ def doctor(
       run: The run directory, which need not exist; default runs/NAME.
       json: Print the checks as JSON.
     """
-    from gpt3jax.doctor.diagnose import diagnose
+    from rich.table import Table
+    from rich.text import Text
 
-    return diagnose(experiment, run, as_json=json)
+    from gpt3jax.doctor.diagnose import examine
+    from gpt3jax.runtime.memory import allow_device_memory
+
+    # Leaves the GPU's memory to other processes.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    allow_device_memory()
+    folder = run or Path("runs") / (experiment.name if experiment else "")
+    checks = examine(experiment, Run(folder))
+    counts = {status: sum(check.status == status for check in checks) for status in COLOURS}
+    if json:
+        print(dumps([dataclasses.asdict(check) for check in checks], indent=2))
+    else:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column()
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for check in checks:
+            message = f"{check.finding}. {check.cure}" if check.cure else check.finding
+            table.add_row(Text(check.status, COLOURS[check.status]), check.name, Text(message))
+        wide_console().print(table)
+        print(", ".join(f"{status} {count}" for status, count in counts.items()))
+    return int(counts["failure"] > 0)

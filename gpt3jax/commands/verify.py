@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 
 from tyro.conf import Positional
+
+from gpt3jax.run_dir import open_run
+from gpt3jax.style import wide_console
 
 
 def verify(run: Positional[Path], replay: str | None = None, json: bool = False) -> int:
@@ -20,6 +25,17 @@ def verify(run: Positional[Path], replay: str | None = None, json: bool = False)
         metrics. A difference on the same machine indicates silent data corruption.
       json: Print the results as JSON.
     """
-    from gpt3jax.doctor.verify import verify as run_verify
+    from rich.table import Table
 
-    return run_verify(run, replay, as_json=json)
+    from gpt3jax.doctor.verify import check_hashes, check_replay
+
+    opened = open_run(run)
+    verdicts = check_replay(opened, replay) if replay else check_hashes(opened)
+    if json:
+        print(dumps([asdict(verdict) for verdict in verdicts], indent=2))
+    else:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for verdict in verdicts:
+            table.add_row("ok" if verdict.is_good else "BAD", verdict.what, verdict.finding)
+        wide_console().print(table, soft_wrap=True)
+    return int(not all(verdict.is_good for verdict in verdicts))

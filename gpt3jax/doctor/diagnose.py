@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -20,10 +19,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from gpt3jax.config import Experiment
 from gpt3jax.doctor import machine
@@ -37,7 +32,7 @@ from gpt3jax.plan.planner import plan
 from gpt3jax.plan.slices import Slice
 from gpt3jax.run_dir import Run, read_events
 from gpt3jax.runtime.chips import GiB, chip_of
-from gpt3jax.runtime.memory import USABLE, allow_device_memory, available_bytes
+from gpt3jax.runtime.memory import USABLE, available_bytes
 from gpt3jax.sharding.distributed import MANAGED
 from gpt3jax.sharding.legal_meshes import check_fits, check_some
 
@@ -52,31 +47,6 @@ CLOCK_SLACK_S = 60
 """Tolerated difference to the clocks of file servers and other hosts."""
 LINE, CURE = 174, 140
 """Maximum characters of finding and cure together, and of the cure."""
-
-COLOURS = {"ok": "green", "warning": "yellow", "failure": "bold red"}
-
-
-def diagnose(experiment: Experiment | None, run: Path | None, *, as_json: bool) -> int:
-    """Runs and prints all checks.
-
-    Args:
-      experiment: The experiment to train; if None, the checks that depend on it are skipped.
-      run: The run directory, which need not exist; runs/NAME if None.
-      as_json: Prints a JSON list instead of a table.
-
-    Returns:
-      The exit code: 1 if a check failed, else 0.
-    """
-    # Leaves the GPU's memory to other processes.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    allow_device_memory()
-    folder = run or Path("runs") / (experiment.name if experiment else "")
-    checks = examine(experiment, Run(folder))
-    if as_json:
-        print(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
-    else:
-        _print(checks)
-    return int(any(check.status == "failure" for check in checks))
 
 
 def examine(experiment: Experiment | None, run: Run) -> list[Check]:
@@ -312,20 +282,3 @@ def _size(size: float) -> str:
 
 def _date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
-def _print(checks: list[Check]) -> None:
-    """Prints a line per check, wrapped only on a terminal."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 10_000
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column()
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for check in checks:
-        message = f"{check.finding}. {check.cure}" if check.cure else check.finding
-        table.add_row(Text(check.status, COLOURS[check.status]), check.name, Text(message))
-    console.print(table)
-    counts = {status: sum(check.status == status for check in checks) for status in COLOURS}
-    console.print(", ".join(f"{status} {count}" for status, count in counts.items()))

@@ -13,9 +13,9 @@ from building import changed, randomised
 
 from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.commands.train import train_and_report
+from gpt3jax.commands.verify import verify
 from gpt3jax.config import Mesh
 from gpt3jax.data import loader
-from gpt3jax.doctor.verify import verify
 from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Changes, Run
 from gpt3jax.sharding.mesh import make_mesh

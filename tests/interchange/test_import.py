@@ -15,10 +15,10 @@ from building import changed, randomised
 from gpt3jax import cli
 from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.checkpoint.manifest import DamagedError
+from gpt3jax.commands.verify import verify
 from gpt3jax.config import Mesh
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.decoding.generator import load_generator
-from gpt3jax.doctor.verify import verify
 from gpt3jax.errors import ConfigError
 from gpt3jax.interchange import huggingface, import_, safetensors
 from gpt3jax.interchange.architecture import family_of, to_config
@@ -118,7 +118,7 @@ def test_an_imported_run_writes_and_is_verified_like_any(folder, tmp_path, capsy
     import_.import_(folder, run.path)
     assert Checkpointer(run.checkpoints).steps() == [0]
     assert [event["event"] for event in read_events(run.ledger_file)] == ["import", "save"]
-    assert verify(run.path, None) == 0
+    assert verify(run.path) == 0
     assert "checkpoint 0" in capsys.readouterr().out
     generator = load_generator(run.path)
     assert len("".join(generator.text("the cat", new_tokens=9))) > 0

@@ -8,8 +8,8 @@ import pytest
 from building import changed
 
 from gpt3jax.commands.data import data_show
+from gpt3jax.commands.verify import verify
 from gpt3jax.config import Mesh
-from gpt3jax.doctor.verify import verify
 from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Changes, Run
 from gpt3jax.train.history import sessions, windows_read
