@@ -18,7 +18,6 @@ from gpt3jax.serve.texts import Job, Piece, Scored
 
 PATIENCE = 30.0
 """Timeout, in seconds, for a client to receive a response or to send the rest of a request."""
-RETRY_AFTER = "1"
 
 
 class Answer:
@@ -44,8 +43,6 @@ class Answer:
             "created": int(time.time()),
             "model": served.name,
         }
-        self.status = 499
-        """HTTP status; 499 if the client disconnects before a response."""
         try:
             owner.submit(self._job)
         except BusyError as error:
@@ -68,16 +65,15 @@ class Answer:
             await self._send_events(send)
             return
         try:
-            body, self.status = await self._complete_response(), 200
+            response = JSONResponse(await self._complete_response())
         except ApiError as error:
-            body, self.status = error.to_json(), error.status
+            response = JSONResponse(error.to_json(), error.status)
         async with asyncio.timeout(PATIENCE):
-            await JSONResponse(body, self.status)(scope, receive, send)
+            await response(scope, receive, send)
 
     async def _send_events(self, send: Send) -> None:
         """Send a server-sent event for each piece, then [DONE]."""
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
-        self.status = 200
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async for event in self._events():
             data = f"data: {event}\n\n".encode()
@@ -125,7 +121,7 @@ class Answer:
         }
 
     def _usage(self) -> dict[str, int]:
-        prompt, completion = self._request.prompt_tokens, self._completion_tokens
+        prompt, completion = sum(map(len, self._request.prompts)), self._completion_tokens
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,

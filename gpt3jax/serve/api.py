@@ -31,14 +31,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class ApiError(Exception):
-    """An error response.
-
-    Args:
-      status: HTTP status.
-      message: human-readable message.
-      parameter: the invalid field, if any.
-      code: machine-readable code, if any.
-    """
+    """An error response: HTTP status, message, and the invalid field and OpenAI's code, if any."""
 
     def __init__(
         self, status: int, message: str, parameter: str | None = None, code: str | None = None
@@ -49,13 +42,9 @@ class ApiError(Exception):
     def to_json(self) -> dict[str, Any]:
         """The error in OpenAI's format."""
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        error = {
-            "message": str(self),
-            "type": kinds.get(self.status, kind),
-            "param": self.parameter,
-            "code": self.code,
-        }
+        other = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = kinds.get(self.status, other)
+        error = {"message": str(self), "type": kind, "param": self.parameter, "code": self.code}
         return {"error": error}
 
 
@@ -111,11 +100,6 @@ class Completion:
     seed: int
     stream: bool
     include_usage: bool
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Total number of prompt tokens."""
-        return sum(map(len, self.prompts))
 
 
 @dataclass(frozen=True)
@@ -189,13 +173,10 @@ def completion(body: bytes, served: Served) -> Completion:
     if fields.best_of not in (None, samples):
         raise _invalid("best_of", "is not supported unless it equals n")
     seed = _check_range("seed", fields.seed, 0, 2**32 - 1, secrets.randbits(32))
-    logprobs = fields.logprobs
-    if logprobs is not None:
-        logprobs = _check_range("logprobs", logprobs, 0, BEST, 0)
-    prompts = _prompts(fields.prompt, served, served.rows // samples)
+    logprobs = _check_range("logprobs", fields.logprobs, 0, BEST, None)
     options = fields.stream_options or StreamOptions()
     return Completion(
-        prompts=prompts,
+        prompts=_prompts(fields.prompt, served, served.rows // samples),
         most=most,
         temperature=float(temperature),
         top_p=float(top_p),

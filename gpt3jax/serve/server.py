@@ -27,7 +27,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gpt3jax.errors import ConfigError
 from gpt3jax.serve import page
-from gpt3jax.serve.answers import PATIENCE, RETRY_AFTER, Answer
+from gpt3jax.serve.answers import PATIENCE, Answer
 from gpt3jax.serve.api import LARGEST_BODY, ApiError, Served, completion
 from gpt3jax.serve.batching import Owner
 
@@ -133,13 +133,9 @@ class Server:
         return JSONResponse(model if requested else {"object": "list", "data": [model]})
 
     async def _health(self, _: Request) -> Response:
-        alive, programs = self._owner.is_alive, self._owner.programs
-        state = {
-            "status": "ok" if alive else "ended",
-            "compiled": programs.compiled,
-            "programs": programs.total,
-        }
-        return JSONResponse(state, 200 if alive else 503)
+        programs, status = self._owner.programs, "ok" if self._owner.is_alive else "ended"
+        state = {"status": status, "compiled": programs.compiled, "programs": programs.total}
+        return JSONResponse(state, 200 if status == "ok" else 503)
 
     async def _metrics(self, _: Request) -> Response:
         """Metrics in Prometheus' text format, version 0.0.4."""
@@ -196,7 +192,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _refusal(error: ApiError) -> Response:
-    headers = {429: {"retry-after": RETRY_AFTER}, 401: {"www-authenticate": "Bearer"}}
+    headers = {429: {"retry-after": "1"}, 401: {"www-authenticate": "Bearer"}}
     return JSONResponse(error.to_json(), error.status, headers.get(error.status))
 
 
@@ -261,14 +257,7 @@ def listen(host: str, port: int) -> socket.socket:
 def make_server(
     served: Served, owner: Owner, bound: socket.socket, token: str | None
 ) -> uvicorn.Server:
-    """The server, to be started with `run(sockets=[bound])`; it stops the owner when it ends.
-
-    Args:
-      served: the model.
-      owner: the thread that owns the device.
-      bound: the socket to listen on.
-      token: the bearer token that requests must carry, if any.
-    """
+    """A `Server` to be started with `run(sockets=[bound])`; it stops the owner when it ends."""
     names = LOOPBACK_NAMES if is_loopback(bound.getsockname()[0]) else None
     config = uvicorn.Config(
         Server(served, owner, token, names).app(),
