@@ -46,7 +46,8 @@ def draw_figures(
                 figures[file] = _parameter(measured, name), BY_PARAMETER
         if importance:
             figures["importance"] = _importance(importance), IMPORTANCE
-        if len(names(measured)) > 1 and len(measured) >= MIN_PARALLEL:
+        with_loss = sum(trial.val_loss is not None for trial in measured)
+        if len(names(measured)) > 1 and with_loss >= MIN_PARALLEL:
             figures["parallel_coordinates"] = _parallel(measured), PARALLEL
         if any(len(trial.curve) > 1 for trial in measured):
             figures["learning_curves"] = _curves(measured), CURVES

@@ -19,6 +19,7 @@ from gpt3jax.errors import ConfigError
 from gpt3jax.sweep import show, store
 from gpt3jax.sweep.driver import Plan, Sweep
 from gpt3jax.sweep.page import write_results
+from gpt3jax.sweep.plots import draw_figures
 from gpt3jax.sweep.worker import shares
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -197,3 +198,17 @@ def test_the_table_marks_the_best_and_a_summary_counts(made):
     trials = swept(plan(made(0.5, 0.2), 2))
     assert show.summary(trials).startswith("2 trials: 2 complete. ")
     assert list(show.table(trials).columns[0].cells) == ["0", "*1"]
+
+
+@pytest.mark.parametrize("choices", [[1, "b", None, True], ["b", 1, None, True], [None] * 4])
+@pytest.mark.parametrize("losses", [[2.0, 1.0, 3.0, 4.0], [None] * 4], ids=["losses", "no losses"])
+def test_choices_of_several_types_are_drawn(tmp_path, choices, losses):
+    """In any order, and whether or not any trial has a loss."""
+    state = "complete" if losses[0] else "diverged"
+    trials = [
+        store.Trial(n, {"x": n / 4, "y": y}, state, "", loss, {}, "", 1.0, 1.0, "", 1)
+        for n, (y, loss) in enumerate(zip(choices, losses, strict=True))
+    ]
+    drawn = {file.stem for file in draw_figures(trials, {}, tmp_path)}
+    every = {"loss_by_x", "loss_by_y", "parallel_coordinates"}
+    assert drawn == (every if losses[0] else set())
