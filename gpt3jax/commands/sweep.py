@@ -72,15 +72,15 @@ def sweep(
     folder = Path(name).with_suffix("") if is_file else Path("sweeps", load_experiment(file).name)
     plan = Plan(file, overrides, trials, workers, sampler, pruner, seed, name, folder, launch)
     with nullcontext(lambda trials: None) if json else show.watching() as watch:
-        trials, importance, signal = run_sweep(plan, serve, watch)
-    page = write_results(trials, importance, folder)
+        swept, importance, signal = run_sweep(plan, serve, watch)
+    page = write_results(swept, importance, folder)
     if json:
-        rows = [dataclasses.asdict(trial) for trial in trials]
+        rows = [dataclasses.asdict(trial) for trial in swept]
         print(dumps({"trials": rows, "page": str(page), "importance": importance}))
     else:
-        wide_console().print(show.table(trials))
-        print(show.summary(trials))
-        if winner := best(trials):
+        wide_console().print(show.table(swept))
+        print(show.summary(swept))
+        if winner := best(swept):
             loss = f"val_loss {winner.val_loss:.4f} nats/token{winner.windows}"
             print(f"best: trial {winner.number}, {loss}\ncommand: {winner.command}")
         print(f"page: {page}")

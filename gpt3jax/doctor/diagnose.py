@@ -22,7 +22,7 @@ from typing import Any
 
 from gpt3jax.config import Experiment
 from gpt3jax.doctor import machine
-from gpt3jax.doctor.machine import PACKAGE, Check, Status
+from gpt3jax.doctor.machine import PACKAGE, Check, failure, ok, warning
 from gpt3jax.errors import ConfigError, truncate
 from gpt3jax.model.param_specs import count_params
 from gpt3jax.plan.choose import UNKNOWN, choose
@@ -68,12 +68,10 @@ def attempt(check: Callable[..., Check], *arguments: Any) -> Check:
     try:
         result = check(*arguments)
     except Exception as error:
-        what, fix = _what_and_fix(error)
-        name = getattr(check, "__name__", "check").replace("_", " ")
-        result = Check(name, "failure", what, fix)
+        result = failure(*_what_and_fix(error))
     cure = truncate(result.cure, CURE)
     finding = truncate(result.finding, LINE - len(cure))
-    return dataclasses.replace(result, finding=finding, cure=cure)
+    return Check(check.__name__.replace("_", " "), result.status, finding, cure)
 
 
 def clock(run: Run) -> Check:
@@ -83,14 +81,15 @@ def clock(run: Run) -> Check:
     cure = f"sudo {'sntp -sS time.apple.com' if is_mac else 'timedatectl set-ntp true'}"
     written = max(file.stat().st_mtime for file in PACKAGE.rglob("*.py"))
     if written > now + CLOCK_SLACK_S:
-        what = f"it is {_date(now)}, but this package is of {_date(written)}: {reason}"
-        return Check("clock", "failure", what, cure)
+        return failure(
+            f"it is {_date(now)}, but this package is of {_date(written)}: {reason}", cure
+        )
     times = [event.get("time") for event in read_events(run.ledger_file)]
     last = max((each for each in times if isinstance(each, int | float)), default=0)
     if last > now + CLOCK_SLACK_S:
         what = f"it is {_date(now)}, but the run's last event is of {_date(last)}: {reason}"
-        return Check("clock", "warning", what, cure)
-    return Check("clock", "ok", _date(now))
+        return warning(what, cure)
+    return ok(_date(now))
 
 
 def write_access(run: Run) -> Check:
@@ -110,14 +109,14 @@ def write_access(run: Run) -> Check:
         cure = "Name another folder with --run"
         if isinstance(error, PermissionError):
             cure = f"sudo install -d -o $(id -un) {run.path}"
-        return Check("write access", "failure", what, cure)
-    return Check("write access", "ok", f"{folder}: create, sync, rename, lock, delete")
+        return failure(what, cure)
+    return ok(f"{folder}: create, sync, rename, lock, delete")
 
 
 def lock(run: Run) -> Check:
     """Checks that no other process is training this run."""
     if not run.lock_file.is_file():
-        return Check("lock", "ok", "free: the run does not exist yet")
+        return ok("free: the run does not exist yet")
     with run.lock_file.open() as file:
         try:
             # A shared lock detects an exclusive one, and NFS grants it to readers.
@@ -131,8 +130,8 @@ def lock(run: Run) -> Check:
                 kill = f"ssh {host} kill {pid}" if is_remote else f"kill {pid}"
                 cure += f", or make it save and exit: {kill}"
             what = f"trained by process {holder or 'unknown'}: two would corrupt it"
-            return Check("lock", "warning", what, cure)
-    return Check("lock", "ok", "free")
+            return warning(what, cure)
+    return ok("free")
 
 
 def disk(experiment: Experiment, run: Run) -> Check:
@@ -152,12 +151,12 @@ def disk(experiment: Experiment, run: Run) -> Check:
     fewer = ", or --train.keep 1" if keep > 1 and 2 * size - existing <= free else ""
     cure = f"Free some, --run on a larger disk{fewer}"
     if needed > free:
-        return Check("disk", "failure", f"{finding} at {folder}", cure)
+        return failure(f"{finding} at {folder}", cure)
     # File systems without a limit on the number of files report 0.
     if system.f_files and system.f_favail < FILES * (keep + 1):
-        what = f"{folder} takes only {system.f_favail:,} more files, whatever their size"
-        return Check("disk", "failure", what, cure)
-    return Check("disk", "ok", finding)
+        files = f"{system.f_favail:,} more files"
+        return failure(f"{folder} takes only {files}, whatever their size", cure)
+    return ok(finding)
 
 
 def memory(experiment: Experiment) -> Check:
@@ -174,23 +173,23 @@ def memory(experiment: Experiment) -> Check:
     available = Slice(chip, (len(devices) // slices // chip.devices,), slices)
     # In a job on several hosts, a process that has not joined sees only some of the devices.
     alone = jax.process_count() == 1 and any(name in os.environ for name in MANAGED)
-    bad: Status = "warning" if alone else "failure"
+    bad = warning if alone else failure
     on = "alone on this host, " if alone else ""
     try:
         needed = _estimate(experiment, available, devices[0].device_kind).peak_bytes
     except ConfigError as error:
         what, fix = _what_and_fix(error)
-        return Check("memory", bad, on + what, _fitting_flags(experiment, available) or fix)
+        return bad(on + what, _fitting_flags(experiment, available) or fix)
     finding = f"by estimate a step takes {needed / GiB:,.2f} of {limit / GiB:,.2f} GiB {limit_name}"
     if needed > limit:
         more = f"More devices: gpt3jax plan experiments/{experiment.name}.py --chips KIND:COUNT"
-        return Check("memory", bad, on + finding, _fitting_flags(experiment, available) or more)
+        return bad(on + finding, _fitting_flags(experiment, available) or more)
     on_cpu = devices[0].platform == "cpu"
     if (needed * CPU_FACTOR if on_cpu else needed / USABLE) > limit:
         why = f"a CPU may take {CPU_FACTOR} times that" if on_cpu else f"over {USABLE:.0%} may fail"
         cure = f"If it fails: --train.microbatch {max(1, experiment.microbatch // 2)}"
-        return Check("memory", "warning", f"{on}{finding}; {why}", cure)
-    return Check("memory", "ok", finding)
+        return warning(f"{on}{finding}; {why}", cure)
+    return ok(finding)
 
 
 def data(experiment: Experiment, run: Run) -> Check:
@@ -206,16 +205,16 @@ def data(experiment: Experiment, run: Run) -> Check:
             f"--vocabulary {model.vocabulary}"
         )
         if not Path(source.path).is_dir():
-            return Check("data", "failure", f"{source.name} does not exist", cure)
+            return failure(f"{source.name} does not exist", cure)
         manifest = load_manifest(source.path)
         windows += manifest.train.windows
         for shard in manifest.shards:
             file = manifest.folder / shard.name
             if not file.is_file() or file.stat().st_size != shard.bytes:
                 what = f"{source.name}: {shard.name} is missing or truncated"
-                return Check("data", "failure", what, f"Restore it, or {cure}")
+                return failure(what, f"Restore it, or {cure}")
     data_identity(experiment)
-    return Check("data", "ok", f"{windows:,} windows of {model.context} tokens to train on")
+    return ok(f"{windows:,} windows of {model.context} tokens to train on")
 
 
 def _estimate(experiment: Experiment, available: Slice, kind: str) -> Estimate:

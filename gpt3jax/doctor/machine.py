@@ -11,6 +11,7 @@ import resource
 import socket
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,18 +29,20 @@ TPU_VARIABLES = ("TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES", "TPU_NAME")
 OPEN_FILES, FEWEST_OPEN_FILES = 1024, 128
 """Limits below which a large run may fail, and any run would; the smallest run needs 53."""
 
-Status = Literal["ok", "warning", "failure"]
-
 
 @dataclass(frozen=True)
 class Check:
     """The result of one check."""
 
     name: str
-    status: Status
+    """That of the function, which `attempt` fills in."""
+    status: Literal["ok", "warning", "failure"]
     finding: str
     cure: str = ""
     """Remedy for the user; empty if the status is ok."""
+
+
+ok, warning, failure = (partial(Check, "", status) for status in ("ok", "warning", "failure"))
 
 
 def python() -> Check:
@@ -48,9 +51,9 @@ def python() -> Check:
     if sys.version_info[:2] < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
         cure = f"python{oldest} -m venv .venv, or make PYTHON=python{oldest}"
-        return Check("python", "failure", f"{version} is too old: jax needs {oldest}", cure)
+        return failure(f"{version} is too old: jax needs {oldest}", cure)
     last = "; the last jax for it is 0.10.2" if sys.version_info[:2] == (3, 11) else ""
-    return Check("python", "ok", f"{version}{last}")
+    return ok(f"{version}{last}")
 
 
 def packages() -> Check:
@@ -72,10 +75,10 @@ def packages() -> Check:
             if not SpecifierSet(str(pythons)).contains(version, prereleases=True):
                 problems[f"{each.name} {installed} is for Python {pythons}, not {version}"] = each
     if not problems:
-        return Check("packages", "ok", f"{len(required)} installed, each within its range")
+        return ok(f"{len(required)} installed, each within its range")
     one = f"pip install '{next(iter(problems.values()))}'"
     cure = one if len(problems) == 1 else _install()
-    return Check("packages", "failure", "; ".join(problems), cure)
+    return failure("; ".join(problems), cure)
 
 
 def requirements() -> list[str]:
@@ -92,9 +95,9 @@ def pairings() -> Check:
     """Checks that the versions of jax, jaxlib and the CUDA plugins agree."""
     jax, jaxlib = _version("jax"), _version("jaxlib")
     if jax is None or jax != jaxlib:
-        what = f"jax {jax or 'missing'}, jaxlib {jaxlib or 'missing'}: the versions must be equal"
         cure = f"pip install jax=={jax} jaxlib=={jax}" if jax else _install()
-        return Check("pairings", "failure", what, cure)
+        versions = f"jax {jax or 'missing'}, jaxlib {jaxlib or 'missing'}"
+        return failure(f"{versions}: the versions must be equal", cure)
     names = {
         re.sub(r"[-_.]+", "-", each.name or "").lower()
         for each in importlib.metadata.distributions()
@@ -104,9 +107,9 @@ def pairings() -> Check:
     if mismatched:
         versions = ", ".join(f"{name} {_version(name)}" for name in mismatched)
         cure = "pip install " + " ".join(f"{name}=={jaxlib}" for name in mismatched)
-        return Check("pairings", "failure", f"{versions} with jaxlib {jaxlib}: not loaded", cure)
+        return failure(f"{versions} with jaxlib {jaxlib}: not loaded", cure)
     others = [f"{name} {_version(name)}" for name in cuda + ["libtpu"] * ("libtpu" in names)]
-    return Check("pairings", "ok", ", ".join([f"jax and jaxlib {jax}", *others]))
+    return ok(", ".join([f"jax and jaxlib {jax}", *others]))
 
 
 def hosts() -> Check:
@@ -120,20 +123,18 @@ def hosts() -> Check:
         address = "ITS-ADDRESS" if visible else "127.0.0.1"
         cure = f"echo '{address} {host}' | sudo tee -a /etc/hosts"
         if visible:
-            return Check("hosts", "failure", f"{what}: others ({visible[0]}) need it", cure)
-        return Check("hosts", "warning", f"{what}: only several hosts need it", cure)
+            return failure(f"{what}: others ({visible[0]}) need it", cure)
+        return warning(f"{what}: only several hosts need it", cure)
     index, count = 0, 1
     with contextlib.suppress(Exception):  # `devices` reports it if jax does not start.
         import jax
 
         index, count = jax.process_index(), jax.process_count()
     if count > 1:
-        finding = f"{host} is process {index} of {count}"
-    elif visible:
-        finding = f"{host}; {', '.join(visible)} set: `train` gets its peers from the cluster"
-    else:
-        finding = f"{host}, one process alone"
-    return Check("hosts", "ok", finding)
+        return ok(f"{host} is process {index} of {count}")
+    if visible:
+        return ok(f"{host}; {', '.join(visible)} set: `train` gets its peers from the cluster")
+    return ok(f"{host}, one process alone")
 
 
 def devices() -> Check:
@@ -147,7 +148,7 @@ def devices() -> Check:
         why = " ".join(str(error).split()) or type(error).__name__
         what = f"jax finds none{f' with JAX_PLATFORMS={platforms}' if platforms else ''}: {why}"
         cure = "unset JAX_PLATFORMS" if platforms else _details("")
-        return Check("devices", "failure", what, cure)
+        return failure(what, cure)
     first = jax.local_devices()[0]
     limit = (first.memory_stats() or {}).get("bytes_limit")
     memory = f", {limit / GiB:,.1f} GiB usable each" if limit else ""
@@ -157,13 +158,13 @@ def devices() -> Check:
     signs = {file: extra for file, extra in ACCELERATORS.items() if Path(file).exists()}
     signs |= {name: "tpu" for name in TPU_VARIABLES if name in os.environ}
     if first.platform != "cpu" or not signs:
-        return Check("devices", "ok", finding)
+        return ok(finding)
     sign, extra = next(iter(signs.items()))
     drivers = {"tpu": ("libtpu",), "cuda": ("jax-cuda13-plugin", "jax-cuda12-plugin")}[extra]
     cure = _details(extra) if any(map(_version, drivers)) else _install(f"[{extra}]")
     if platforms.startswith("cpu"):
         cure = "unset JAX_PLATFORMS"
-    return Check("devices", "warning", f"{sign} exists, but jax sees only {finding}", cure)
+    return warning(f"{sign} exists, but jax sees only {finding}", cure)
 
 
 def products() -> Check:
@@ -180,38 +181,37 @@ def products() -> Check:
         first, second = (np.asarray(jax.numpy.matmul(x, y)) for _ in range(2))
         cure = "Exclude this device or host, and have it replaced"
         if not np.array_equal(first, second):
-            return Check("products", "failure", f"{device}: one product had two results", cure)
+            return failure(f"{device}: one product had two results", cure)
         if not np.array_equal(first, a @ b):
             wrong = f"{(first != a @ b).sum():,} of {first.size:,}"
-            return Check("products", "failure", f"{device}: {wrong} numbers are wrong", cure)
+            return failure(f"{device}: {wrong} numbers are wrong", cure)
     count = len(jax.local_devices())
-    return Check("products", "ok", f"correct on {count}, and bit-identical when repeated")
+    return ok(f"correct on {count}, and bit-identical when repeated")
 
 
 def open_files() -> Check:
     """Checks the limit on open files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES:
-        return Check("open files", "ok", f"{soft:,} allowed" if soft > 0 else "any number allowed")
+        return ok(f"{soft:,} allowed" if soft > 0 else "any number allowed")
     what = f"only {soft} may be open at a time: shards, checkpoints and sockets need {OPEN_FILES}"
-    status = "failure" if soft < FEWEST_OPEN_FILES else "warning"
-    return Check("open files", status, what, f"ulimit -n {4 * OPEN_FILES}")
+    result = failure if soft < FEWEST_OPEN_FILES else warning
+    return result(what, f"ulimit -n {4 * OPEN_FILES}")
 
 
 def compiled_programs() -> Check:
     """Reports the compilation cache."""
     if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "1").lower() in ("0", "false"):
-        return Check("compiled programs", "ok", "not cached: JAX_ENABLE_COMPILATION_CACHE is off")
+        return ok("not cached: JAX_ENABLE_COMPILATION_CACHE is off")
     folder = os.environ.get(compilation_cache.FOLDER)
     if not folder:
-        cure = f"export {compilation_cache.FOLDER}=FOLDER, where only you can write"
         what = "not cached: the home directory is not writable. Every command compiles again"
-        return Check("compiled programs", "warning", what, cure)
+        return warning(what, f"export {compilation_cache.FOLDER}=FOLDER, where only you can write")
     if not Path(folder).is_dir():
-        return Check("compiled programs", "ok", f"none yet in {folder}")
+        return ok(f"none yet in {folder}")
     files = compilation_cache.cache_files(Path(folder))
     size = sum(file.stat().st_size for file in files)
-    return Check("compiled programs", "ok", f"{len(files):,} in {folder} ({size / 1e6:,.0f} MB)")
+    return ok(f"{len(files):,} in {folder} ({size / 1e6:,.0f} MB)")
 
 
 CHECKS = (python, packages, pairings, open_files, compiled_programs, hosts, devices)

@@ -197,13 +197,15 @@ def _predicted(points: Sequence[Point], laws: Laws) -> Figure:
     axes = figure.subplots()
     law, largest = laws.best(), _held_out(points, laws)
     rest = [p for p in points if p not in largest]
-    fitted = {"marker": "o", "color": COLOURS[0], "markersize": 4, "label": "fitted"}
-    for subset, style in ((rest, fitted), (largest, HELD_OUT_STYLE | {"label": "held out"})):
+    fitted: dict[str, Any] = {"marker": "o", "color": COLOURS[0], "markersize": 4}
+    for label, subset, style in (("fitted", rest, fitted), ("held out", largest, HELD_OUT_STYLE)):
         expected = [law.loss(p.parameters, p.tokens, p.pf_days) for p in subset]
         ends = [law.interval(p.parameters, p.tokens, p.pf_days) for p in subset]
         sides = [(max(0, x - a), max(0, b - x)) for x, (a, b) in zip(expected, ends, strict=True)]
         errors, measured = np.array(sides).T.reshape(2, -1), [p.loss for p in subset]
-        axes.errorbar(measured, expected, yerr=errors, linestyle="", elinewidth=1, **style)
+        axes.errorbar(
+            measured, expected, yerr=errors, label=label, linestyle="", elinewidth=1, **style
+        )
     low, high = min(p.loss for p in points), max(p.loss for p in points)
     axes.plot([low, high], [low, high], color=GREY, linewidth=0.8, zorder=1)
     axes.set_xlabel("measured, nats/token")

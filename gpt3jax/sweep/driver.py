@@ -177,9 +177,9 @@ class Sweep:
         # The sampler's seed depends on the sweep's seed and the place, so that a trial is the same
         # after a resume. TPE also depends on the results so far.
         self.study.sampler = make_sampler(self.plan, place)
-        overrides = [*self.plan.overrides, *self.space.words(trial)]
-        run = Run(self.plan.folder / f"trial-{place:03}")
-        command = worker.command(self.plan.launch, self.plan.file, run.path, overrides)
+        plan, run = self.plan, Run(self.plan.folder / f"trial-{place:03}")
+        command = [*shlex.split(plan.launch), str(plan.file), "--run", str(run.path)]
+        command += [*plan.overrides, *self.space.words(trial)]
         trial.set_user_attr("command", shlex.join(command))
         return worker.start(trial, slot, run, command, self.shares[slot])
 

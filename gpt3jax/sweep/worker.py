@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -81,11 +80,6 @@ def prepare_child(cores: frozenset[int] | None) -> None:
         os.sched_setaffinity(0, cores)
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def command(launch: str, file: Path, run: Path, words: Sequence[str]) -> list[str]:
-    """The command of a trial; `launch` is the command that trains on one mesh."""
-    return [*shlex.split(launch), str(file), "--run", str(run), *words]
 
 
 @dataclass
