@@ -13,78 +13,56 @@ the paper.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
 
 from gpt3jax.evals.overlap import grams, places_of
 from gpt3jax.evals.task import Task
 
-
-@dataclass(frozen=True)
-class Rule:
-    """Parameters of the decontamination; the defaults are the paper's."""
-
-    n: int = 13
-    """Words of an n-gram."""
-    window: int = 200
-    """Characters to remove on each side of an n-gram."""
-    shortest: int = 200
-    """Minimum characters of a piece."""
-    most_pieces: int = 10
-    """Maximum pieces of a document; with more it is dropped."""
-    most_documents: int = 10
-    """N-grams in more documents are not removed."""
+N = 13
+"""Words of an n-gram."""
+WINDOW = 200
+"""Characters to remove on each side of an n-gram."""
+SHORTEST = 200
+"""Minimum characters of a piece."""
+MOST_PIECES = 10
+"""Maximum pieces of a document; with more it is dropped."""
+MOST_DOCUMENTS = 10
+"""N-grams in more documents are not removed."""
 
 
-PAPER = Rule()
-
-
-def grams_of(tasks: Iterable[Task], rule: Rule = PAPER) -> frozenset[str]:
+def grams_of(tasks: Iterable[Task]) -> frozenset[str]:
     """All n-grams of words in the examples of tasks; shorter examples have none."""
     texts = (example.shown for task in tasks for example in task.examples)
     words = ([word for word, *_ in places_of(text)] for text in texts)
-    return frozenset(gram for each in words for gram in grams(each, rule.n))
+    return frozenset(gram for each in words for gram in grams(each, N))
 
 
-def find_grams(text: str, tests: Collection[str], rule: Rule = PAPER) -> list[tuple[str, int, int]]:
+def find_grams(text: str, tests: Collection[str]) -> list[tuple[str, int, int]]:
     """The n-grams that a text shares with the tests, each with its start and end."""
     words = places_of(text)
     return [
-        (gram, words[first][1], words[first + rule.n - 1][2])
-        for first, gram in enumerate(grams([word for word, *_ in words], rule.n))
+        (gram, words[first][1], words[first + N - 1][2])
+        for first, gram in enumerate(grams([word for word, *_ in words], N))
         if gram in tests
     ]
 
 
-def remove_grams(
-    text: str, tests: Collection[str], documents: Mapping[str, int], rule: Rule = PAPER
-) -> list[str]:
+def remove_grams(text: str, tests: Collection[str], documents: Mapping[str, int]) -> list[str]:
     """Remove the tests' n-grams from a text; return the text or the remaining pieces, if any.
 
     Args:
       text: of a training document.
       tests: the n-grams of the tests.
       documents: the number of training documents with each n-gram.
-      rule: the parameters.
     """
-    spans = [
-        (max(0, start - rule.window), min(len(text), end + rule.window))
-        for gram, start, end in find_grams(text, tests, rule)
-        if documents[gram] <= rule.most_documents
-    ]
-    if not spans:
-        return [text]
-    left = _between(text, spans)
-    if len(left) > rule.most_pieces:
-        return []
-    return [piece for piece in left if len(piece) >= rule.shortest]
-
-
-def _between(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
-    """The pieces of a text between spans, whose starts and ends are in ascending order."""
     pieces, position = [], 0
-    for start, end in spans:
-        if start > position:
-            pieces.append(text[position:start])
-        position = end
-    return pieces + [text[position:]] * (position < len(text))
+    for gram, start, end in find_grams(text, tests):
+        if documents[gram] <= MOST_DOCUMENTS:
+            pieces.append(text[position : max(0, start - WINDOW)])
+            position = end + WINDOW
+    if not pieces:
+        return [text]
+    pieces = [piece for piece in (*pieces, text[position:]) if piece]
+    if len(pieces) > MOST_PIECES:
+        return []
+    return [piece for piece in pieces if len(piece) >= SHORTEST]

@@ -11,7 +11,6 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from datatrove.data import Document, DocumentsPipeline
@@ -24,7 +23,7 @@ from gpt3jax.data.corpora.documents import Skipped, hash_key
 from gpt3jax.data.corpora.open import open_corpus
 from gpt3jax.errors import ConfigError
 from gpt3jax.evals.tasks.files import load_tasks
-from gpt3jax.recipe.decontaminate import PAPER, find_grams, grams_of, remove_grams
+from gpt3jax.recipe.decontaminate import MOST_DOCUMENTS, find_grams, grams_of, remove_grams
 from gpt3jax.recipe.quality import Quality, keeps, train_quality
 
 BATCH = 256
@@ -166,7 +165,7 @@ class CutGrams(PipelineStep):
         """Yield the remainder of each document, as pieces KEY#0, KEY#1, ... if it was cut."""
         tests, counts = grams_of(load_tasks(self.tests)), self._counts()
         if rank == 0:
-            common = sum(count > PAPER.most_documents for count in counts.values())
+            common = sum(count > MOST_DOCUMENTS for count in counts.values())
             self.stat_update("runs found", value=len(counts))
             self.stat_update("runs in too many documents", value=common)
         for doc in data:
@@ -178,7 +177,8 @@ class CutGrams(PipelineStep):
                 continue
             self.stat_update("cut" if pieces else "dropped")
             self.stat_update("pieces", value=len(pieces))
-            yield from self._documents(doc, pieces)
+            for number, text in enumerate(pieces):
+                yield Document(text, f"{doc.id}#{number}", metadata=dict(doc.metadata))
 
     def _counts(self) -> Counter:
         counts = Counter()
@@ -188,10 +188,6 @@ class CutGrams(PipelineStep):
             except (OSError, ValueError) as error:
                 raise ConfigError(f"{file} is damaged: {error}. Count again") from error
         return counts
-
-    def _documents(self, doc: Document, pieces: list[str]) -> Iterator[Document]:
-        for number, text in enumerate(pieces):
-            yield Document(text, f"{doc.id}#{number}", metadata=dict(doc.metadata))
 
 
 class Publish(PipelineStep):

@@ -4,7 +4,7 @@ import pytest
 
 from gpt3jax.evals.overlap import places_of, words_of
 from gpt3jax.evals.task import Example, Task
-from gpt3jax.recipe.decontaminate import PAPER, find_grams, grams_of, remove_grams
+from gpt3jax.recipe.decontaminate import WINDOW, N, find_grams, grams_of, remove_grams
 
 QUESTION = "Which of the seven old bridges over the river was built before the great fire?"
 GRAM = "which of the seven old bridges over the river was built before the"
@@ -76,4 +76,4 @@ def test_windows_that_meet_are_one():
     text = f"{filler(500)} {QUESTION} {filler(300)} {QUESTION} {filler(500)}"
     left = remove_grams(text, TESTS, ONCE)
     assert len(left) == 2 and sum(map(len, left)) == len(text) - 2 * len(QUESTION) - 701
-    assert PAPER.window == 200 and PAPER.n == 13
+    assert WINDOW == 200 and N == 13
