@@ -27,14 +27,14 @@ MAX_DEPTH = 32
 """Of nested containers."""
 
 
-def read(path: Path) -> Any:
-    """The JSON value of a file.
+def read(path: Path, most: int = LARGEST) -> Any:
+    """The JSON value of a file of at most `most` bytes.
 
     Raises:
       OSError: the file does not exist, or is not a regular file.
       ValueError: its content is not valid JSON, or exceeds a limit.
     """
-    return parse(read_bytes(path).decode())
+    return parse(read_bytes(path, most).decode())
 
 
 def read_bytes(path: Path, most: int = LARGEST) -> bytes:

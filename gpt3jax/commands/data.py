@@ -99,7 +99,7 @@ def data_merge(path: Positional[Path], workers: int | None = None) -> None:
     """
     if workers is not None:
         check_range(1, MOST_WINDOWS, workers=workers)
-    from gpt3jax.data.prepare.merge import merge_shards
+    from gpt3jax.data.prepare.shards import merge_shards
     from gpt3jax.runtime.progress import progress
 
     def log(line: str) -> None:
@@ -187,34 +187,3 @@ def data_show(
         place = order.locate(sequence)
         print(f"--- window {sequence} ({place.source}, epoch {place.epoch}, record {place.window})")
         print(shown(order[sequence], tokenizer))
-
-
-def data_overlap(
-    path: Positional[Path],
-    task: tuple[str, ...],
-    results: Path | None = None,
-    words: Path | None = None,
-    examples: int | None = None,
-    seed: int = 0,
-    json: bool = False,
-) -> None:
-    """Search the training text for task examples by shared N-grams (the paper's Appendix C).
-
-    Examples:
-      gpt3jax data overlap data/books --task mine.jsonl
-      gpt3jax data overlap runs/tiny --task arithmetic --results out/results.json
-
-    Args:
-      path: A run, or a folder made by `data prepare`.
-      task: Names of tasks, as for `evaluate`.
-      results: A results.json of these tasks, to compare scores on clean and dirty examples.
-      words: A word list for the scrambles; default: words of the training text.
-      examples: As in the evaluation.
-      seed: As in the evaluation.
-      json: Print all results as JSON, with the N-grams found in each dirty example.
-    """
-    check_range(1, 10**7, examples=1 if examples is None else examples)
-    check_range(0, 2**32 - 1, seed=seed)
-    from gpt3jax.evals.contamination import find_overlap
-
-    find_overlap(path, task, examples, seed, results, words, json)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from json import dumps
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
 from gpt3jax.commands.inputs import check_range
 from gpt3jax.config import Mesh
+from gpt3jax.errors import ConfigError
 
 
 def evaluate(
@@ -57,17 +60,66 @@ def evaluate(
     check_range(0, 2**32 - 1, seed=seed)
     check_range(0, 64, beams=beams)
     from gpt3jax.evals.protocol import Protocol
-    from gpt3jax.evals.run import evaluate_runs
+    from gpt3jax.evals.run import evaluate_run
+    from gpt3jax.sharding.mesh import make_mesh
 
-    evaluate_runs(
-        runs,
-        tasks,
-        Protocol(shots, draws, seed, shared, beams),
-        examples=examples,
-        words=words,
-        mesh=mesh,
-        step=step,
-        out=out,
-        draw_plot=plot,
-        as_json=json,
-    )
+    devices = make_mesh(mesh)
+    names = {path.resolve().name for path in runs}
+    if out and len(names) < len(runs):
+        raise ConfigError(
+            f"--out {out} gets a folder named after each run: two have the same name. Drop --out"
+        )
+    protocol = Protocol(shots, draws, seed, shared, beams)
+    rows, folders = [], []
+    for path in runs:
+        scores, folder = evaluate_run(
+            path,
+            tasks,
+            protocol,
+            devices,
+            examples=examples,
+            words=words,
+            step=step,
+            out=out / path.resolve().name if out and len(runs) > 1 else out,
+            draw_plot=plot,
+        )
+        folders.append(folder)
+        rows += [{"run": str(path), **row} for row in scores]
+    if json:
+        print(dumps(rows))
+        return
+    _print(rows, has_runs=len(runs) > 1)
+    for folder in folders:
+        print(f"{folder}/index.html shows the questions; results.json has all results")
+
+
+def _print(rows: Sequence[dict[str, Any]], has_runs: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from gpt3jax.evals.page import percent
+
+    checks = list(dict.fromkeys(name for row in rows for name in row["checks"]))
+    table = Table(box=None, pad_edge=False)
+    texts = (("run",) if has_runs else ()) + ("task",)
+    for name in (*texts, "shots", "score, %", "guessing", *checks, "nats", "GPT-3", "metric"):
+        is_text = name in (*texts, "metric")
+        table.add_column(
+            name, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold"
+        )
+    for row in rows:
+        how = row["metric"] + (f", by {row['normalise']}" if "normalise" in row else "")
+        if "draw_deviation" in row:
+            how += f"; {row['draws']} draws, standard deviation {percent(row['draw_deviation'])}"
+        for count_of in ("shortened", "cut"):
+            how += f"; {row[count_of]:,} {count_of}" if row[count_of] else ""
+        table.add_row(
+            *(row[name] for name in texts), str(row["shots"]),
+            percent(row["score"], row["interval"]), percent(row["chance"]),
+            *(percent(row["checks"].get(name)) for name in checks), f"{row['truth_nats']:.2f}",
+            percent(row.get("paper_175b")), how,
+        )  # fmt: skip
+    table.caption, table.caption_justify = "score: with its 95 % interval (Wilson)", "left"
+    console = Console(highlight=False, markup=False)
+    # A fixed width unless the output is a terminal.
+    Console(highlight=False, markup=False, width=None if console.is_terminal else 160).print(table)

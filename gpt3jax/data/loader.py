@@ -260,15 +260,6 @@ def _manifests(data: Data, context: int) -> list[Manifest]:
     return manifests
 
 
-class _File(NamedTuple):
-    """array_record's FileInstruction for a shard: given its length, it is opened lazily."""
-
-    filename: str
-    skip: int
-    take: int
-    examples_in_shard: int
-
-
 class _Stored:
     """The stored windows of one split of one source."""
 
@@ -279,7 +270,7 @@ class _Stored:
         self._vocabulary = manifest.vocabulary
         self._dtype = np.dtype(manifest.dtype)
         self._length = manifest.context + 1
-        files: list[Any] = [_open(name, manifest.folder, shard) for shard in split.shards]
+        files = [_open(name, manifest.folder, shard) for shard in split.shards]
         self._records = ArrayRecordDataSource(files)
 
     def __len__(self) -> int:
@@ -297,11 +288,12 @@ class _Stored:
         return window.astype(np.int32)
 
 
-def _open(name: str, folder: Path, shard: Shard) -> _File:
+def _open(name: str, folder: Path, shard: Shard) -> str:
+    """A shard as array_record's path[first:stop]: given its length, it is opened lazily."""
     path = folder / shard.name
     if not path.is_file() or path.stat().st_size != shard.bytes:
         raise ConfigError(
             f"data {name!r} is incomplete: {path} is missing or has another size. "
             "Restore it, or prepare the data again"
         )
-    return _File(str(path), 0, shard.windows, shard.windows)
+    return f"{path}[0:{shard.windows}]"

@@ -61,24 +61,37 @@ class Split:
         return self.bytes / self.tokens if self.tokens else float("nan")
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """The settings, statistics and files of a prepared data folder."""
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a data folder is prepared with."""
 
-    folder: Path = dataclasses.field(compare=False)
-    """The folder itself; not stored."""
     corpus: str
     field: str
     corpus_hash: str
     """Hash of the names and sizes of the corpus's parts."""
     context: Count
     vocabulary: Count
-    tokenizer: str
-    """Hash of tokenizer.model."""
     tokenizer_trained: bool
     """Whether the tokenizer was trained on this corpus."""
     validation_fraction: float
     seed: int
+    pairs: tuple[str, ...] = ()
+    """The fields of prompt and completion; empty for text."""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """These fields, without those of a subclass."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Settings):
+    """The settings, statistics and files of a prepared data folder."""
+
+    folder: Path = dataclasses.field(compare=False)
+    """The folder itself; not stored."""
+    tokenizer: str
+    """Hash of tokenizer.model."""
     end_of_text: Count
     dtype: Literal["<u2", "<u4", "<i2", "<i4"]
     """Of windows; signed for pairs, where ~id marks tokens that are not targets (pairs.py)."""
@@ -86,8 +99,6 @@ class Manifest:
     """Number of skipped documents, by reason."""
     train: Split
     validation: Split
-    pairs: tuple[str, ...] = ()
-    """The fields of prompt and completion; empty for text."""
     version: Count = VERSION
 
     @property

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from gpt3jax.errors import ConfigError
 from gpt3jax.evals.task import Task
 
 FEWEST, MOST = 8, 13
@@ -117,4 +118,44 @@ def scores(overlap: Overlap, setting: dict[str, Any]) -> dict[str, float | None]
         "clean": of_clean,
         "dirty": fmean(dirty) if dirty else None,
         "change": change,
+    }
+
+
+def record_of(
+    result: Overlap, settings: Sequence[dict[str, Any]], questions: str
+) -> dict[str, Any]:
+    """An overlap as JSON, with the scores of the settings of its task.
+
+    Args:
+      result: the overlap.
+      settings: of a results.json.
+      questions: the hash of the task (`results.digest`).
+
+    Raises:
+      ConfigError: the settings have the task with other examples.
+    """
+    of_task = [each for each in settings if each["task"] == result.task]
+    # Results may have a task more than once; old results lack a hash of its questions.
+    own = [
+        each
+        for each in of_task
+        if len(each["examples"]) == result.examples
+        and each.get("asked", {}).get("questions", questions) == questions
+    ]
+    if of_task and not own:
+        raise ConfigError(
+            f"task {result.task!r} has {result.examples} examples here, and "
+            f"{len(of_task[0]['examples'])} in the results: they are not the same. Give the "
+            "--examples, --seed and --words of the evaluation"
+        )
+    return {
+        "task": result.task,
+        "n": result.n,
+        "examples": result.examples,
+        "dirty": len(result.dirty),
+        "too_short": result.too_short,
+        "grams": {str(number): gram for number, gram in sorted(result.dirty.items())},
+        "scores": [
+            {"shots": each["shots"], "draw": each["draw"], **scores(result, each)} for each in own
+        ],
     }

@@ -6,7 +6,6 @@ Legend: B prompts, T slots, Q slots of a prompt after the shared prefix, P token
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,40 +17,9 @@ SMALLEST = 64
 """Minimum slots of a prompt; compiling for fewer takes longer than reading the padding."""
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """A batch of prompts, padded on the right, as inputs of `decode.prefill`."""
-
-    tokens: np.ndarray
-    """int32 [B, T]; with a shared prefix [B, Q], the tokens after it."""
-    length: np.ndarray
-    """int32 [B], tokens of each row; 1 for rows that only fill the batch."""
-    shared: np.ndarray | None
-    """int32 [1, P], the padded prefix that all prompts share, if it is read separately."""
-    shared_length: int
-
-    @property
-    def rows(self) -> int:
-        """B, including rows that only fill the batch."""
-        return len(self.length)
-
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """Tokens and lengths; and the shared prefix and its length, if there is one."""
-        if self.shared is None:
-            return self.tokens, self.length
-        return self.tokens, self.length, self.shared, np.asarray(self.shared_length, np.int32)
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Complete texts packed into rows."""
-
-    rows: np.ndarray
-    """int32 [B, T]."""
-    positions: np.ndarray
-    """int32 [B, T], position of each token in its text; 0 for padding."""
-    where: dict[int, tuple[int, int]]
-    """From the index of a text to its row and the slot of its first token."""
+Packed = tuple[np.ndarray, np.ndarray, dict[int, tuple[int, int]]]
+"""Complete texts packed into rows: their tokens, int32 [B, T]; the position of each token in its
+text, int32 [B, T], 0 for padding; and from the index of a text to its row and first slot."""
 
 
 def bucket(size: int, least: int = 1) -> int:
@@ -89,8 +57,15 @@ def batches(prompts: Sequence[Tokens], most: int, multiple: int) -> Iterator[lis
 
 def pad_prompts(
     prompts: Sequence[Tokens], shared: Tokens, context: int, most: int, multiple: int
-) -> Prompts:
-    """Pad a batch of `batches` to its full number of rows."""
+) -> list[np.ndarray]:
+    """Pad a batch of `batches` on the right, to its full number of rows.
+
+    Returns:
+      Inputs of `decode.prefill`: tokens, int32 [B, T], and the length of each prompt, int32 [B],
+      1 for rows that only fill the batch. If the prefix `shared` of all prompts is worth a separate
+      program: the tokens after it, int32 [B, Q], and their lengths; the prefix, int32 [1, P], and
+      its length.
+    """
     longest = max(map(len, prompts))
     size = bucket(longest, SMALLEST)
     rows = max(1, most // (size * multiple)) * multiple
@@ -103,10 +78,10 @@ def pad_prompts(
         own = prompt[len(shared) :]
         tokens[row, : len(own)], length[row] = own, len(own)
     if not shared:
-        return Prompts(tokens, length, None, 0)
+        return [tokens, length]
     prefix = np.zeros((1, min(bucket(len(shared), SMALLEST), context)), np.int32)
     prefix[0, : len(shared)] = shared
-    return Prompts(tokens, length, prefix, len(shared))
+    return [tokens, length, prefix, np.asarray(len(shared), np.int32)]
 
 
 def pack(texts: Sequence[Tokens], context: int, most: int, multiple: int) -> Iterator[Packed]:
@@ -133,18 +108,14 @@ def pack(texts: Sequence[Tokens], context: int, most: int, multiple: int) -> Ite
         room[fit] -= len(texts[number])
     rows = max(1, min(most // size, len(bins)) // multiple) * multiple
     for first in range(0, len(bins), rows):
-        yield _filled(texts, bins[first : first + rows], rows, size)
-
-
-def _filled(texts: Sequence[Tokens], bins: list[list[int]], rows: int, size: int) -> Packed:
-    tokens, positions = np.zeros((rows, size), np.int32), np.zeros((rows, size), np.int32)
-    where = {}
-    for row, numbers in enumerate(bins):
-        start = 0
-        for number in numbers:
-            stop = start + len(texts[number])
-            tokens[row, start:stop] = texts[number]
-            positions[row, start:stop] = np.arange(stop - start)
-            where[number] = (row, start)
-            start = stop
-    return Packed(tokens, positions, where)
+        tokens, positions = np.zeros((rows, size), np.int32), np.zeros((rows, size), np.int32)
+        where = {}
+        for row, numbers in enumerate(bins[first : first + rows]):
+            start = 0
+            for number in numbers:
+                stop = start + len(texts[number])
+                tokens[row, start:stop] = texts[number]
+                positions[row, start:stop] = np.arange(stop - start)
+                where[number] = (row, start)
+                start = stop
+        yield tokens, positions, where

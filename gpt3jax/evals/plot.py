@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,12 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
         for axes, ((task, _), of_panel) in zip(grid, panels.items(), strict=False):
             title = task.replace("_", " ")
             title += f"\n{described(of_panel[0])}" if protocols[task] > 1 else ""
-            _panel(axes, title, sorted(of_panel, key=_shots))
+            _panel(axes, title, sorted(of_panel, key=itemgetter("shots")))
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
         for axes in grid[::columns]:
             axes.set_ylabel("score, %")
         figure.savefig(file)
-
-
-def _shots(row: dict[str, Any]) -> int:
-    return row["shots"]
 
 
 def _panel(axes: Any, title: str, rows: Sequence[dict[str, Any]]) -> None:

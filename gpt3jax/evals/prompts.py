@@ -9,7 +9,9 @@ by a generator seeded with seed, task, draw and example.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.evals.task import Example, Task
@@ -60,7 +62,8 @@ def build_prompts(
         WSC and MultiRC; their common prefix has one prefill.
       new_tokens: tokens to reserve for a generated answer.
     """
-    encode = _CachedEncoder(tokenizer)
+    encode = cache(lambda text: tuple(tokenizer.encode(text)))
+    fit = partial(_fit, task, encode, tokenizer.end_of_text, context, new_tokens)
     pools: dict[str, list[int]] = {}
     source = task.demonstrations or task.examples
     for index, each in enumerate(source):
@@ -72,18 +75,18 @@ def build_prompts(
         # One more than needed, because the example itself may be among them.
         sample = rng.sample(pool, min(len(pool), shots + 1))
         others = [index for index in sample if task.demonstrations or index != number]
-        demonstrations = tuple(source[index] for index in others[:shots])
-        prompted.append(_fit(task, example, demonstrations, encode, context, new_tokens))
+        prompted.append(fit(example, tuple(source[index] for index in others[:shots])))
     return prompted
 
 
 def _fit(
     task: Task,
-    example: Example,
-    demonstrations: tuple[Example, ...],
-    encode: _CachedEncoder,
+    encode: Callable[[str], tuple[int, ...]],
+    end_of_text: int,
     context: int,
     new_tokens: int,
+    example: Example,
+    demonstrations: tuple[Example, ...],
 ) -> PromptedExample:
     """Drop demonstrations from the first on until all candidates fit the context."""
     completions = tuple(map(encode, example.completions))
@@ -97,7 +100,7 @@ def _fit(
     while dropped < len(shown) and sum(map(len, shown[dropped:])) > room:
         dropped += 1
     uncut = [description + sum(shown[dropped:], empty) + each for each in contexts]
-    prompts = [(each or (encode.end_of_text,))[-(context - longest) :] for each in uncut]
+    prompts = [(each or (end_of_text,))[-(context - longest) :] for each in uncut]
     return PromptedExample(
         example=example,
         demonstrations=demonstrations[dropped:],
@@ -106,17 +109,3 @@ def _fit(
         prompts=tuple(prompts),
         completions=completions,
     )
-
-
-class _CachedEncoder:
-    """A tokenizer's `encode` with a cache."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._known: dict[str, tuple[int, ...]] = {}
-        self.end_of_text = tokenizer.end_of_text
-
-    def __call__(self, text: str) -> tuple[int, ...]:
-        if text not in self._known:
-            self._known[text] = tuple(self._tokenizer.encode(text))
-        return self._known[text]

@@ -6,18 +6,16 @@ every prompt and every score.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpt3jax.errors import ConfigError
 from gpt3jax.evals.prompts import PromptedExample, build_prompts
-from gpt3jax.evals.scoring import Scored, Scorer
+from gpt3jax.evals.scoring import Report, Scored, Scorer
 from gpt3jax.evals.task import Task, exact_match, f1
 from gpt3jax.style import pluralize
 
-Report = Callable[[float], None]
-"""Called with the completed fraction, from 0 to 1."""
 METRICS = {"exact match": exact_match, "F1": f1}
 
 
@@ -71,7 +69,8 @@ def settings_of(scorer: Scorer, tasks: Sequence[Task], protocol: Protocol) -> li
     """
     settings, context = [], scorer.model.context
     for task in tasks:
-        longest = _longest(task, scorer)
+        texts = {text for each in task.examples for text in each.completions}
+        longest = max(len(scorer.tokenizer.encode(text)) for text in texts)
         if longest + 1 >= context:
             raise ConfigError(
                 f"task {task.name!r} has answers of {longest} tokens, but the model's context is "
@@ -101,15 +100,9 @@ def evaluate_setting(
     task, k, draw = setting.task, setting.shots, setting.draw
     is_generated = task.metric in METRICS and protocol.beams > 0
     new_tokens = setting.longest + 1 if is_generated else 0
+    how = {"draw": draw, "seed": protocol.seed, "shared": protocol.shared}
     prompted = build_prompts(
-        task,
-        k,
-        scorer.tokenizer,
-        scorer.model.context,
-        draw=draw,
-        seed=protocol.seed,
-        shared=protocol.shared,
-        new_tokens=new_tokens,
+        task, k, scorer.tokenizer, scorer.model.context, **how, new_tokens=new_tokens
     )
     answers: list[str | None] = [None] * len(prompted)
     if is_generated:
@@ -186,22 +179,18 @@ def record_of(
         "candidates": candidates,
         "truth": example.truth,
     }
+    margin = max(sum(each.log_probabilities) for each in scores)
     if task.metric == "choice":
         by = [each["scores"][task.normalise] for each in candidates]
         choice = max(range(len(by)), key=by.__getitem__)
         others = [score for number, score in enumerate(by) if number != example.truth]
         margin = by[example.truth] - max(others, default=by[example.truth])
-        return record | {
-            "choice": choice,
-            "score": float(choice == example.truth),
-            "margin": margin,
-        }
-    margin = max(sum(each.log_probabilities) for each in scores)
-    if answer is None:
-        score = float(any(each["is_likeliest"] for each in candidates))
-        return record | {"score": score, "margin": margin}
-    score = METRICS[task.metric](answer, example.completions)
-    return record | {"answer": answer, "score": score, "margin": margin}
+        outcome = {"choice": choice, "score": float(choice == example.truth)}
+    elif answer is None:
+        outcome = {"score": float(any(each["is_likeliest"] for each in candidates))}
+    else:
+        outcome = {"answer": answer, "score": METRICS[task.metric](answer, example.completions)}
+    return record | outcome | {"margin": margin}
 
 
 def check(setting: dict[str, Any], task: Task) -> bool:
@@ -232,9 +221,3 @@ def _unconditional(
     texts = list(dict.fromkeys(text for each in prompted for text in each.completions))
     scored = scorer.score([(prompt, text) for text in texts])
     return {t: sum(each.log_probabilities) for t, each in zip(texts, scored, strict=True)}
-
-
-def _longest(task: Task, scorer: Scorer) -> int:
-    """Tokens of the longest accepted answer."""
-    texts = {text for each in task.examples for text in each.completions}
-    return max(len(scorer.tokenizer.encode(text)) for text in texts)

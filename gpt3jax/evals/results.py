@@ -68,7 +68,7 @@ def file_of(folder: Path, task: str, shots: int, draw: int, asked: dict[str, Any
 def read_setting(file: Path) -> dict[str, Any] | None:
     """A stored setting; None if the file does not exist or cannot be read."""
     try:
-        return serde.parse(serde.read_bytes(file, LARGEST).decode())
+        return serde.read(file, LARGEST)
     except (OSError, ValueError):
         return None
 
@@ -108,7 +108,7 @@ def _results(folder: Path) -> dict[str, Any]:
     """The content of results.json; {} if it does not exist."""
     file = folder / "results.json"
     try:
-        record = serde.parse(serde.read_bytes(file, LARGEST).decode())
+        record = serde.read(file, LARGEST)
         if not (isinstance(record, dict) and isinstance(record.get("settings"), list)):
             raise ValueError("it has no list of settings")
         return record

@@ -75,8 +75,8 @@ class Scorer:
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._lay_out = jax.jit(decoding_params, static_argnames="model")
         self._packed = self._jit(token_logprobs, "model")
-        self._scores = self._jit(_scores, "model", "copies")
-        self._answers = self._jit(_answers, "model", "copies", "new_tokens", "width", "alpha")
+        self._scores = self._jit(_scores, "model")
+        self._answers = self._jit(_answers, "model", "new_tokens", "width", "alpha")
         self.load(params)
 
     def load(self, params: Params) -> None:
@@ -88,10 +88,9 @@ class Scorer:
         groups: dict[Tokens, list[int]] = {}
         for number, (prompt, _) in enumerate(pairs):
             groups.setdefault(prompt, []).append(number)
-        shared = _shared(list(groups))
         results: dict[int, Scored] = {}
-        is_packed = len(groups) == len(pairs) and not shared
-        batches = self._pack(pairs) if is_packed else self._groups(pairs, groups, shared)
+        is_packed = len(groups) == len(pairs) and not _shared(list(groups))
+        batches = self._pack(pairs) if is_packed else self._groups(pairs, groups)
         for scored in batches:
             results.update(scored)
             report(len(results) / len(pairs))
@@ -121,67 +120,66 @@ class Scorer:
         """
         # Limits are bucketed, so that they share programs.
         options = {"new_tokens": packing.bucket(new_tokens, FEWEST), "width": width, "alpha": alpha}
-        is_end, limit = self._ends(stop), np.int32(new_tokens)
-        shared, answers = _shared(prompts), {}
-        copies = max(map(len, candidates), default=0)
-        for numbers in packing.batches(prompts, self._most(copies), self._rows):
-            batch = self._padded([prompts[n] for n in numbers], shared, copies)
-            suffix = _suffix([candidates[n] for n in numbers] if copies else [], batch.rows, copies)
+        is_end, limit, answers = self._ends(stop), np.int32(new_tokens), {}
+        for numbers, arrays, suffix in self._batches(prompts, candidates):
             best, scores = self._fetch(
                 self._answers(
-                    self.params,
-                    self._on_devices(batch.arrays()),
-                    self._on_devices(suffix),
-                    is_end,
-                    limit,
-                    model=self.model,
-                    copies=copies,
-                    **options,
+                    self.params, arrays, suffix, is_end, limit, model=self.model, **options
                 )
             )
             for row, number in enumerate(numbers):
                 length = int(best.length[row, 0])
                 ended = length < new_tokens and is_end[best.tokens[row, 0, length]]
+                own = candidates[number] if candidates else ()
                 answers[number] = Answer(
                     tuple(best.tokens[row, 0, : length + int(ended)].tolist()),
                     float(best.log_probability[row, 0]),
-                    tuple(
-                        _scored(scores, row * copies + copy, 0, len(candidate))
-                        for copy, candidate in enumerate(candidates[number] if copies else ())
-                    ),
+                    tuple(_scored_copies(scores, row, len(arrays[1]), own)),
                 )
             report(len(answers) / len(prompts))
         return [answers[number] for number in range(len(prompts))]
 
     def _groups(
-        self, pairs: Sequence[Pair], groups: dict[Tokens, list[int]], shared: Tokens
+        self, pairs: Sequence[Pair], groups: dict[Tokens, list[int]]
     ) -> Iterator[dict[int, Scored]]:
         """Score candidates in batches of prompts, each of which is prefilled once."""
-        prompts = list(groups)
-        copies = max(map(len, groups.values()))
-        for numbers in packing.batches(prompts, self._most(copies), self._rows):
-            chosen = [prompts[n] for n in numbers]
-            batch = self._padded(chosen, shared, copies)
-            candidates = [[pairs[number][1] for number in groups[prompt]] for prompt in chosen]
-            arrays = self._on_devices(batch.arrays())
-            (suffix,) = self._on_devices(_suffix(candidates, batch.rows, copies))
-            scores = self._fetch(
-                self._scores(self.params, arrays, suffix, model=self.model, copies=copies)
-            )
+        own = list(groups.values())
+        candidates = [[pairs[number][1] for number in of_prompt] for of_prompt in own]
+        for numbers, arrays, suffix in self._batches(list(groups), candidates):
+            scores = self._fetch(self._scores(self.params, arrays, *suffix, model=self.model))
             yield {
-                number: _scored(scores, row * copies + copy, 0, len(pairs[number][1]))
-                for row, prompt in enumerate(chosen)
-                for copy, number in enumerate(groups[prompt])
+                number: scored
+                for row, group in enumerate(numbers)
+                for number, scored in zip(
+                    own[group],
+                    _scored_copies(scores, row, len(arrays[1]), candidates[group]),
+                    strict=True,
+                )
             }
+
+    def _batches(
+        self, prompts: Sequence[Tokens], candidates: Sequence[Sequence[Tokens]]
+    ) -> Iterator[tuple[list[int], list[jax.Array], list[jax.Array]]]:
+        """Indices of the prompts of each batch, and on devices: `pad_prompts`, and `_suffix`."""
+        shared, copies = _shared(prompts), max(map(len, candidates), default=0)
+        most, multiple = self._most(copies), self._rows
+        for numbers in packing.batches(prompts, most, multiple):
+            batch = [prompts[number] for number in numbers]
+            arrays = packing.pad_prompts(batch, shared, self.model.context, most, multiple)
+            own = [candidates[number] for number in numbers] if copies else []
+            suffix = _suffix(own, len(arrays[1]), copies)
+            yield numbers, self._on_devices(arrays), self._on_devices(suffix)
 
     def _pack(self, pairs: Sequence[Pair]) -> Iterator[dict[int, Scored]]:
         """Score texts that are packed into rows."""
         texts = [(*prompt, *completion) for prompt, completion in pairs]
-        for batch in packing.pack(texts, self.model.context, self._most(), self._rows):
-            rows, positions = self._on_devices((batch.rows, batch.positions[:, :-1]))
-            scores = self._fetch(self._packed(self.params, rows, self.model, positions))
+        for tokens, positions, where in packing.pack(
+            texts, self.model.context, self._most(), self._rows
+        ):
+            arrays = self._on_devices((tokens, positions[:, :-1]))
+            scores = self._fetch(self._packed(self.params, arrays[0], self.model, arrays[1]))
             results = {}
-            for number, (row, start) in batch.where.items():
+            for number, (row, start) in where.items():
                 prompt, completion = pairs[number]
                 # The score of token i is at index i - 1.
                 first = start + len(prompt) - 1
@@ -196,11 +194,6 @@ class Scorer:
         ]
         ends[self.tokenizer.end_of_text] = True
         return np.array(ends)
-
-    def _padded(self, prompts: Sequence[Tokens], shared: Tokens, copies: int) -> packing.Prompts:
-        return packing.pad_prompts(
-            prompts, shared, self.model.context, self._most(copies), self._rows
-        )
 
     def _most(self, copies: int = 1) -> int:
         """Maximum slots of a batch of prompts with up to `copies` candidates each."""
@@ -239,6 +232,16 @@ def _scored(scores: TokenLogprobs, row: int, first: int, last: int) -> Scored:
     )
 
 
+def _scored_copies(
+    scores: TokenLogprobs | None, row: int, rows: int, candidates: Sequence[Tokens]
+) -> Iterator[Scored]:
+    """The scores of the candidates of a prompt of a batch of `rows` prompts."""
+    for copy, candidate in enumerate(candidates):
+        assert scores is not None
+        first = row * (len(scores.log_probability) // rows)
+        yield _scored(scores, first + copy, 0, len(candidate))
+
+
 def _shared(prompts: Sequence[Tokens]) -> Tokens:
     """The shared prefix of prompts, if it is long enough to be prefilled separately."""
     shared = packing.common_prefix(prompts)
@@ -260,7 +263,7 @@ def _suffix(
 
 
 def _prefill(params, arrays, model, room) -> tuple[jax.Array, Cache]:
-    """Prefill a batch (`Prompts.arrays`); the cache has `room` free slots."""
+    """Prefill a batch (`pad_prompts`); the cache has `room` free slots."""
     tokens_BT, length_B, *shared = arrays
     slots, prefix = tokens_BT.shape[1] + room, None
     if shared:
@@ -270,34 +273,24 @@ def _prefill(params, arrays, model, room) -> tuple[jax.Array, Cache]:
     return prefill(params, tokens_BT, length_B, model, slots, prefix)
 
 
-def _scores(params, arrays, suffix_RC, *, model, copies) -> TokenLogprobs:
+def _scores(params, arrays, suffix_RC, *, model) -> TokenLogprobs:
     logits_BV, cache = _prefill(params, arrays, model, suffix_RC.shape[1])
-    return _score_copies(params, logits_BV, cache, suffix_RC, model, copies)
+    return _score_copies(params, logits_BV, cache, suffix_RC, model)
 
 
-def _score_copies(params, logits_BV, cache, suffix_RC, model, copies) -> TokenLogprobs:
-    if copies > 1:
-        rows_R = jnp.repeat(jnp.arange(len(logits_BV)), copies)
+def _score_copies(params, logits_BV, cache, suffix_RC, model) -> TokenLogprobs:
+    if len(suffix_RC) > len(logits_BV):
+        rows_R = jnp.repeat(jnp.arange(len(logits_BV)), len(suffix_RC) // len(logits_BV))
         logits_BV, cache = logits_BV[rows_R], take_cache_rows(cache, rows_R)
     return suffix_logprobs(params, logits_BV, cache, suffix_RC, model)
 
 
 def _answers(
-    params, arrays, suffix, is_end_V, limit, *, model, copies, new_tokens, width, alpha
+    params, arrays, suffix, is_end_V, limit, *, model, **options
 ) -> tuple[Continuations, TokenLogprobs | None]:
     logits_BV, cache = _prefill(params, arrays, model, suffix[0].shape[1] if suffix else 0)
     scores = None
     for suffix_RC in suffix:
-        scores = _score_copies(params, logits_BV, cache, suffix_RC, model, copies)
-    best = search(
-        params,
-        logits_BV,
-        cache,
-        is_end_V,
-        model,
-        new_tokens=new_tokens,
-        width=width,
-        alpha=alpha,
-        limit=limit,
-    )
+        scores = _score_copies(params, logits_BV, cache, suffix_RC, model)
+    best = search(params, logits_BV, cache, is_end_V, model, limit=limit, **options)
     return best, scores

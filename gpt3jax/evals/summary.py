@@ -70,13 +70,16 @@ def _row(of_draw: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "demonstrations": fmean(each["demonstrations"] for each in examples),
         "shortened": sum(each["dropped"] > 0 for each in examples),
         "cut": sum(each["cut"] > 0 for each in examples),
-        "truth_nats": -fmean(_truth(each) for each in examples),
+        "truth_nats": -fmean(
+            sum(each["candidates"][each["truth"]]["log_probabilities"]) for each in examples
+        ),
     }
     if len(of_draw) > 1:
         row["draw_deviation"] = stdev(setting["score"] for setting in of_draw)
     if first["metric"] == "choice":
         row["normalise"] = first["normalise"]
-        row["by"] = {name: _accuracy(examples, name) for name in _names(examples)}
+        names = examples[0]["candidates"][0]["scores"]
+        row["by"] = {name: _accuracy(examples, name) for name in names}
     else:
         row["greedy_match"] = fmean(
             any(c["is_likeliest"] for c in each["candidates"]) for each in examples
@@ -86,29 +89,16 @@ def _row(of_draw: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for name in examples[0].get("checks", {})
     }
     if "paper" in first:
-        row["paper_175b"] = paper_score(first)
+        # GPT-3 175B with as many shots, from 0 to 1.
+        column = {first["few"]: 2, 0: 0, 1: 1}.get(first["shots"])
+        row["paper_175b"] = None if column is None else first["paper"][column][-1] / 100
     return row
 
 
-def paper_score(setting: dict[str, Any]) -> float | None:
-    """The score of GPT-3 175B with as many shots (Table H.1), from 0 to 1."""
-    column = {setting["few"]: 2, 0: 0, 1: 1}.get(setting["shots"])
-    return None if column is None else setting["paper"][column][-1] / 100
-
-
-def _truth(record: dict[str, Any]) -> float:
-    """Log-likelihood of the right candidate, in nats."""
-    return sum(record["candidates"][record["truth"]]["log_probabilities"])
-
-
-def _names(examples: Sequence[dict[str, Any]]) -> list[str]:
-    return list(examples[0]["candidates"][0]["scores"])
-
-
-def _accuracy(examples: Sequence[dict[str, Any]], name: str) -> float:
-    """Accuracy of the choices under another normalisation."""
-    right = 0
+def _accuracy(examples: Sequence[dict[str, Any]], normalise: str) -> float:
+    """Accuracy of the choices under a normalisation."""
+    choices = []
     for each in examples:
-        by = [candidate["scores"][name] for candidate in each["candidates"]]
-        right += max(range(len(by)), key=by.__getitem__) == each["truth"]
-    return right / len(examples)
+        by = [candidate["scores"][normalise] for candidate in each["candidates"]]
+        choices.append(max(range(len(by)), key=by.__getitem__))
+    return fmean(choice == each["truth"] for choice, each in zip(choices, examples, strict=True))

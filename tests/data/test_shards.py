@@ -13,11 +13,9 @@ import pytest
 
 import gpt3jax
 from gpt3jax import cli
-from gpt3jax.data.prepare import merge
-from gpt3jax.data.prepare.merge import merge_shards
 from gpt3jax.data.prepare.pieces import finished, work_folder
 from gpt3jax.data.prepare.prepare import prepare, request, verify
-from gpt3jax.data.prepare.shards import parse_shard, prepare_shard
+from gpt3jax.data.prepare.shards import merge_shards, parse_shard, prepare_shard
 from gpt3jax.errors import ConfigError
 
 ENV = os.environ | {"PYTHONPATH": str(Path(gpt3jax.__file__).parents[1])}
@@ -246,13 +244,14 @@ def test_a_merge_that_fails_or_is_killed_leaves_the_shards(make, merged, tmp_pat
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(merge, "finish", full)
+        patch.setattr("gpt3jax.data.prepare.shards.finish", full)
         merged(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out.shards"]
     assert {path: path.stat().st_size for path in work_folder(out).rglob("*")} == shards
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(merge.shutil, "rmtree", full)  # As if killed before it tidied up.
+        # As if killed before it tidied up.
+        patch.setattr("gpt3jax.data.prepare.shards.shutil.rmtree", full)
         merged(out)
     whole = files(out)
     assert merged(out)[0].train_windows and files(out) == whole

@@ -216,13 +216,13 @@ tokens = st.lists(st.integers(0, 5), min_size=1, max_size=40).map(tuple)
 @settings(deadline=None)
 def test_packing_keeps_every_text_whole_and_apart(found, multiple):
     seen = {}
-    for batch in packing.pack(found, 40, 160, multiple):
-        assert batch.rows.shape[0] % multiple == 0
-        for number, (row, start) in batch.where.items():
+    for rows, positions, where in packing.pack(found, 40, 160, multiple):
+        assert rows.shape[0] % multiple == 0
+        for number, (row, start) in where.items():
             stop = start + len(found[number])
             assert number not in seen
-            seen[number] = tuple(batch.rows[row, start:stop].tolist())
-            assert batch.positions[row, start:stop].tolist() == list(range(stop - start))
+            seen[number] = tuple(rows[row, start:stop].tolist())
+            assert positions[row, start:stop].tolist() == list(range(stop - start))
     assert seen == dict(enumerate(found))
 
 

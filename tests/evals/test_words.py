@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from gpt3jax import serde
 from gpt3jax.errors import ConfigError
+from gpt3jax.evals.tasks.table_h1 import PAPER
 from gpt3jax.evals.tasks.words import (
     DESCRIPTION,
     MARKS,
-    PAPER,
     SCRAMBLES,
     read_words,
     scramble,

@@ -16,6 +16,7 @@ from gpt3jax.data.corpora.open import Corpus
 from gpt3jax.data.manifest import TOKENIZER, Shard, Split, sha256
 from gpt3jax.data.pairs import Packer, pair_ids
 from gpt3jax.data.prepare.census import bucket
+from gpt3jax.data.prepare.pieces import Group, tokens_name
 from gpt3jax.data.tokenizer import Tokenizer
 
 TOO_LONG = "longer than the context"
@@ -39,23 +40,6 @@ class Job(NamedTuple):
         return len(self.corpus.fields) > 1
 
 
-class Encoded(NamedTuple):
-    """The result of encoding a group of parts.
-
-    The validation tokens of all groups become one shard: each group has few, and
-    separate shards would drop many of them at their ends.
-    """
-
-    train: Split
-    """With one shard, or none."""
-    validation: Counter
-    """Counts of the fields of `Split`."""
-    validation_tokens: Path
-    """File of token ids."""
-    skipped: Counter
-    """Number of skipped pairs, by reason."""
-
-
 def window_dtype(tokenizer: Tokenizer, has_pairs: bool) -> np.dtype:
     """The little-endian dtype of stored windows, which is signed for pairs."""
     if has_pairs:
@@ -63,13 +47,13 @@ def window_dtype(tokenizer: Tokenizer, has_pairs: bool) -> np.dtype:
     return np.dtype("<u2" if tokenizer.vocabulary <= 2**16 else "<u4")
 
 
-def encode_group(job: Job, numbered: tuple[int, tuple[Part, ...]]) -> Encoded:
+def encode_group(job: Job, numbered: tuple[int, tuple[Part, ...]]) -> Group:
     """Write the training shard and the validation tokens of a numbered group."""
     number, group = numbered
     tokenizer = Tokenizer.load(job.folder / TOKENIZER)
     dtype = window_dtype(tokenizer, job.has_pairs)
     shard = WindowWriter(job.folder / f"train-{number}", job, tokenizer)
-    tokens = job.folder / f"validation-{number}.tokens"
+    tokens = job.folder / tokens_name(number)
     train, validation, skipped = Counter(), Counter(), Counter()
     with open(tokens, "wb") as file:
         for item in (item for part in group for item in job.corpus.read(part)):
@@ -92,7 +76,8 @@ def encode_group(job: Job, numbered: tuple[int, tuple[Part, ...]]) -> Encoded:
             border = len(ids) - held_out if trained else 0
             shard.add(np.array(ids[:border], dtype))
             np.array(ids[border:], dtype).tofile(file)
-    return Encoded(shard.close(train), validation, tokens, skipped)
+    split = shard.close(train)
+    return Group(number, split, dict(validation), sha256(tokens), dict(skipped))
 
 
 def _held_out(job: Job, key: str, tokens: int) -> int:
@@ -104,15 +89,16 @@ def _held_out(job: Job, key: str, tokens: int) -> int:
     return tokens if index < job.held_out else 0
 
 
-def write_validation(job: Job, tokenizer: Tokenizer, groups: Iterable[Encoded]) -> Split:
+def write_validation(job: Job, tokenizer: Tokenizer, groups: Iterable[Group]) -> Split:
     """Write the validation shard from the token files of all groups, and remove these."""
     shard = WindowWriter(job.folder / "validation", job, tokenizer)
     dtype = window_dtype(tokenizer, job.has_pairs)
     counts = Counter()
     for group in groups:
-        shard.add(np.fromfile(group.validation_tokens, dtype))
-        group.validation_tokens.unlink()
-        counts += group.validation
+        tokens = job.folder / tokens_name(group.number)
+        shard.add(np.fromfile(tokens, dtype))
+        tokens.unlink()
+        counts.update(group.validation)
     return shard.close(counts)
 
 

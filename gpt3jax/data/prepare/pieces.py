@@ -12,10 +12,9 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpt3jax import serde
-from gpt3jax.data.manifest import TOKENIZER, Split, sha256
+from gpt3jax.data.manifest import TOKENIZER, Settings, Split, sha256
 from gpt3jax.errors import ConfigError
 from gpt3jax.serde import Count, short_hash
 
@@ -25,29 +24,14 @@ MOST = 99_999
 """Maximum number of shards: their names have five digits."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The settings that all shards share."""
+@dataclass(frozen=True, kw_only=True)
+class Plan(Settings):
+    """What all shards share."""
 
     shards: Count
     groups: Count
     tokenizer: str
     """Hash of the tokenizer."""
-    corpus: str
-    field: str
-    pairs: tuple[str, ...]
-    corpus_hash: str
-    context: Count
-    vocabulary: Count
-    tokenizer_trained: bool
-    validation_fraction: float
-    seed: int
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings in the manifest."""
-        own = ("shards", "groups", "tokenizer")
-        return {name: value for name, value in vars(self).items() if name not in own}
 
     @property
     def hash(self) -> str:
@@ -57,14 +41,21 @@ class Plan:
 
 @dataclass(frozen=True)
 class Group:
-    """The record of an encoded group of parts."""
+    """An encoded group of parts.
+
+    The validation tokens of all groups become one shard: each group has few, and separate shards
+    would drop many of them at their ends.
+    """
 
     number: Count
     train: Split
+    """With one shard, or none."""
     validation: dict[str, Count]
+    """Counts of the fields of `Split`."""
     validation_sha256: str
-    """Of the file of validation tokens."""
+    """Of the file of validation tokens (`tokens_name`)."""
     skipped: dict[str, Count]
+    """Number of skipped pairs, by reason."""
 
 
 @dataclass(frozen=True)

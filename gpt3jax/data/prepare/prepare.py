@@ -22,9 +22,18 @@ from typing import Any, cast
 
 from gpt3jax.data.corpora.documents import count_of, count_reasons, hash_key
 from gpt3jax.data.corpora.open import Corpus, Part, check_fields_used, open_corpus
-from gpt3jax.data.manifest import MANIFEST, TOKENIZER, Manifest, Split, load_manifest, verify
+from gpt3jax.data.manifest import (
+    MANIFEST,
+    TOKENIZER,
+    Manifest,
+    Settings,
+    Split,
+    load_manifest,
+    verify,
+)
 from gpt3jax.data.prepare.census import Census, merge, take_census, warn_of_special
-from gpt3jax.data.prepare.encode import Encoded, Job, encode_group, window_dtype, write_validation
+from gpt3jax.data.prepare.encode import Job, encode_group, window_dtype, write_validation
+from gpt3jax.data.prepare.pieces import Group
 from gpt3jax.data.prepare.worker_pool import processes
 from gpt3jax.data.tokenizer import Tokenizer, train_tokenizer
 from gpt3jax.errors import ConfigError
@@ -52,8 +61,7 @@ class Request:
     out: str
     tokenizer: Tokenizer | None
     """None: one is trained."""
-    settings: dict[str, Any]
-    """The settings for the manifest."""
+    settings: Settings
     workers: int
 
     @property
@@ -64,7 +72,7 @@ class Request:
     @property
     def groups(self) -> list[tuple[Part, ...]]:
         """The parts, shuffled by the seed and grouped to shards of about equal size."""
-        return _group_parts(self.corpus.parts, self.settings["seed"])
+        return _group_parts(self.corpus.parts, self.settings.seed)
 
 
 def request(
@@ -113,17 +121,17 @@ def request(
     corpus = open_corpus(corpus_spec, *fields)
     if fields:
         check_fields_used(corpus)
-    settings = {
-        "corpus": corpus.name,
-        "field": field or "text",
-        "pairs": tuple(pairs or ()),
-        "corpus_hash": short_hash([[part.key, part.bytes] for part in corpus.parts]),
-        "context": context,
-        "vocabulary": given.vocabulary if given else size,
-        "tokenizer_trained": given is None,
-        "validation_fraction": float(validation_fraction),
-        "seed": seed,
-    }
+    settings = Settings(
+        corpus=corpus.name,
+        field=field or "text",
+        pairs=tuple(pairs or ()),
+        corpus_hash=short_hash([[part.key, part.bytes] for part in corpus.parts]),
+        context=context,
+        vocabulary=given.vocabulary if given else size,
+        tokenizer_trained=given is None,
+        validation_fraction=float(validation_fraction),
+        seed=seed,
+    )
     return Request(corpus, out, given, settings, workers)
 
 
@@ -131,7 +139,7 @@ def prepare(
     corpus_spec: str | Sequence[str],
     out: str,
     *,
-    progress: Progress | None = None,
+    progress: Progress = lambda stage, share: None,
     **settings: Any,
 ) -> Manifest:
     """Prepare a data folder, or verify it if it exists with the same settings.
@@ -149,7 +157,7 @@ def prepare(
     if not is_free(out):
         return verify(find_same(req).folder)
     with atomic_folder(Path(out), is_only=True) as folder:
-        _write(req, folder, progress or (lambda stage, share: None))
+        _write(req, folder, progress)
     return load_manifest(out)
 
 
@@ -192,7 +200,7 @@ def find_same(req: Request) -> Manifest:
         )
     manifest = load_manifest(req.out)
     given = {"tokenizer": req.tokenizer.hash} if req.tokenizer else {}
-    if why := difference(manifest, req.settings | given):
+    if why := difference(manifest, req.settings.values | given):
         raise ConfigError(
             f"{req.out} has data that was made differently: {why}. Choose another --out, or "
             "delete that folder"
@@ -223,7 +231,7 @@ def _write(req: Request, folder: Path, progress: Progress) -> None:
         special = given.special if given else None
         reading = run(partial(take_census, req.reader, special), groups)
         census = merge(tracked(progress, "reading", reading, len(groups)), corpus)
-        tokenizer = given or _train_tokenizer(census, req.settings["vocabulary"], progress)
+        tokenizer = given or _train_tokenizer(census, req.settings.vocabulary, progress)
         tokenizer.save(folder / TOKENIZER)
         warn_of_special(census.special)
         job = make_job(req, folder, census)
@@ -234,17 +242,13 @@ def _write(req: Request, folder: Path, progress: Progress) -> None:
 
 def make_job(req: Request, folder: Path, census: Census) -> Job:
     """The encoding job: after the census, the held-out documents are known."""
-    fraction, pairs = req.settings["validation_fraction"], req.settings["pairs"]
-    tail = 0.0 if pairs else census.tail(fraction)  # A pair is never cut.
-    return Job(req.reader, folder, req.settings["context"], census.held_out(fraction), tail)
+    fraction = req.settings.validation_fraction
+    tail = 0.0 if req.settings.pairs else census.tail(fraction)  # A pair is never cut.
+    return Job(req.reader, folder, req.settings.context, census.held_out(fraction), tail)
 
 
 def finish(
-    job: Job,
-    settings: dict[str, Any],
-    tokenizer: Tokenizer,
-    census: Census,
-    results: Sequence[Encoded],
+    job: Job, settings: Settings, tokenizer: Tokenizer, census: Census, results: Sequence[Group]
 ) -> None:
     """Number the shards of all groups consecutively, and write the manifest.
 
@@ -260,11 +264,11 @@ def finish(
     """
     train = _number("train", job.folder, [result.train for result in results])
     validation = _number("validation", job.folder, [write_validation(job, tokenizer, results)])
-    skipped = sum((result.skipped for result in results), census.skipped)
+    skipped = sum((Counter(result.skipped) for result in results), census.skipped)
     _check_windows(train, validation, settings, census.documents, skipped)
     Manifest(
         folder=job.folder,
-        **settings,
+        **settings.values,
         tokenizer=tokenizer.hash,
         end_of_text=tokenizer.end_of_text,
         dtype=cast(Any, window_dtype(tokenizer, job.has_pairs).str),
@@ -310,11 +314,11 @@ def _number(name: str, folder: Path, pieces: list[Split]) -> Split:
 
 
 def _check_windows(
-    train: Split, validation: Split, settings: dict, documents: int, skipped: Counter
+    train: Split, validation: Split, settings: Settings, documents: int, skipped: Counter
 ) -> None:
     """Refuse data without a training window, or with an empty validation split."""
-    context, fraction = settings["context"], settings["validation_fraction"]
-    if settings["pairs"] and train.windows == 0:
+    context, fraction = settings.context, settings.validation_fraction
+    if settings.pairs and train.windows == 0:
         none = "hold out none: --validation-fraction 0, " if validation.documents else ""
         raise ConfigError(
             f"no pair is left to train on (skipped: {count_reasons(skipped) or 'none'}; held out: "

@@ -1,12 +1,13 @@
-"""Prepare one shard of a data folder (`--shard I/N`), coordinated only by a file system.
+"""Prepare one shard of a data folder (`--shard I/N`), and merge the shards.
 
-The groups of parts are those of a single process (prepare.py); shard I has the
-groups I, I+N, ... The held-out documents are known once all groups are counted,
-so a shard counts its own groups first, then all others that are not counted yet,
-and then encodes its own. Shards never wait for each other: a queue may start
-them in any order, in sequence or concurrently. Files are written under temporary
-names and renamed, and their bytes depend on the plan only, so duplicate and
-repeated attempts are harmless. pieces.py describes the files.
+Only a file system coordinates the shards. The groups of parts are those of a
+single process (prepare.py); shard I has the groups I, I+N, ... The held-out
+documents are known once all groups are counted, so a shard counts its own groups
+first, then all others that are not counted yet, and then encodes its own. Shards
+never wait for each other: a queue may start them in any order, in sequence or
+concurrently. Files are written under temporary names and renamed, and their bytes
+depend on the plan only, so duplicate and repeated attempts are harmless.
+pieces.py describes the files.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import socket
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,9 @@ import numpy as np
 
 from gpt3jax import serde
 from gpt3jax.data.corpora.open import Corpus, Part
-from gpt3jax.data.manifest import TOKENIZER, sha256
+from gpt3jax.data.manifest import TOKENIZER, Manifest, load_manifest, verify
 from gpt3jax.data.prepare.census import BUCKETS, Census, merge, take_census, warn_of_special
-from gpt3jax.data.prepare.encode import Encoded, encode_group
+from gpt3jax.data.prepare.encode import Job, encode_group
 from gpt3jax.data.prepare.pieces import (
     MOST,
     PLAN,
@@ -39,10 +41,20 @@ from gpt3jax.data.prepare.pieces import (
     read_piece,
     read_plan,
     shard_name,
+    tokens_name,
     work_folder,
 )
-from gpt3jax.data.prepare.prepare import Progress, Request, difference, find_same, make_job, tracked
+from gpt3jax.data.prepare.prepare import (
+    Progress,
+    Request,
+    difference,
+    find_same,
+    finish,
+    make_job,
+    tracked,
+)
 from gpt3jax.data.prepare.worker_pool import processes
+from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.errors import ConfigError
 from gpt3jax.runtime.atomic_folder import atomic_folder, is_free
 from gpt3jax.serde import Count
@@ -69,7 +81,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def prepare_shard(
-    req: Request, shard: tuple[int, int], progress: Progress | None = None
+    req: Request, shard: tuple[int, int], progress: Progress = lambda stage, share: None
 ) -> Piece | None:
     """Prepare one shard of a data folder, or verify it if it exists.
 
@@ -95,13 +107,15 @@ def prepare_shard(
         find_same(req)
         return None
     groups = req.groups
-    plan = Plan(count, len(groups), req.tokenizer.hash, **req.settings)
+    plan = Plan(
+        shards=count, groups=len(groups), tokenizer=req.tokenizer.hash, **req.settings.values
+    )
     work = _begin(req.out, plan)
     target = work / shard_name(plan, index)
     if is_free(target):
         try:
             with atomic_folder(target) as folder:
-                _encode(req, plan, index, folder, groups, progress or (lambda stage, share: None))
+                _encode(req, plan, index, folder, groups, progress)
         except OSError:
             if is_free(target):
                 raise  # Otherwise another process wrote the same bytes first.
@@ -123,7 +137,8 @@ def _begin(out: str, plan: Plan) -> Path:
         except OSError:
             if is_free(work):
                 raise  # Otherwise another shard wrote the plan first.
-    if why := difference(read_plan(out), dataclasses.asdict(plan)):
+    # The tokenizer first: its name says more than its vocabulary.
+    if why := difference(read_plan(out), {"tokenizer": plan.tokenizer, **vars(plan)}):
         raise ConfigError(
             f"{work} was started differently: {why}. All shards take the same settings: change "
             "them, choose another --out, or delete that folder"
@@ -162,10 +177,10 @@ def _encode(
         job = make_job(req, folder, census)
         encoding = run(partial(encode_group, job), [(number, groups[number]) for number in own])
         results = list(tracked(progress, "encoding", encoding, len(own)))
-    for number, result in zip(own, results, strict=True):
+    for result in results:
+        number = result.number
         _check_counts(counted[number], result, groups[number], job.has_pairs)
-    records = tuple(map(_group, own, results))
-    piece = Piece(plan.hash, census.documents, dict(census.skipped), job.held_out, records)
+    piece = Piece(plan.hash, census.documents, dict(census.skipped), job.held_out, tuple(results))
     (folder / RECORD).write_text(json.dumps(dataclasses.asdict(piece)) + "\n")
 
 
@@ -217,11 +232,13 @@ def _parse_census(record: dict[str, Any]) -> Census:
 
 
 def _check_counts(
-    counted: tuple[int, int], result: Encoded, group: Sequence[Part], has_pairs: bool
+    counted: tuple[int, int], result: Group, group: Sequence[Part], has_pairs: bool
 ) -> None:
     """Refuse a group whose text has changed since its census."""
-    documents = result.train.documents + result.validation["documents"] + result.skipped.total()
-    size = result.train.bytes + result.validation["bytes"]
+    held_out = Counter(result.validation)
+    skipped = sum(result.skipped.values())
+    documents = result.train.documents + held_out["documents"] + skipped
+    size = result.train.bytes + held_out["bytes"]
     if documents != counted[0] or (size != counted[1] and not has_pairs):
         raise ConfigError(
             f"the corpus has changed: {group[0].key} and {len(group) - 1} parts with it had "
@@ -230,6 +247,107 @@ def _check_counts(
         )
 
 
-def _group(number: int, result: Encoded) -> Group:
-    digest = sha256(result.validation_tokens)
-    return Group(number, result.train, dict(result.validation), digest, dict(result.skipped))
+def merge_shards(
+    out: str,
+    warn: Callable[[str], None],
+    workers: int | None = None,
+    progress: Progress = lambda stage, share: None,
+) -> Manifest:
+    """Merge shards to a data folder, or verify the folder if it exists.
+
+    All shards must exist, belong to one plan, and match their checksums. Files
+    are linked rather than moved, so that an interrupted merge leaves the shards
+    intact; they are deleted once the folder is complete.
+
+    Args:
+      out: the data folder; the `--out` of the shards.
+      warn: called with a line about each shard that cannot be merged.
+      workers: processes that verify the shards; None for one per core.
+      progress: called with the name of a stage and its completed fraction.
+
+    Raises:
+      ConfigError: there are no shards, one cannot be merged, or the data is too small.
+    """
+    work = work_folder(out)
+    if not is_free(out):
+        manifest = verify(out)
+        if (work / PLAN).is_file():
+            plan = read_plan(out)
+            if why := difference(manifest, plan.values | {"tokenizer": plan.tokenizer}):
+                raise ConfigError(
+                    f"{out} was made differently from {work}: {why}. Delete one of them"
+                )
+            shutil.rmtree(work)  # Left by a merge that was killed.
+        return manifest
+    plan = read_plan(out)
+    with atomic_folder(Path(out), is_only=True) as folder:
+        with processes(max(1, min(workers or os.cpu_count() or 1, plan.shards))) as run:
+            checks = run(partial(_check_shard, work, plan), range(plan.shards))
+            results = list(tracked(progress, "verifying", checks, plan.shards))
+        _join(folder, work, plan, _require_all(results, plan, out, warn))
+    shutil.rmtree(work)
+    return load_manifest(out)
+
+
+def _check_shard(work: Path, plan: Plan, index: int) -> Piece | str:
+    """The record of a shard, or the reason why it cannot be merged."""
+    name = shard_name(plan, index)
+    if is_free(work / name):
+        is_started = any(work.glob(f"{name}.partial-*"))
+        return "is missing: " + ("started but not finished" if is_started else "never started")
+    try:
+        return read_piece(work, plan, index)
+    except (OSError, ValueError) as error:
+        return f"is damaged: {error}. Delete {work / name}"
+
+
+def _require_all(
+    results: Sequence[Piece | str], plan: Plan, out: str, warn: Callable[[str], None]
+) -> list[Piece]:
+    """The records of all shards; refuses missing and damaged shards and different corpora."""
+    pieces: list[Piece] = []
+    faults = {}
+    for index, result in enumerate(results):
+        if isinstance(result, str):
+            faults[index] = result
+        elif pieces and result.corpus != pieces[0].corpus:
+            faults[index] = (
+                f"found another corpus: {result.documents} documents, not {pieces[0].documents}. "
+                f"Delete {work_folder(out) / shard_name(plan, index)}"
+            )
+        else:
+            pieces.append(result)
+    for index, why in faults.items():
+        warn(f"shard {index}/{plan.shards} {why}")
+    if faults:
+        numbers = ",".join(map(str, faults))
+        raise ConfigError(
+            f"{out} is not merged: of {plan.shards} shards {len(faults)} cannot be used "
+            f"({numbers if len(numbers) < 80 else numbers[:80] + '...'}). Make them: the same "
+            "command with --shard I/N again"
+        )
+    return pieces
+
+
+def _join(folder: Path, work: Path, plan: Plan, pieces: Sequence[Piece]) -> None:
+    """Fill an empty folder from the files of the shards, and write its manifest."""
+    groups: dict[int, Group] = {}
+    for index, piece in enumerate(pieces):
+        source = work / shard_name(plan, index)
+        for group in piece.groups:
+            for name in (tokens_name(group.number), *(shard.name for shard in group.train.shards)):
+                _link(source / name, folder / name)
+            groups[group.number] = group
+    tokenizer = Tokenizer.load(work / shard_name(plan, 0) / TOKENIZER, plan.tokenizer)
+    tokenizer.save(folder / TOKENIZER)
+    census = Census(documents=pieces[0].documents, skipped=Counter(pieces[0].skipped))
+    reader = Corpus(plan.corpus, plan.pairs or (plan.field,), ())
+    job = Job(reader, folder, plan.context, pieces[0].held_out)
+    finish(job, plan, tokenizer, census, [groups[n] for n in range(plan.groups)])
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # Mounted buckets do not support links.
+        shutil.copyfile(source, target)

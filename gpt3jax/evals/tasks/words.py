@@ -30,6 +30,7 @@ from gpt3jax.data.pairs import tokens_of
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.errors import ConfigError
 from gpt3jax.evals.task import Example, Task
+from gpt3jax.evals.tasks.table_h1 import PAPER
 
 DESCRIPTION = "Please unscramble the letters into a word, and write that word:"
 COUNT = 10_000
@@ -157,32 +158,3 @@ _RULES: dict[str, Callable[[random.Random, str], str | None]] = {
 
 SCRAMBLES = tuple(_RULES)
 """Names of the tasks, as in the released files."""
-
-PAPER: dict[str, tuple[tuple[float, ...], ...]] = {
-    "cycle_letters_in_word": (
-        (0.62, 0.71, 2.85, 0.00, 0.63, 1.35, 2.58, 3.66),
-        (1.67, 4.36, 5.68, 6.46, 6.25, 9.41, 15.1, 21.7),
-        (4.63, 9.27, 10.7, 14.5, 16.7, 21.9, 27.7, 37.9),
-    ),
-    "mid_word_1_anagrams": (
-        (0.10, 0.14, 0.40, 0.00, 0.27, 0.69, 1.16, 2.28),
-        (0.21, 0.61, 1.12, 1.27, 1.60, 2.72, 3.72, 8.62),
-        (0.50, 1.27, 2.13, 3.05, 3.81, 5.49, 8.38, 15.1),
-    ),
-    "mid_word_2_anagrams": (
-        (0.81, 1.21, 2.69, 0.01, 1.71, 3.75, 4.53, 8.91),
-        (1.19, 2.62, 4.70, 4.77, 6.97, 10.2, 14.6, 25.9),
-        (1.94, 4.80, 7.59, 9.87, 12.6, 18.9, 25.6, 39.7),
-    ),
-    "random_insertion_in_word": (
-        (0.00, 0.00, 0.10, 0.00, 0.05, 0.42, 0.89, 8.26),
-        (0.03, 0.05, 0.57, 1.18, 1.67, 3.46, 6.62, 45.4),
-        (0.11, 0.28, 2.19, 4.18, 6.61, 11.0, 27.3, 67.2),
-    ),
-    "reversed_words": (
-        (0.00, 0.01, 0.01, 0.01, 0.02, 0.03, 0.03, 0.09),
-        (0.02, 0.01, 0.01, 0.00, 0.05, 0.07, 0.11, 0.48),
-        (0.00, 0.05, 0.00, 0.17, 0.24, 0.30, 0.42, 0.44),
-    ),
-}
-"""Table H.1: zero-, one- and few-shot, each of the eight sizes, in per cent."""
