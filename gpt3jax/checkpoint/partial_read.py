@@ -2,7 +2,8 @@
 
 checkpointer.py stores arrays uncompressed (Zarr 2), with a folder per leaf and a file per block,
 one block for each device that saved it. A layer of a stack, or some rows of an embedding, are
-therefore a few byte ranges of a few files, whatever mesh saved them.
+therefore a few byte ranges of a few files, whatever mesh saved them. TensorStore, which restores
+complete states, reads complete files: 101 MB for a layer of 4 MB out of 24 (tensorstore 0.1.86).
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ class StoredLeaf:
     """Shape of each file; files at the ends of an axis are padded to it."""
     dtype: np.dtype
 
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Number of blocks along each axis."""
+        return tuple(-(-size // b) for size, b in zip(self.shape, self.block, strict=True))
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Entries `start` to `stop` along the first axis.
 
@@ -51,27 +57,15 @@ class StoredLeaf:
           DamagedError: a file is missing or too short.
         """
         result = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        rows, *columns = self.block
-        inner = [
-            [
-                (at, slice(at * width, min((at + 1) * width, size)))
-                for at in range(-(-size // width))
-            ]
-            for size, width in zip(self.shape[1:], columns, strict=True)
-        ]
-        for row in range(start // rows, -(-stop // rows)):
+        rows, *widths = self.block
+        blocks = [range(start // rows, -(-stop // rows)), *map(range, self.grid[1:])]
+        for row, *columns in itertools.product(*blocks):
             begin, end = max(start, row * rows), min(stop, (row + 1) * rows)
-            target = result[begin - start : end - start]
-            for positions in itertools.product(*inner):
-                name = ".".join(map(str, (row, *(at for at, _ in positions))))
-                slices = tuple(each for _, each in positions)
-                if tuple(columns) == self.shape[1:]:
-                    self._fill(target, name, begin - row * rows)
-                    continue
-                values = np.empty((end - begin, *columns), self.dtype)
-                self._fill(values, name, begin - row * rows)
-                unpadded = tuple(slice(each.stop - each.start) for each in slices)
-                target[(slice(None), *slices)] = values[(slice(None), *unpadded)]
+            file = ".".join(map(str, (row, *columns)))
+            values = self._read_block(file, begin - row * rows, end - row * rows)
+            corner = (slice(at * b, (at + 1) * b) for at, b in zip(columns, widths, strict=True))
+            target = result[(slice(begin - start, end - start), *corner)]
+            target[...] = values[tuple(map(slice, target.shape))]  # Without the padding.
         return result
 
     def parts(self) -> Iterator[np.ndarray]:
@@ -81,16 +75,18 @@ class StoredLeaf:
         for start in range(0, self.shape[0], step):
             yield self.read(start, min(start + step, self.shape[0]))
 
-    def _fill(self, values: np.ndarray, file: str, start: int) -> None:
-        """Fill `values` with the entries of a block from `start` on."""
-        entry = math.prod(self.block[1:]) * self.dtype.itemsize
+    def _read_block(self, file: str, start: int, stop: int) -> np.ndarray:
+        """Entries `start` to `stop` of a block along its first axis, padding included."""
+        values = np.empty((stop - start, *self.block[1:]), self.dtype)
         try:
-            with (self.folder / file).open("rb", buffering=0) as opened:
-                opened.seek(start * entry)
-                serde.fill(opened, values)
+            with (self.folder / file).open("rb") as opened:
+                opened.seek(start * math.prod(self.block[1:]) * self.dtype.itemsize)
+                if opened.readinto(values.reshape(-1).view(np.uint8)) < values.nbytes:
+                    raise ValueError("it is cut short")
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise DamagedError(f"leaf {self.name} cannot be read: {why}") from error
+        return values
 
 
 @dataclass(frozen=True)
@@ -181,12 +177,11 @@ def open_leaf(
             raise ValueError(f"its blocks are {block}")
     except (OSError, ValueError) as error:
         raise DamagedError(f"leaf {name} has an unsupported storage format: {error}") from error
-    grid = [-(-size // each) for size, each in zip(shape, block, strict=True)]
-    size = math.prod(block) * dtype.itemsize
-    if math.prod(grid) > len(manifest.files):
+    stored = StoredLeaf(name, checkpoint / folder, shape, block, dtype)
+    if math.prod(stored.grid) > len(manifest.files):
         raise DamagedError(f"leaf {name} is incomplete: files are missing")
-    for position in itertools.product(*map(range, grid)):
+    for position in itertools.product(*map(range, stored.grid)):
         file = manifest.files.get(f"{folder}/{'.'.join(map(str, position))}")
-        if file is None or file.bytes != size:
+        if file is None or file.bytes != math.prod(block) * dtype.itemsize:
             raise DamagedError(f"leaf {name} is incomplete: files are missing or truncated")
-    return StoredLeaf(name, checkpoint / folder, shape, block, dtype)
+    return stored
