@@ -52,22 +52,6 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
     return path.read_bytes()
 
 
-def fill(file: Any, values: Any) -> None:
-    """Fill an array in C order with the next bytes of an open file.
-
-    Raises:
-      OSError: the file cannot be read.
-      ValueError: it ends before the array is full.
-    """
-    view = memoryview(values.reshape(-1).view("uint8"))
-    done = 0
-    while done < len(view):
-        count = file.readinto(view[done:])  # A raw file reads at most 2 GiB at once.
-        if not count:
-            raise ValueError("it is cut short")
-        done += count
-
-
 def parse(text: str) -> Any:
     """Parse a JSON text.
 

@@ -2,9 +2,10 @@
 
     8 bytes: length of the header | JSON header: name -> dtype, shape, place | values
 
-A folder has one file, or several and an index that says which tensor is in which.
-Reading holds one tensor at a time, and so does writing. Importing this file does
-not import jax.
+A folder has one file, or several and an index that says which tensor is in which. The package
+safetensors reads them, one tensor at a time. They are written here, also one tensor at a time,
+because the package writes a file only from tensors that are all in memory. Importing this file
+does not import jax.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +37,6 @@ SHARD_BYTES = 2 << 30
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PLAIN_NAME = re.compile(r"\w[\w.-]{0,199}\.safetensors", re.ASCII)
-WIDTHS = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
-    "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
-}  # fmt: skip
-"""Bytes of each dtype that the format has."""
 FLOATS = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -57,8 +55,6 @@ class Tensor:
     file: Path
     dtype: str
     shape: tuple[int, ...]
-    start: int
-    """Bytes from the beginning of the file."""
 
     def read(self) -> np.ndarray:
         """Its values.
@@ -66,20 +62,13 @@ class Tensor:
         Raises:
           ConfigError: they are not of a dtype that weights have, or cannot be read.
         """
-        dtype = FLOATS.get(self.dtype)
-        if dtype is None:
+        if self.dtype not in FLOATS:
             raise ConfigError(
                 f"tensor {truncate(self.name, 80)} has dtype {self.dtype}: weights are "
                 f"{', '.join(FLOATS)}. Save the model as one of these"
             )
-        try:
-            values = np.empty(self.shape, dtype)
-            with self.file.open("rb", buffering=0) as file:
-                file.seek(self.start)
-                serde.fill(file, values)
-        except (OSError, ValueError) as error:
-            raise _refusal(self.file, error) from error
-        return values
+        with _opened(self.file) as tensors:
+            return tensors.get_tensor(self.name)
 
 
 @dataclass(frozen=True)
@@ -105,14 +94,12 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
             f"{folder} has no {SINGLE} and no {INDEX}: only safetensors are read, since other "
             "formats can run code. Save the model with safe_serialization=True"
         )
-    try:
+    with _refused(folder / INDEX):
         index = serde.build(dict[str, Any], serde.read(folder / INDEX))
         places = serde.build(dict[str, str], index.get("weight_map"), "weight_map")
         for file in set(places.values()):
             if not PLAIN_NAME.fullmatch(file):
                 raise ValueError(f"{truncate(file, 80)!r} is not the name of a file of the folder")
-    except (OSError, ValueError) as error:
-        raise _refusal(folder / INDEX, error) from error
     found: dict[str, Tensor] = {}
     for file in sorted(set(places.values())):
         for name, tensor in read_header(folder / file).items():
@@ -139,54 +126,53 @@ def read_header(file: Path) -> dict[str, Tensor]:
       ConfigError: the header is too long, is not JSON, or does not describe the file byte for
         byte: every byte belongs to exactly one tensor.
     """
-    try:
-        return _read_header(file)
-    except (OSError, ValueError) as error:
-        raise _refusal(file, error) from error
+    with _refused(file):
+        header = _read_header(file)
+    with _opened(file):  # Compares shapes and places with each other and with the file's size.
+        return {name: Tensor(name, file, each.dtype, each.shape) for name, each in header.items()}
 
 
-def _read_header(file: Path) -> dict[str, Tensor]:
-    size = file.stat().st_size
-    if not file.is_file():
+def _read_header(file: Path) -> dict[str, _Entry]:
+    """A header; unlike the package, refuses names that come twice and fields that are unknown."""
+    if not stat.S_ISREG(file.stat().st_mode):
         raise OSError(f"{file} is not a regular file")
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        if size < 8 or length > min(size - 8, LONGEST_HEADER):
-            raise ValueError(f"its header would take {length:,} bytes of {size:,}")
-        text = opened.read(length)
-    if not text.startswith(b"{"):
-        raise ValueError("its header is not an object")
-    header = serde.build(dict[str, Any], serde.parse(text.decode()))
-    serde.build(dict[str, str], header.pop("__metadata__", {}), "__metadata__")
-    tensors, end = {}, 8 + length
+        if length > LONGEST_HEADER:
+            raise ValueError(f"its header would take {length:,} bytes")
+        header = serde.build(dict[str, Any], serde.parse(opened.read(length).decode()))
+    header.pop("__metadata__", None)
     entries = {name: serde.build(_Entry, entry, name[:40]) for name, entry in header.items()}
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
-        start = 8 + length + _check_entry(name[:80], entry)
-        if start != end:
-            raise ValueError(f"tensor {name[:80]!r} does not begin where the one before it ends")
-        end += entry.data_offsets[1] - entry.data_offsets[0]
-        tensors[name] = Tensor(name, file, entry.dtype, entry.shape, start)
-    if end != size:
-        raise ValueError(f"its header describes {end:,} bytes, and it has {size:,}")
-    return tensors
+    for name, entry in entries.items():
+        if len(entry.shape) > MOST_DIMENSIONS:
+            raise ValueError(f"tensor {name[:80]!r} has {len(entry.shape)} dimensions")
+    return entries
 
 
-def _check_entry(name: str, entry: _Entry) -> int:
-    """Where its values begin, counted from the end of the header."""
-    if entry.dtype not in WIDTHS:
-        raise ValueError(f"tensor {name!r} has a dtype that is not known, {entry.dtype[:20]!r}")
-    if len(entry.data_offsets) != 2 or len(entry.shape) > MOST_DIMENSIONS:
-        raise ValueError(f"tensor {name!r} has {len(entry.shape)} dimensions, or no place")
-    start, stop = entry.data_offsets
-    size = math.prod(entry.shape) * WIDTHS[entry.dtype]
-    if stop - start != size:
-        raise ValueError(f"tensor {name!r} takes {size:,} bytes, and has {stop - start:,}")
-    return start
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A file as the package opens it; its errors become ConfigErrors."""
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ConfigError(
+            f"{file} can only be read with the package safetensors. "
+            "pip install 'gpt3jax[huggingface]'"
+        ) from error
+    with _refused(file, SafetensorError), safe_open(file, "np", backend="pread") as tensors:
+        yield tensors
 
 
-def _refusal(file: Path, error: Exception) -> ConfigError:
-    why = getattr(error, "strerror", None) or error
-    return ConfigError(f"{file} cannot be read: {truncate(str(why), 160)}. Get the file again")
+@contextmanager
+def _refused(file: Path, *others: type[Exception]) -> Iterator[None]:
+    """Convert an OSError, a ValueError or one of `others` to a ConfigError that names the file."""
+    try:
+        yield
+    except (OSError, ValueError, *others) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{file} cannot be read: {truncate(str(why), 160)}. Get the file again"
+        ) from error
 
 
 def write_folder(

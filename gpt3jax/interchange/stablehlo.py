@@ -114,15 +114,16 @@ def export(
       progress: called with each task and the fraction done.
 
     Raises:
-      ConfigError: `out` is not empty, or the package flatbuffers is missing.
+      ConfigError: `out` is not empty, or a package is missing.
       DamagedError: the checkpoint is damaged.
       CertificateError: the programs do not compute the same logits as the run.
       RunError: there is not enough disk space.
     """
-    if importlib.util.find_spec("flatbuffers") is None:
-        raise ConfigError(
-            "jax needs the package flatbuffers to store programs. pip install 'gpt3jax[stablehlo]'"
-        )
+    for package in ("flatbuffers", "safetensors"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"exports of programs need the package {package}. pip install 'gpt3jax[stablehlo]'"
+            )
     run = open_run(path)
     model = merged_model(run.experiment().model)  # LoRA is merged when parameters are read.
     check_is_new(out)

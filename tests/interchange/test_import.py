@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -286,6 +287,17 @@ def test_a_run_that_is_there_is_left_alone(folder, tmp_path):
     with pytest.raises(ConfigError, match="is not empty"):
         import_.import_(folder, tmp_path / "run")
     assert Path(tmp_path / "run/ledger.jsonl").read_text() == before
+
+
+def test_the_command_line_names_the_package_that_is_missing(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(os.sys.modules, "safetensors", None)
+    assert cli.main(["import", str(folder), "--run", str(tmp_path / "run")]) == 2
+    assert re.fullmatch(
+        r"error: \S*model.safetensors can only be read with the package safetensors\. "
+        r"pip install 'gpt3jax\[huggingface\]'\n",
+        capsys.readouterr().err,
+    )
+    assert os.listdir(tmp_path) == ["theirs"]
 
 
 def test_the_command_line_says_what_was_done(folder, tmp_path, capsys, monkeypatch):

@@ -173,6 +173,8 @@ def test_it_appears_whole_or_not_at_all(wide, make_run, tmp_path, monkeypatch):
     (tmp_path / "o/kept").write_text("")
     with pytest.raises(ConfigError, match="is not empty"):
         stablehlo.export(run.path, tmp_path / "o")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="flatbuffers"):
-        stablehlo.export(run.path, tmp_path / "new")
+    for package in ("flatbuffers", "safetensors"):
+        there = {"flatbuffers": 1, "safetensors": 1, package: None}
+        monkeypatch.setattr("importlib.util.find_spec", there.get)
+        with pytest.raises(ConfigError, match=rf"package {package}\. pip install"):
+            stablehlo.export(run.path, tmp_path / "new")
