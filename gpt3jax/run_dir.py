@@ -91,6 +91,11 @@ class Run:
         return self.path / "autotune"
 
     @property
+    def profiles(self) -> Path:
+        """Traces of steps, each in a folder of its own."""
+        return self.path / "profile"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

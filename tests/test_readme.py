@@ -25,7 +25,7 @@ PYTHON = re.compile(r"(import|from) \w")
 MARK = re.compile(r"<!-- not run: \S.* -->")
 SHOWN = {
     "README.md": 2, "docs/architecture.md": 1, "docs/data.md": 1, "docs/few_shot.md": 1,
-    "docs/xla_cpu.md": 1, "docs/extending.md": 8}  # fmt: skip
+    "docs/xla_cpu.md": 1, "docs/extending.md": 8, "docs/training.md": 1}  # fmt: skip
 """Blocks that are output, samples or tables."""
 NOT_RUN = {
     "README.md": 2, "docs/pods.md": 1, "docs/serving.md": 1, "docs/sweeps_and_scaling.md": 3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from gpt3jax.commands.inputs import MOST_BATCHES, check_range
 from gpt3jax.config import Experiment
+from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Changes, Run
 from gpt3jax.sharding.distributed import Hosts
 from gpt3jax.style import pluralize
 
 if TYPE_CHECKING:
     from gpt3jax.checkpoint.checkpointer import Position
+    from gpt3jax.train.monitor.profile import Trace
     from gpt3jax.train.train import Outcome
 
 
@@ -26,6 +29,7 @@ def train(
     run: Path | None = None,
     hosts: Hosts = Hosts(),  # noqa: B008 (frozen)
     stuck_after: float = 600.0,
+    profile: str | None = None,
     changes: Changes = Changes(),  # noqa: B008 (frozen)
 ) -> int:
     """Start a run, or resume an existing one. For several hosts, run the same command on each.
@@ -35,6 +39,7 @@ def train(
       gpt3jax train experiments/tiny.py --run runs/wide --model.d-model 384 --model.n-heads 12
       gpt3jax train experiments/tiny.py --coordinator 10.0.0.1:9911 --processes 2 --process 0
       gpt3jax train experiments/tiny.py --rewind-to 400 --skip 50
+      gpt3jax train experiments/tiny.py --run runs/traced --profile 20:24
       gpt3jax train experiments/tiny.py --schedule.peak-learning-rate 1e-3 --allow-change schedule
 
     Args:
@@ -43,11 +48,14 @@ def train(
       hosts: Coordinator and processes; detected on clusters.
       stuck_after: Timeout of the watchdog with several processes: after this many seconds without
         progress, a process writes its stacks and exits; 0: off.
+      profile: STEP:STEP traces these steps and those between them to RUN/profile/, for XProf and
+        Perfetto, and prints the kernels of the step with estimated and measured times.
       changes: Changes to an existing run, which are recorded in its event log.
     """
     began = time.time()
     check_range(0, 10**9, stuck_after=stuck_after)
     check_range(0, MOST_BATCHES, skip=changes.skip, rewind_to=changes.rewind_to or 0)
+    steps = traced_steps(profile, experiment) if profile is not None else None
     from gpt3jax.model.trainable import trained
     from gpt3jax.sharding.distributed import is_likely, join
     from gpt3jax.train.run_setup import check_base, check_writable, data_identity
@@ -66,15 +74,44 @@ def train(
     retain_freed_memory()
     allow_device_memory()
     join(hosts)
-    return train_and_report(experiment, path, stuck_after, changes, began)
+    return train_and_report(experiment, path, stuck_after, changes, began, steps)
+
+
+def traced_steps(text: str, experiment: Experiment) -> tuple[int, int]:
+    """The first and the last step of `--profile`.
+
+    Raises:
+      ConfigError: the text is malformed, or the run does not reach the last step.
+    """
+    from gpt3jax.train.schedules import is_done, sequences_after
+
+    parts = re.fullmatch(r"(\d{1,12}):(\d{1,12})", text)
+    first, last = map(int, parts.groups()) if parts else (0, 0)
+    if not 1 <= first <= last:
+        raise ConfigError(
+            f"--profile is {text!r}: expected the first and the last step, from 1 on. Write 20:24"
+        )
+    tokens = sequences_after(last - 1, experiment) * experiment.model.context
+    if is_done(last - 1, tokens, experiment):
+        raise ConfigError(
+            f"--profile {text}: the run ends before step {last}. Name earlier steps, or train "
+            "longer (--train.steps, --train.tokens)"
+        )
+    return first, last
 
 
 def train_and_report(
-    experiment: Experiment, path: Path, stuck_after: float, changes: Changes, began: float
+    experiment: Experiment,
+    path: Path,
+    stuck_after: float,
+    changes: Changes,
+    began: float,
+    steps: tuple[int, int] | None = None,
 ) -> int:
-    """Train, print a summary and return the exit code."""
+    """Train, print a summary and return the exit code; `steps` are the first and last to trace."""
     from gpt3jax.plan.choose import mesh_for
     from gpt3jax.sharding import processes
+    from gpt3jax.train.monitor.profile import StepTrace
     from gpt3jax.train.train import train as run_train
 
     try:
@@ -87,6 +124,7 @@ def train_and_report(
             stuck_after=stuck_after,
             changes=changes,
             began=began,
+            trace=StepTrace(*steps, _kernels) if steps else None,
         )
     except Exception as error:
         processes.end_together(error)
@@ -94,6 +132,20 @@ def train_and_report(
     if processes.is_first():
         print_outcome(path, experiment, outcome)
     return 128 + outcome.signal if outcome.signal else 0
+
+
+def _kernels(trace: Trace) -> str:
+    """The kernels of traced steps as text, with estimated and measured times."""
+    import jax
+
+    from gpt3jax.plan import show
+    from gpt3jax.plan.profile import sum_up
+    from gpt3jax.runtime.chips import chip_of
+
+    console = show.wide_console()
+    with console.capture() as shown:
+        show.print_profile(console, sum_up(trace, chip_of(jax.devices()[0].device_kind)))
+    return shown.get().rstrip()
 
 
 def print_outcome(path: Path, experiment: Experiment, outcome: Outcome) -> None:

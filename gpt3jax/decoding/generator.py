@@ -137,6 +137,17 @@ class Generator:
             yield from tokens_NB
             chunk, waiting = next_chunk, ahead
 
+    def step_program(self, length: int, new_tokens: int, sampling: Sampling) -> str:
+        """The compiled decode step of one row in HLO text, as `tokens` uses it."""
+        slots = padded_size(length + new_tokens, self.model)
+        prefill = partial(decode.prefill, model=self.model, slots=slots)
+        _, cache = jax.eval_shape(prefill, self.params, jnp.zeros((1, 1), int), jnp.int32(1))
+        token, seed = np.zeros(1, np.int32), np.uint32(0)
+        lowered = self._next.lower(
+            self.params, cache, token, seed, length, self.model, sampling, self.vocabulary
+        )
+        return lowered.compile().as_text() or ""
+
     def text(self, prompt: str, *, stop: Sequence[str] = (), **options) -> Iterator[str]:
         """Yield one sample's text in pieces, as soon as their UTF-8 is complete.
 

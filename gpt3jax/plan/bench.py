@@ -40,14 +40,16 @@ from gpt3jax.decoding.decode import Sampling
 from gpt3jax.decoding.generator import Generator
 from gpt3jax.model import param_specs
 from gpt3jax.model.init import init_params
+from gpt3jax.plan.bench_traces import decode_sizes, random_tokens, trace_decode, trace_train
 from gpt3jax.plan.choose import mesh_for
+from gpt3jax.plan.profile import sum_up
+from gpt3jax.plan.show import print_profile, wide_console
 from gpt3jax.runtime.chips import chip_of, peak_flops
 from gpt3jax.train.schedules import Microbatches
 from gpt3jax.train.state import abstract_state, init_sharded_state
 from gpt3jax.train.step import compile_train_step
 
 PRODUCT = 2048
-PROMPT, WRITTEN = 32, 128
 BATCHES = 50
 READ_BYTES, COPY_BYTES = 1 << 28, 1 << 30
 """Sizes of the arrays for the bandwidth test, on CPUs and accelerators; larger than any cache."""
@@ -60,14 +62,6 @@ UNITS = {
 }  # fmt: skip
 """Units by suffix of the metric's name; the first match wins. Metrics without a match are counts.
 """
-
-
-@dataclass(frozen=True)
-class RandomTokens:
-    """Stands in for a tokenizer, since `bench decode` only needs token ids."""
-
-    vocabulary: int
-    end_of_text: int = 0
 
 
 @dataclass
@@ -94,8 +88,13 @@ class Limit:
         return self.amount / min(self.seconds, default=1.0)
 
 
-def bench(what: str, experiment: Experiment, repeats: int, *, as_json: bool) -> None:
-    """Runs one benchmark and prints the median of `repeats` for each metric."""
+def bench(
+    what: str, experiment: Experiment, repeats: int, *, as_json: bool, with_profile: bool = False
+) -> None:
+    """Runs one benchmark and prints the median of `repeats` for each metric.
+
+    With `with_profile`, which `train` and `decode` have, some steps are traced after that.
+    """
     measure = {
         "train": bench_train,
         "decode": bench_decode,
@@ -111,8 +110,12 @@ def bench(what: str, experiment: Experiment, repeats: int, *, as_json: bool) -> 
         "jax": jax.__version__,
         **measure(experiment, repeats),
     }
+    profile = None
+    if with_profile:
+        trace = {"train": trace_train, "decode": trace_decode}[what](experiment)
+        profile = sum_up(trace, chip_of(jax.devices()[0].device_kind))
     if as_json:
-        print(json.dumps(figures))
+        print(json.dumps(figures | ({"profile": profile.record()} if profile else {})))
         return
     table = Table(show_header=False, box=None)
     for name, value in _flat(figures):
@@ -120,6 +123,8 @@ def bench(what: str, experiment: Experiment, repeats: int, *, as_json: bool) -> 
         unit = next((unit for ending, unit in UNITS.items() if name.endswith(ending)), "")
         table.add_row(name, shown, "" if isinstance(value, str) else unit)
     Console().print(table)
+    if profile:
+        print_profile(wide_console(), profile)
 
 
 def _flat(figures: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -167,12 +172,11 @@ def bench_decode(experiment: Experiment, repeats: int) -> dict[str, Any]:
     """
     model = experiment.model
     params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), model)
-    tokenizer: Any = RandomTokens(model.vocabulary)
     generators = {
-        weights: Generator(params, model, tokenizer, weights) for weights in get_args(Weights)
+        weights: Generator(params, model, random_tokens(model), weights)
+        for weights in get_args(Weights)
     }
-    prompt = list(range(1, min(PROMPT, model.context // 2) + 1))
-    n_new = min(WRITTEN, model.context - len(prompt))
+    prompt, n_new = decode_sizes(model)
 
     def decode(generator: Generator, new_tokens: int) -> Callable[[], None]:
         def work() -> None:

@@ -26,6 +26,7 @@ NOT_RUN = (
     "parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "copy-done",
     "async-start", "async-done",
 )  # fmt: skip
+CONTAINERS = ("while", "call", "conditional")
 SLICES = r"(?:dynamic-slice|slice|gather)\("
 PARTS = ("embed", "attention", "mlp", "unembed")
 """Named scopes of the model; the rest is the update."""
@@ -49,11 +50,11 @@ class Kernel:
     """Bytes of device memory read and written, per step and device."""
     seconds: float
     limit: str
-    """What takes these seconds: `FLOPs` or `bytes`."""
+    """What takes these seconds: `FLOPs` or `bytes`; empty if the chip's rates are not known."""
 
 
-def kernel_table(text: str, chip: Chip, dynamic: int = 1) -> list[Kernel]:
-    """The kernels of a program in HLO text, in descending order of time.
+def kernel_table(text: str, chip: Chip | None, dynamic: int = 1) -> list[Kernel]:
+    """The kernels of a program in HLO text, in descending order of time, or of bytes.
 
     `dynamic` is the trip count of loops whose length is not in the program.
     """
@@ -62,17 +63,31 @@ def kernel_table(text: str, chip: Chip, dynamic: int = 1) -> list[Kernel]:
     for times, each, moved in _executed(entry, 1, parts, dynamic):
         work, flops = _work(each, parts)
         share = RATES.get(work, RATES["product"]) * (2 if "matmul$f8" in each.text else 1)
-        by_flops = times * flops * chip.devices / (chip.peak * share)
-        by_bytes = times * moved * chip.devices / (chip.hbm_rate * RATES["bytes"])
+        by_flops = by_bytes = 0.0
+        if chip:
+            by_flops = times * flops * chip.devices / (chip.peak * share)
+            by_bytes = times * moved * chip.devices / (chip.hbm_rate * RATES["bytes"])
         added = (times, times * flops, times * moved, by_flops, by_bytes)
         total = sums[_part(each.text), work]
         total[:] = [a + b for a, b in zip(total, added, strict=True)]
-    found = [
-        Kernel(*key, int(count), flops, moved, max(by_flops, by_bytes),
-               "FLOPs" if by_flops > by_bytes else "bytes")
-        for key, (count, flops, moved, by_flops, by_bytes) in sums.items()
-    ]  # fmt: skip
-    return sorted(found, key=lambda each: -each.seconds)
+    found = []
+    for key, (count, flops, moved, by_flops, by_bytes) in sums.items():
+        limit = ("FLOPs" if by_flops > by_bytes else "bytes") if chip else ""
+        found.append(Kernel(*key, int(count), flops, moved, max(by_flops, by_bytes), limit))
+    return sorted(found, key=lambda each: (-each.seconds, -each.bytes))
+
+
+def kernel_groups(text: str) -> dict[str, tuple[str, str] | None]:
+    """The part and the work of each instruction of a program, by name.
+
+    None for loops, calls and branches, which run other instructions.
+    """
+    parts, _ = computations(text)
+    return {
+        each.name: None if each.kind in CONTAINERS else (_part(each.text), _work(each, parts)[0])
+        for instructions in parts.values()
+        for each in instructions
+    }
 
 
 def _executed(
@@ -167,5 +182,5 @@ def _part(text: str) -> str:
 
 
 def total_seconds(kernels: list[Kernel]) -> float:
-    """The time of all kernels, one after another."""
+    """The estimated time of all kernels, one after another."""
     return math.fsum(each.seconds for each in kernels)

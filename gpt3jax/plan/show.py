@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,12 +17,15 @@ from gpt3jax.plan.budget import PF_DAY, best_by_chinchilla, best_by_paper
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.flags import recommended, variable
 from gpt3jax.plan.hlo import Compiled
-from gpt3jax.plan.kernels import kernel_table, total_seconds
+from gpt3jax.plan.kernels import Kernel, kernel_table, total_seconds
 from gpt3jax.plan.planner import Plan
 from gpt3jax.plan.scaling_laws import Laws, matrix_parameters
 from gpt3jax.plan.slices import Slice, parse
 from gpt3jax.runtime.chips import CHIPS, GiB
 from gpt3jax.style import pluralize
+
+if TYPE_CHECKING:
+    from gpt3jax.plan.profile import Profile
 
 BEST_FEW, ALTERNATIVES = 4, 8
 ARTICLE_FLOPS, ARTICLE_PRICE = 28e12, 1.48
@@ -136,7 +139,8 @@ def show(
         console.print(f"{estimate.layout.overrides}:")
         _print_compiled(console, estimate, program)
         if with_kernels:
-            _print_kernels(console, estimate, program)
+            chip = estimate.slice.chip
+            print_kernels(console, kernel_table(program.text, chip, program.microbatches))
     if chip.name == "v100":
         years, dollars = article(experiment)
         console.print(
@@ -228,26 +232,50 @@ def _print_compiled(console: Console, best: Estimate, compiled: Compiled) -> Non
         )
 
 
-def _print_kernels(console: Console, estimate: Estimate, compiled: Compiled) -> None:
-    """The kernels of the step, those that take most first, and the sum of all."""
+def print_kernels(
+    console: Console, kernels: list[Kernel], measured: list[tuple[float, float]] | None = None
+) -> None:
+    """The kernels of a step and their sum.
+
+    `measured` has for each of them the executions and the seconds per step, and in the end all.
+    """
     table = Table(box=None)
     for name in ("part", "work"):
-        table.add_column(name)
-    for name in ("times", "GFLOP", "GB", "ms", "limit"):
+        table.add_column(name, no_wrap=True)
+    names = ("times", "GFLOP", "GB", "ms", "limit")
+    for name in (*names, *(("ran", "measured ms") if measured else ())):
         table.add_column(name, justify="right")
-    found = kernel_table(compiled.text, estimate.slice.chip, compiled.microbatches)
-    for each in found:
-        table.add_row(
-            each.part, each.work, f"{each.count:,}", f"{each.flops / 1e9:,.0f}",
-            f"{each.bytes / 1e9:,.2f}", f"{1e3 * each.seconds:,.2f}", each.limit,
-        )  # fmt: skip
-    count, moved = sum(each.count for each in found), sum(each.bytes for each in found)
-    flops, seconds = sum(each.flops for each in found), total_seconds(found)
-    table.add_row(
-        "all", "", f"{count:,}", f"{flops / 1e9:,.0f}", f"{moved / 1e9:,.2f}",
-        f"{1e3 * seconds:,.2f}", "",
-    )  # fmt: skip
+    sums = [sum(column) for column in zip(*map(_figures, kernels), strict=True)]
+    for index, each in enumerate((*kernels, None)):
+        count, flops, moved, seconds = _figures(each) if each else sums
+        names = (each.part, each.work) if each else ("all", "")
+        row = [f"{count:,}", _digits(flops / 1e9), _digits(moved / 1e9)]
+        row += [_digits(1e3 * seconds) if seconds else "-", each.limit if each else ""]
+        if measured:
+            row += [_digits(measured[index][0]), _digits(1e3 * measured[index][1])]
+        table.add_row(*names, *row)
     console.print(table)
+
+
+def _figures(kernel: Kernel) -> tuple[int, float, float, float]:
+    return kernel.count, kernel.flops, kernel.bytes, kernel.seconds
+
+
+def _digits(value: float) -> str:
+    """A number with three digits, or with all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def print_profile(console: Console, profile: Profile) -> None:
+    """The kernels of traced steps, with estimated and measured times."""
+    console.print(
+        f"{pluralize(profile.steps, 'step')} traced, {_digits(1e3 * profile.step_s)} ms each. "
+        f"Kernels of the step ran in {profile.covered:.1%} of this time. For XProf and Perfetto: "
+        f"{profile.folder}"
+    )
+    measured = [(each.count, each.seconds) for each in profile.kernels]
+    count, seconds = map(sum, zip(*measured, strict=True))
+    print_kernels(console, [each.kernel for each in profile.kernels], [*measured, (count, seconds)])
 
 
 def _print_flags(console: Console, best: Estimate) -> None:

@@ -30,6 +30,7 @@ from gpt3jax.train.monitor.display import Display
 from gpt3jax.train.monitor.loss_spikes import LASTING, Divergence, Spikes
 from gpt3jax.train.monitor.noise_scale import NoiseScale
 from gpt3jax.train.monitor.phase_timer import PhaseTimer
+from gpt3jax.train.monitor.profile import StepTrace, Trace
 from gpt3jax.train.run_setup import identities
 from gpt3jax.train.schedules import batch_windows, is_done, total_tokens
 from gpt3jax.train.state import TrainState
@@ -60,14 +61,17 @@ class Loop:
         clock: PhaseTimer,
         reached: int,
         base: Data | None = None,
+        trace: StepTrace | None = None,
     ):
         """Prepare to continue from `start`; earlier sessions reached step `reached`.
 
         `base` is the data of the parent run in fine-tuning. `caught` receives caught signals.
+        `trace` traces some of the steps, on process 0.
         """
         self.experiment, self.run, self.mesh = experiment, run, mesh
         self.checkpoints, self.caught = checkpoints, caught
         self.clock, self.reached = clock, reached
+        self.trace = trace if processes.is_first() else None
         self.is_stopping = False
         """Whether a host has caught a signal; all hosts set it at the same step."""
         self.bad_steps = self.failed_saves = 0
@@ -110,22 +114,24 @@ class Loop:
             stop = processes.any_host(self.caught, self.mesh)
             self.clock.enter("data", self.position.step)
             batch = self.stepper.next_batch()
+            if self.trace:
+                self.trace.begin(batch.after.step, state, self.run.profiles)
             self._enter_step()
-            if self.stepper.is_compiled:
-                state, metrics = self.stepper.step(state, batch)
-            else:
-                with self.display.compiling("train_step"):
-                    state, metrics = self.stepper.step(state, batch)
-                self._note_kernels(batch)
+            with jax.profiler.StepTraceAnnotation("train", step_num=batch.after.step):
+                state, metrics = self._step(state, batch)
             if unread:
                 self._finish(*unread, state)
             unread = batch, metrics
             self.is_stopping |= bool(stop)
             if self.checkpoints.has_failed():
                 self._await_save()
-            if self._is_pausing():
+            is_traced = self.trace is not None and self.trace.ends_at(batch.after.step)
+            if is_traced or self._is_pausing():
                 self._finish(*unread, state)
                 unread = None
+            if is_traced:
+                self._end_trace(state, batch)
+            if self._is_pausing():
                 self._pause(state)
         self._wait_for_save(state)
         if self._verdict().is_over:
@@ -133,6 +139,8 @@ class Loop:
         return self.position
 
     def close(self) -> None:
+        if self.trace and (problem := self.trace.close(self.position.step)):
+            self.display.note(problem)
         self.display.close()
         self.stepper.feed.close()
         self.log.close()
@@ -141,6 +149,24 @@ class Loop:
         done_before = "replay" if self.position.step < self.reached else "step"
         phase = done_before if self.stepper.is_compiled else "compile"
         self.clock.enter(phase, self.position.step)
+
+    def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Dispatch a step; the first one is compiled."""
+        if self.stepper.is_compiled:
+            return self.stepper.step(state, batch)
+        with self.display.compiling("train_step"):
+            stepped = self.stepper.step(state, batch)
+        self._note_kernels(batch)
+        return stepped
+
+    def _end_trace(self, state: TrainState, batch: Batch) -> None:
+        """End the trace, and show what it says."""
+        self.clock.enter("start", self.position.step)
+        if self.trace:
+            self.trace.end(state)
+            program = self.stepper.program(state, batch)
+            self.display.note(self.trace.report(Trace(self.trace.folder, program, batch.count)))
+        self.meter.restart()
 
     def _note_kernels(self, batch: Batch) -> None:
         if batch.before.step > 0 and self.stepper.has_other_kernels:

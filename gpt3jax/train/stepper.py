@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, repeat
+from typing import Any
 
 import jax
 import numpy as np
@@ -96,6 +97,12 @@ class Stepper:
             state, metrics = self._step(state, batch.windows, count, rate)
         self.is_compiled = True
         return state, metrics
+
+    def program(self, state: TrainState, batch: Batch) -> str:
+        """The compiled step in HLO text; JAX finds the program that ran, by its arguments."""
+        rate, count = np.float32(batch.learning_rate), np.int32(batch.count)
+        step: Any = self._step
+        return step.lower(state, batch.windows, count, rate).compile().as_text()
 
     @property
     def has_other_kernels(self) -> bool:

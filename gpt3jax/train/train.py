@@ -26,6 +26,7 @@ from gpt3jax.train import early_stopping, history, resume
 from gpt3jax.train.init_from import base_data, find_parent, first_state
 from gpt3jax.train.loop import Loop, evaluation_is_missing
 from gpt3jax.train.monitor import event_log, phase_timer
+from gpt3jax.train.monitor.profile import StepTrace
 from gpt3jax.train.run_setup import (
     caught_signals,
     check_is_shared,
@@ -58,6 +59,7 @@ def train(
     stuck_after: float = 0.0,
     changes: Changes = Changes(),  # noqa: B008 (frozen)
     began: float | None = None,
+    trace: StepTrace | None = None,
 ) -> Outcome:
     """Start the run at `path`, or resume it.
 
@@ -72,6 +74,7 @@ def train(
         the process; 0 disables it.
       changes: changes to an existing run.
       began: start of the session in seconds since 1970; now by default.
+      trace: steps to trace.
 
     Raises:
       ConfigError: experiment, data, devices, hosts and run are not compatible.
@@ -100,13 +103,17 @@ def train(
             lambda: early_stopping.finish_interrupted_stop(run, checkpoints, patience)
         )
         start = processes.on_first(lambda: asdict(resume.furthest(checkpoints)))
+        if trace:
+            trace.check(start["step"])
         if is_over or _is_finished(run, Position(**start), experiment):
             return Outcome(Position(**start), 0, None)
         reached = processes.on_first(lambda: phase_timer.close_interrupted_session(run))
         # No watchdog in a single process: nobody waits for it, and its steps may be slow.
         timer = phase_timer.PhaseTimer(run, began, stuck_after if jax.process_count() > 1 else 0.0)
         timer_stack.callback(timer.close)
-        steps, signal = _loop(run, experiment, mesh, checkpoints, caught, timer, reached, why)
+        steps, signal = _loop(
+            run, experiment, mesh, checkpoints, caught, timer, reached, why, trace
+        )
         # Early stopping returns to an earlier checkpoint.
         last = processes.on_first(lambda: asdict(resume.furthest(checkpoints)))
         return Outcome(Position(**last), steps, signal)
@@ -121,6 +128,7 @@ def _loop(
     timer: phase_timer.PhaseTimer,
     reached: int,
     why: str,
+    trace: StepTrace | None,
 ) -> tuple[int, int | None]:
     """Restore the state and train until the end or a signal: steps taken, and the signal."""
     timer.enter("restore")
@@ -129,7 +137,7 @@ def _loop(
     _record_start(run, experiment, mesh, position, why, notes)
     timer.enter("start", position.step)
     base = _base(run, notes)
-    loop = Loop(experiment, run, mesh, checkpoints, position, caught, timer, reached, base)
+    loop = Loop(experiment, run, mesh, checkpoints, position, caught, timer, reached, base, trace)
     if "auto" in asdict(experiment.mesh).values():
         notes.append(why)
     for note in notes:

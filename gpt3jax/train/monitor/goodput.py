@@ -22,7 +22,7 @@ PHASES = (
     ("save", "checkpoints, as far as training waited for them"),
     ("compile", "a session's first step and first evaluation, which are compiled"),
     ("restore", "reading a checkpoint"),
-    ("start", "all else before the first step"),
+    ("start", "all else, most of it before the first step"),
     ("idle", "between sessions: nothing ran"),
 )
 """Phases and their descriptions, in the order in which they are shown."""
