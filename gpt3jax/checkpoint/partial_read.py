@@ -77,16 +77,17 @@ class StoredLeaf:
 
     def _read_block(self, file: str, start: int, stop: int) -> np.ndarray:
         """Entries `start` to `stop` of a block along its first axis, padding included."""
-        values = np.empty((stop - start, *self.block[1:]), self.dtype)
+        entry = math.prod(self.block[1:]) * self.dtype.itemsize
         try:
             with (self.folder / file).open("rb") as opened:
-                opened.seek(start * math.prod(self.block[1:]) * self.dtype.itemsize)
-                if opened.readinto(values.reshape(-1).view(np.uint8)) < values.nbytes:
-                    raise ValueError("it is cut short")
+                opened.seek(start * entry)
+                found = np.fromfile(opened, np.uint8, (stop - start) * entry)
+            if found.nbytes < (stop - start) * entry:
+                raise ValueError("it is cut short")
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise DamagedError(f"leaf {self.name} cannot be read: {why}") from error
-        return values
+        return found.view(self.dtype).reshape(stop - start, *self.block[1:])
 
 
 @dataclass(frozen=True)

@@ -137,15 +137,16 @@ class Generator:
             yield from tokens_NB
             chunk, waiting = next_chunk, ahead
 
-    def step_program(self, length: int, new_tokens: int, sampling: Sampling) -> str:
-        """The compiled decode step of one row in HLO text, as `tokens` uses it."""
+    def program(self, length: int, new_tokens: int, sampling: Sampling) -> str:
+        """The compiled loop over the tokens of one row in HLO text, as `tokens` uses it."""
         slots = padded_size(length + new_tokens, self.model)
-        prefill = partial(decode.prefill, model=self.model, slots=slots)
-        _, cache = jax.eval_shape(prefill, self.params, jnp.zeros((1, 1), int), jnp.int32(1))
-        token, seed = np.zeros(1, np.int32), np.uint32(0)
-        lowered = self._next.lower(
-            self.params, cache, token, seed, length, self.model, sampling, self.vocabulary
-        )
+        prompt = jnp.zeros((1, SMALLEST_PREFILL), jnp.int32)
+        _, cache = self._prefill.eval_shape(self.params, prompt, jnp.int32(1), self.model, slots)
+        writing = decode.Writing(cache, jnp.zeros(1, jnp.int32), jnp.zeros(1, bool))
+        lowered = self._write.lower(
+            self.params, writing, np.uint32(0), length, 1, NO_TOKEN, self.model, sampling,
+            self.vocabulary,
+        )  # fmt: skip
         return lowered.compile().as_text() or ""
 
     def text(self, prompt: str, *, stop: Sequence[str] = (), **options) -> Iterator[str]:

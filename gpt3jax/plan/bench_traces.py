@@ -43,7 +43,7 @@ def trace_train(experiment: Experiment) -> Trace:
 
 
 def trace_decode(experiment: Experiment) -> Trace:
-    """Traces decode steps of one sequence with full weights, after the prefill."""
+    """Traces the tokens of one sequence with full weights, after the prefill; a step is a token."""
     model = experiment.model
     params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), model)
     generator = Generator(params, model, random_tokens(model))
@@ -53,7 +53,7 @@ def trace_decode(experiment: Experiment) -> Trace:
         pass
     tokens = generator.tokens(prompt, new_tokens=n_new, sampling=greedy)
     next(tokens)
-    # The first step is dispatched.
+    # The second token is dispatched.
     jax.block_until_ready([each for each in jax.live_arrays() if not each.is_deleted()])
     folder = _start("decode", experiment)
     for number in range(n_new - 2):
@@ -61,7 +61,7 @@ def trace_decode(experiment: Experiment) -> Trace:
             next(tokens)
     next(tokens)
     jax.profiler.stop_trace()
-    return Trace(folder, generator.step_program(len(prompt), n_new, greedy), step="decode")
+    return Trace(folder, generator.program(len(prompt), n_new, greedy), step="decode")
 
 
 def random_tokens(model: Model) -> Any:

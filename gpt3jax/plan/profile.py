@@ -115,13 +115,13 @@ def sum_up(trace: Trace, chip: Chip | None) -> Profile:
     return Profile(str(trace.folder), len(starts), wall / len(starts) / 1e9, covered, measured)
 
 
-def _all_events(data: ProfileData) -> Iterator[Any]:
+def _all_events(data: Any) -> Iterator[Any]:
     for plane in data.planes:
         for line in plane.lines:
             yield from line.events
 
 
-def _executions(data: ProfileData) -> Iterator[Event]:
+def _executions(data: Any) -> Iterator[Event]:
     """What ran on devices. On CPUs, an operation starts on one thread and may end on another."""
     for plane in data.planes:
         is_device = plane.name.startswith("/device:")
