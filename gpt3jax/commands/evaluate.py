@@ -64,24 +64,17 @@ def evaluate(
     from gpt3jax.sharding.mesh import make_mesh
 
     devices = make_mesh(mesh)
-    names = {path.resolve().name for path in runs}
-    if out and len(names) < len(runs):
+    if out and len({path.resolve().name for path in runs}) < len(runs):
         raise ConfigError(
             f"--out {out} gets a folder named after each run: two have the same name. Drop --out"
         )
     protocol = Protocol(shots, draws, seed, shared, beams)
+    options: dict[str, Any] = {"examples": examples, "words": words, "step": step}
     rows, folders = [], []
     for path in runs:
+        own = out / path.resolve().name if out and len(runs) > 1 else out
         scores, folder = evaluate_run(
-            path,
-            tasks,
-            protocol,
-            devices,
-            examples=examples,
-            words=words,
-            step=step,
-            out=out / path.resolve().name if out and len(runs) > 1 else out,
-            draw_plot=plot,
+            path, tasks, protocol, devices, out=own, draw_plot=plot, **options
         )
         folders.append(folder)
         rows += [{"run": str(path), **row} for row in scores]
