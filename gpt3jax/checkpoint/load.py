@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 
-from gpt3jax.checkpoint.checkpointer import Checkpointer
+from gpt3jax.checkpoint.checkpointer import Checkpointer, Loaded
 from gpt3jax.config import Experiment, Model
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.errors import ConfigError
@@ -44,25 +45,38 @@ def load_model(path: Path, step: int | None, mesh: jax.sharding.Mesh) -> LoadedM
     """
     run = open_run(path)
     experiment = run.experiment()
-    checkpoints = Checkpointer(run.checkpoints)
     abstract = abstract_params(experiment.model, mesh)
     tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
+
+    def load(checkpoints: Checkpointer, each: int) -> LoadedModel:
+        params = checkpoints.restore_params(each, abstract)
+        return LoadedModel(run, experiment, tokenizer, each, params)
+
+    return load_step(run, step, load)
+
+
+def load_step(run: Run, step: int | None, load: Callable[[Checkpointer, int], Loaded]) -> Loaded:
+    """The result of `load` for the checkpoint of a step, or for the newest intact one if None.
+
+    The files are compared with the manifest before `load` is called.
+
+    Raises:
+      ConfigError: there is no such checkpoint.
+      DamagedError: it, or each, differs from what was saved.
+    """
+    checkpoints = Checkpointer(run.checkpoints)
     steps = checkpoints.steps()
     if not steps:
         raise ConfigError(f"{run.path} has no checkpoint yet: it was stopped early. Train it first")
     if step is None:
-        newest = checkpoints.newest(
-            lambda each: (each, checkpoints.restore_params(each, abstract)), _warn
-        )
+        newest = checkpoints.newest(lambda each: load(checkpoints, each), _warn)
         assert newest is not None  # Since `steps` is not empty.
-        step, params = newest
-    elif step in steps:
-        checkpoints.manifest(step)
-        params = checkpoints.restore_params(step, abstract)
-    else:
+        return newest
+    if step not in steps:
         raise ConfigError(f"{run.path} has no checkpoint of step {step}. It has {steps}")
-    return LoadedModel(run, experiment, tokenizer, step, params)
+    checkpoints.manifest(step)
+    return load(checkpoints, step)
 
 
 def _warn(step: int, reason: str) -> None:
-    print(f"warning: checkpoint {step} was passed over: {reason}", file=sys.stderr)
+    print(f"warning: checkpoint {step} was skipped: {reason}", file=sys.stderr)

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 from gpt3jax.checkpoint.manifest import CheckpointManifest
-from gpt3jax.config import Experiment
 from gpt3jax.interchange.certificate import Certificate
 from gpt3jax.run_dir import Run
 from gpt3jax.style import pluralize
@@ -22,10 +21,9 @@ tags:
 """
 
 
-def card(
-    run: Run, experiment: Experiment, manifest: CheckpointManifest, certificate: Certificate
-) -> str:
+def card(run: Run, manifest: CheckpointManifest, certificate: Certificate) -> str:
     """The text of README.md."""
+    experiment = run.experiment()
     model = experiment.model
     data = run.identity()["data"]
     kind = "dense" if certificate.family == "gpt2" else f"dense and banded ({model.band}) layers"

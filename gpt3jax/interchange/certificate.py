@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt3jax.checkpoint.manifest import CheckpointManifest
 from gpt3jax.checkpoint.partial_read import StoredParams
 from gpt3jax.config import Model
 from gpt3jax.data.tokenizer import Tokenizer
@@ -28,6 +29,7 @@ from gpt3jax.model import attention
 from gpt3jax.model.gpt3 import block
 from gpt3jax.model.layers import embed, unembed
 from gpt3jax.model.param_specs import count_params
+from gpt3jax.run_dir import Run
 from gpt3jax.runtime.memory import available_bytes
 
 FILE = "certificate.json"
@@ -43,6 +45,28 @@ PIP = "pip install 'gpt3jax[parity]' (PyTorch, transformers)"
 
 class CertificateError(RunError):
     """The exported model does not compute the same logits or tokens as the run."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The verified checkpoint that is exported."""
+
+    run: Run
+    model: Model
+    """Without LoRA, which is merged when parameters are read."""
+    tokenizer: Tokenizer
+    manifest: CheckpointManifest
+    params: StoredParams
+
+    def facts(self, family: str, dtype: str) -> dict[str, Any]:
+        """The fields of the certificate up to `state`."""
+        return {
+            "family": family,
+            "dtype": dtype,
+            "parameters": count_params(self.model),
+            "step": self.manifest.step,
+            "state": self.manifest.state,
+        }
 
 
 @dataclass(frozen=True)
@@ -87,17 +111,8 @@ class Certificate:
         (folder / FILE).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
-def certify(
-    folder: Path, params: StoredParams, model: Model, tokenizer: Tokenizer, **facts: Any
-) -> Certificate:
-    """Compare an exported folder with its run.
-
-    Args:
-      folder: the exported folder.
-      params: the run's parameters.
-      model: the run's model.
-      tokenizer: the run's tokenizer.
-      facts: the fields of the certificate up to `state`.
+def certify(folder: Path, source: Source, facts: dict[str, Any]) -> Certificate:
+    """Compare an exported folder with the run; `facts` are those of `Source.facts`.
 
     Raises:
       CertificateError: the logits or tokens differ.
@@ -108,11 +123,11 @@ def certify(
     except ImportError:
         return Certificate(**facts, peer=None, why_not=f"transformers is not installed. {PIP}")
     # Four bytes per parameter, and the activations of a forward pass.
-    if reason := memory_shortage("transformers", 5 * count_params(model)):
+    if reason := memory_shortage("transformers", 5 * facts["parameters"]):
         return Certificate(**facts, peer=None, why_not=reason)
-    texts = _check_tokenizer(folder, tokenizer)
-    tokens = prompts(model, tokenizer)
-    ours, theirs = our_logits(params, tokens, model), _their_logits(folder, tokens)
+    texts = _check_tokenizer(folder, source.tokenizer)
+    tokens = prompts(source.model, source.tokenizer)
+    ours, theirs = our_logits(source.params, tokens, source.model), _their_logits(folder, tokens)
     peer = f"transformers {transformers.__version__}"
     return compare_logits(ours, theirs, peer=peer, texts=texts, **facts)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,8 @@ from typing import Literal
 import numpy as np
 
 from gpt3jax.checkpoint.checkpointer import Checkpointer
-from gpt3jax.checkpoint.manifest import read_manifest
+from gpt3jax.checkpoint.load import load_step
+from gpt3jax.checkpoint.manifest import CheckpointManifest, read_manifest
 from gpt3jax.checkpoint.partial_read import StoredParams
 from gpt3jax.config import Model
 from gpt3jax.data.tokenizer import Tokenizer
@@ -27,12 +27,11 @@ from gpt3jax.errors import ConfigError, RunError
 from gpt3jax.interchange import huggingface
 from gpt3jax.interchange.architecture import Family, family_of, to_config
 from gpt3jax.interchange.card import card
-from gpt3jax.interchange.certificate import Certificate, certify
+from gpt3jax.interchange.certificate import Certificate, Source, certify
 from gpt3jax.interchange.safetensors import FLOATS, Shapes, write_folder
 from gpt3jax.interchange.tokenizer_files import write_tokenizer
 from gpt3jax.model.lora import merged_model
 from gpt3jax.model.mup import width_ratio
-from gpt3jax.model.param_specs import count_params
 from gpt3jax.run_dir import Run, open_run
 from gpt3jax.runtime.atomic_folder import atomic_folder, is_free
 from gpt3jax.train.resume import check_is_own
@@ -69,63 +68,53 @@ def export(
       CertificateError: the exported model does not compute the same logits as the run.
       RunError: there is not enough disk space.
     """
-    run = open_run(path)
-    model = merged_model(run.experiment().model)  # LoRA is merged when parameters are read.
+    model = merged_model(open_run(path).experiment().model)
     family = family_of(model)
-    check_is_new(out)
-    tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
-    step, params = open_checkpoint(run, step, progress)
+    source = open_source(path, out, step, progress)
     with atomic_folder(out) as folder:
-        shapes = huggingface.shapes(family, model)
-        check_space(folder, shapes, DTYPES[dtype])
-        tensors = _tensors(family, params, model, progress)
-        write_folder(folder, shapes, DTYPES[dtype], tensors)
-        _write_config(folder, model, tokenizer, dtype)
-        write_tokenizer(folder, tokenizer, model.context)
+        tensors = _tensors(family, source.params, model, progress)
+        write_weights(folder, huggingface.shapes(family, model), dtype, tensors)
+        _write_config(folder, model, source.tokenizer, dtype)
+        write_tokenizer(folder, source.tokenizer, model.context)
         progress("comparing", 0.0)
-        manifest = read_manifest(run.checkpoints / str(step))
-        certificate = certify(
-            folder,
-            params,
-            model,
-            tokenizer,
-            family=family,
-            dtype=dtype,
-            parameters=count_params(model),
-            step=step,
-            state=manifest.state,
-        )
+        certificate = certify(folder, source, source.facts(family, dtype))
         certificate.write(folder)
-        text = card(run, run.experiment(), manifest, certificate)
+        text = card(source.run, source.manifest, certificate)
         (folder / "README.md").write_text(text, encoding="utf-8")
     progress("comparing", 1.0)
     return certificate
 
 
-def open_checkpoint(run: Run, step: int | None, progress: Progress) -> tuple[int, StoredParams]:
+def open_source(path: Path, out: Path, step: int | None, progress: Progress) -> Source:
+    """The checkpoint of a run that is exported to `out`, by default the newest intact one.
+
+    Raises:
+      ConfigError: `out` is not empty, or there is no such run or checkpoint.
+      DamagedError: the checkpoint is damaged.
+    """
+    run = open_run(path)
+    if not is_free(out):
+        raise ConfigError(f"--out {out} is not empty: exports need a new folder. Choose another")
+    tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
+    manifest, params = open_checkpoint(run, step, progress)
+    return Source(run, merged_model(params.model), tokenizer, manifest, params)
+
+
+def open_checkpoint(
+    run: Run, step: int | None, progress: Progress
+) -> tuple[CheckpointManifest, StoredParams]:
     """Open a checkpoint, by default the newest intact one, and verify its hashes."""
-    checkpoints, model = Checkpointer(run.checkpoints), run.experiment().model
-    known, steps = identities(run), checkpoints.steps()
+    known = identities(run)
+
+    def load(checkpoints: Checkpointer, each: int) -> tuple[CheckpointManifest, StoredParams]:
+        manifest = read_manifest(checkpoints.path(each))
+        check_is_own(manifest, each, known)
+        return manifest, checkpoints.open_params(each, run.experiment().model)
+
     progress("hashes", 0.0)
-
-    def load(each: int) -> tuple[int, StoredParams]:
-        check_is_own(read_manifest(checkpoints.path(each)), each, known)
-        return each, checkpoints.open_params(each, model)
-
-    if step is not None:
-        if step not in steps:
-            raise ConfigError(f"{run.path} has no checkpoint of step {step}. It has {steps}")
-        checkpoint = load(step)
-    else:
-        checkpoint = checkpoints.newest(load, _warn)
-        if checkpoint is None:
-            raise ConfigError(f"{run.path} has no checkpoint yet. Train it first")
+    checkpoint = load_step(run, step, load)
     progress("hashes", 1.0)
     return checkpoint
-
-
-def _warn(step: int, reason: str) -> None:
-    print(f"warning: checkpoint {step} was skipped: {reason}", file=sys.stderr)
 
 
 def _tensors(
@@ -165,26 +154,19 @@ def _write_config(folder: Path, model: Model, tokenizer: Tokenizer, dtype: Dtype
         (folder / name).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def check_is_new(out: Path) -> None:
-    """Check that a folder does not exist or is empty.
+def write_weights(
+    folder: Path, shapes: Shapes, dtype: Dtype, tensors: Iterator[tuple[str, np.ndarray]]
+) -> None:
+    """Write tensors as `write_folder` does.
 
     Raises:
-      ConfigError: it is not empty.
+      RunError: the disk has too little space for them.
     """
-    if not is_free(out):
-        raise ConfigError(f"--out {out} is not empty: exports need a new folder. Choose another")
-
-
-def check_space(folder: Path, shapes: Shapes, dtype: np.dtype) -> None:
-    """Check that the disk has space for the tensors.
-
-    Raises:
-      RunError: it does not.
-    """
-    need = sum(map(math.prod, shapes.values())) * dtype.itemsize + SPARE
+    need = sum(map(math.prod, shapes.values())) * DTYPES[dtype].itemsize + SPARE
     free = shutil.disk_usage(folder).free
     if need > free:
         raise RunError(
             f"the export needs {need / 1e9:.3g} GB, but {folder.parent} has {free / 1e9:.3g} GB "
             "free. Free some, or use --dtype bfloat16"
         )
+    write_folder(folder, shapes, DTYPES[dtype], tensors)

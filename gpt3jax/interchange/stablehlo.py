@@ -22,33 +22,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from gpt3jax.checkpoint.manifest import read_manifest
 from gpt3jax.checkpoint.partial_read import StoredParams
 from gpt3jax.config import Model
-from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.decoding import decode
 from gpt3jax.errors import ConfigError
 from gpt3jax.interchange.certificate import (
     Certificate,
+    Source,
     compare_logits,
     memory_shortage,
     our_logits,
     prompts,
 )
-from gpt3jax.interchange.export import (
-    DTYPES,
-    Dtype,
-    Progress,
-    check_is_new,
-    check_space,
-    open_checkpoint,
-)
-from gpt3jax.interchange.safetensors import Shapes, read_folder, write_folder
+from gpt3jax.interchange.export import Dtype, Progress, open_source, write_weights
+from gpt3jax.interchange.safetensors import Shapes, read_folder
 from gpt3jax.model.gpt3 import Cache
 from gpt3jax.model.init import Params
-from gpt3jax.model.lora import merged_model
-from gpt3jax.model.param_specs import count_params, named_specs, param_specs
-from gpt3jax.run_dir import open_run
+from gpt3jax.model.param_specs import named_specs, param_specs
 from gpt3jax.runtime.atomic_folder import atomic_folder
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -106,12 +96,7 @@ def export(
 ) -> Certificate:
     """Write programs and weights to `out`, which is created atomically once it is verified.
 
-    Args:
-      path: the run.
-      out: the folder; it must not exist or be empty.
-      dtype: dtype of weights and activations.
-      step: step of the checkpoint; default: the newest intact one.
-      progress: called with each task and the fraction done.
+    The arguments are those of `export.export`; activations have the dtype of the weights.
 
     Raises:
       ConfigError: `out` is not empty, or a package is missing.
@@ -124,22 +109,17 @@ def export(
             raise ConfigError(
                 f"exports of programs need the package {package}. pip install 'gpt3jax[stablehlo]'"
             )
-    run = open_run(path)
-    model = merged_model(run.experiment().model)  # LoRA is merged when parameters are read.
-    check_is_new(out)
-    tokenizer = Tokenizer.load(run.tokenizer_file, run.tokenizer_hash)
-    step, params = open_checkpoint(run, step, progress)
+    source = open_source(path, out, step, progress)
+    tokenizer, manifest = source.tokenizer, source.manifest
+    model = dataclasses.replace(source.model, dtype=dtype)
+    shapes = shapes_of(model)
     with atomic_folder(out) as folder:
-        shapes = shapes_of(model)
-        check_space(folder, shapes, DTYPES[dtype])
-        write_folder(folder, shapes, DTYPES[dtype], _tensors(params, model, progress))
-        model = dataclasses.replace(model, dtype=dtype)
+        write_weights(folder, shapes, dtype, _tensors(source.params, model, progress))
         for name, program in programs(model, shapes).items():
             progress("programs", PROGRAMS.index(name) / len(PROGRAMS))
             (folder / f"{name}.jax_export").write_bytes(program.serialize())
-        manifest = read_manifest(run.checkpoints / str(step))
         facts = {
-            "step": step, "state": manifest.state, "code": manifest.code, "dtype": dtype,
+            "step": manifest.step, "state": manifest.state, "code": manifest.code, "dtype": dtype,
             "context": model.context, "vocabulary": model.vocabulary,
             "end_of_text": tokenizer.end_of_text, "platforms": PLATFORMS,
             "tokens": [tokenizer.token_bytes(token).hex() for token in range(tokenizer.vocabulary)],
@@ -148,41 +128,24 @@ def export(
         (folder / "run.py").write_text(SCRIPT)
         tokenizer.save(folder / "tokenizer.model")
         progress("comparing", 0.0)
-        certificate = certify(
-            folder,
-            params,
-            model,
-            tokenizer,
-            family="stablehlo",
-            dtype=dtype,
-            parameters=count_params(model),
-            step=step,
-            state=manifest.state,
-        )
+        certificate = certify(folder, source, source.facts("stablehlo", dtype))
         certificate.write(folder)
     progress("comparing", 1.0)
     return certificate
 
 
-def certify(
-    folder: Path, params: StoredParams, model: Model, tokenizer: Tokenizer, **facts: Any
-) -> Certificate:
+def certify(folder: Path, source: Source, facts: dict[str, Any]) -> Certificate:
     """Compare the exported programs and weights with the run.
 
     Two rows of different lengths are prefilled together and then decoded for some steps. Only the
-    programs for CPU are compared, because every machine can run them.
-
-    Args:
-      folder: the exported folder.
-      params: the run's parameters.
-      model: the run's model with the dtype of the programs.
-      tokenizer: the run's tokenizer.
-      facts: the fields of the certificate up to `state`.
+    programs for CPU are compared, because every machine can run them. `facts` are those of
+    `Source.facts`.
 
     Raises:
       CertificateError: the logits differ.
     """
-    tokens_BT = prompts(model, tokenizer)
+    model = source.model
+    tokens_BT = prompts(model, source.tokenizer)
     B, T = tokens_BT.shape
     slots = B * 2 * model.n_layers * model.context * model.n_heads * model.d_head
     # Three copies: as read, as laid out, and in a step. XLA's CPU backend computes in float32.
@@ -197,7 +160,7 @@ def certify(
     with jax.default_device(cpu):
         theirs = _their_logits(folder, tokens_BT, length_B, steps, model.context)
     at_BT = length_B[:, None] - 1 + np.arange(steps + 1)
-    ours = np.take_along_axis(our_logits(params, tokens_BT, model), at_BT[..., None], 1)
+    ours = np.take_along_axis(our_logits(source.params, tokens_BT, model), at_BT[..., None], 1)
     return compare_logits(ours, theirs, peer=f"jax {jax.__version__} with the programs", **facts)
 
 
