@@ -87,7 +87,7 @@ def embed(
     is_known_BT = (tokens_BT >= 0) & (tokens_BT < vocabulary)
     tokens_BT = jnp.where(is_known_BT, tokens_BT, UNKNOWN)
     if isinstance(rows_VD, Quantized):
-        x_BTD = rows_VD.rows(tokens_BT)
+        x_BTD = rows_VD.rows(tokens_BT).astype(params["position_embedding"].dtype)
     elif axis_size("tensor") == 1:
         x_BTD = take_rows(rows_VD, tokens_BT)
     else:

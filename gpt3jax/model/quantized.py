@@ -52,6 +52,10 @@ class Quantized:
 
     def _dot(self, x_MI: jax.Array) -> jax.Array:
         dtype, is_small = x_MI.dtype, self.values.dtype != x_MI.dtype
+        if platform() == "gpu" and is_small and len(x_MI) == 1:
+            # A reduction converts as it reads. A product would get a converted copy of the
+            # embedding, of twice the bytes, for each token.
+            return jnp.sum(self.values.astype(jnp.float32) * x_MI.astype(jnp.float32), -1)[None]
         if platform() != "cpu":
             return x_MI @ self.values.astype(dtype).T
         if len(x_MI) == 1 and (is_small or self.values.size < LARGE):

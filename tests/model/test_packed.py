@@ -37,6 +37,27 @@ def test_full_is_what_it_was(params, model):
     assert quantize_and_restore(params, "full") is params
 
 
+@pytest.mark.parametrize("weights", ALL)
+def test_activations_have_the_dtype_of_the_model(params, model, weights):
+    """The cache shows it; float32 scales once made all activations float32."""
+    narrow = dataclasses.replace(model, dtype="bfloat16")
+    ready = decode.decoding_params(params, narrow, weights)
+    _, cache = jax.eval_shape(
+        lambda params: decode.prefill(params, TOKENS, np.int32(40), narrow, 48), ready
+    )
+    assert {leaf.dtype for leaf in (*cache.keys, *cache.values)} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_product_on_a_gpu_is_that_of_the_restored_matrix(rows, monkeypatch):
+    monkeypatch.setattr("gpt3jax.model.quantized.platform", lambda: "gpu")
+    values = jax.random.randint(jax.random.key(0), (24, 16), -127, 128, jnp.int8)
+    packed = Quantized(values, jnp.linspace(0.5, 2.0, 24), (16, 24))
+    x_MI = jax.random.normal(jax.random.key(1), (rows, 16))
+    expected = np.float64(x_MI) @ (np.float64(values) * np.float64(packed.scale)[:, None]).T
+    np.testing.assert_allclose(packed.dot(x_MI), expected, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize(("weights", "relative"), [("bfloat16", 2**-8), ("int8", 1 / 254)])
 def test_what_is_lost_is_bounded(params, model, weights, relative):
     found = quantize_and_restore(params, weights)
