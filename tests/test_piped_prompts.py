@@ -22,7 +22,7 @@ def read(monkeypatch):
     monkeypatch.setattr(
         record, "inspect_run", lambda run, settings, **_: taken.append(settings.prompt)
     )
-    monkeypatch.setattr(record, "write_page", lambda *_: None)
+    monkeypatch.setattr(record, "write_page", lambda *_: 0)
 
     def read(*words):
         assert cli.main(list(words)) == 0
