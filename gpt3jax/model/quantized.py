@@ -1,6 +1,6 @@
 """Weights stored for decoding, which is bound by the bandwidth of reading them.
 
-    full       unchanged; on CPUs transposed to one row per output, which XLA reads faster
+    full       unchanged; on CPUs and GPUs transposed to one row per output, which XLA reads faster
     bfloat16   rounded
     int8       integers from -127 to 127, with a scale per output
 
@@ -93,9 +93,9 @@ def quantize(params: Params, weights: Weights) -> Params:
 
     Args:
       params: parameters with `layers` as a list.
-      weights: storage format; `full` changes the layout on CPUs only.
+      weights: storage format; `full` changes the layout only, and not on TPUs.
     """
-    if weights == "full" and platform() != "cpu":
+    if weights == "full" and platform() == "tpu":
         return params
     layers = [_over_kernels(layer, weights, _pack) for layer in params["layers"]]
     embedding = params["token_embedding"]
