@@ -162,14 +162,13 @@ def test_tokens_do_not_depend_on_the_sizes_of_chunks(generator, monkeypatch, sec
 
 def test_decoding_stops_on_the_device_when_each_row_has_ended(generator):
     """The chunk after the end is empty, and until then the tokens are the same."""
-    drawn_ = drawn(generator, new_tokens=40, rows=2, seed=5)
-    end = int(drawn_[0, 9])
-    first = [row.tolist().index(end) if end in row else 40 for row in drawn_]
-    last = min(max(first), 39)
+    complete = drawn(generator, new_tokens=40, rows=2, seed=5)
+    end = int(complete[0, 9])
+    ended_at = [row.tolist().index(end) if end in row else 39 for row in complete]
     ended = drawn(generator, new_tokens=40, rows=2, seed=5, end=end)
-    assert ended.shape[1] == last + 1
-    for row, (found, length) in enumerate(zip(ended, first, strict=True)):
-        np.testing.assert_array_equal(found[: length + 1], drawn_[row, : last + 1][: length + 1])
+    assert ended.shape[1] == max(ended_at) + 1
+    for found, expected, at in zip(ended, complete, ended_at, strict=True):
+        np.testing.assert_array_equal(found[: at + 1], expected[: at + 1])
 
     prompt = jnp.asarray([PROMPT], jnp.int32)
     _, cache = generator._prefill(generator.params, prompt, len(PROMPT), MODEL, 32)
