@@ -89,11 +89,11 @@ def html_figure(file: Path, caption: str, name: str = "") -> str:
     )
 
 
-def wide_console() -> Console:
-    """A console for tables, which are only wrapped on a terminal."""
+def wide_console(soft_wrap: bool = False) -> Console:
+    """A console for tables, which are only wrapped on a terminal; with `soft_wrap` by itself."""
     from rich.console import Console  # A local import: `--help` needs none of it.
 
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, soft_wrap=soft_wrap)
     if not console.is_terminal:
         console.width = 10_000
     return console

@@ -16,7 +16,7 @@ from gpt3jax.config import Experiment
 from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Changes, Run
 from gpt3jax.sharding.distributed import Hosts
-from gpt3jax.style import pluralize
+from gpt3jax.style import pluralize, wide_console
 
 if TYPE_CHECKING:
     from gpt3jax.checkpoint.checkpointer import Position
@@ -138,13 +138,13 @@ def _kernels(trace: Trace) -> str:
     """The kernels of traced steps as text, with estimated and measured times."""
     import jax
 
-    from gpt3jax.plan import show
     from gpt3jax.plan.profile import sum_up
+    from gpt3jax.plan.show import print_profile
     from gpt3jax.runtime.chips import chip_of
 
-    console = show.wide_console()
+    console = wide_console(soft_wrap=True)
     with console.capture() as shown:
-        show.print_profile(console, sum_up(trace, chip_of(jax.devices()[0].device_kind)))
+        print_profile(console, sum_up(trace, chip_of(jax.devices()[0].device_kind)))
     return shown.get().rstrip()
 
 

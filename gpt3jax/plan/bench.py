@@ -43,8 +43,9 @@ from gpt3jax.model.init import init_params
 from gpt3jax.plan.bench_traces import decode_sizes, random_tokens, trace_decode, trace_train
 from gpt3jax.plan.choose import mesh_for
 from gpt3jax.plan.profile import sum_up
-from gpt3jax.plan.show import print_profile, wide_console
+from gpt3jax.plan.show import print_profile
 from gpt3jax.runtime.chips import chip_of, peak_flops
+from gpt3jax.style import wide_console
 from gpt3jax.train.schedules import Microbatches
 from gpt3jax.train.state import abstract_state, init_sharded_state
 from gpt3jax.train.step import compile_train_step
@@ -124,7 +125,7 @@ def bench(
         table.add_row(name, shown, "" if isinstance(value, str) else unit)
     Console().print(table)
     if profile:
-        print_profile(wide_console(), profile)
+        print_profile(wide_console(soft_wrap=True), profile)
 
 
 def _flat(figures: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -22,7 +21,7 @@ from gpt3jax.plan.planner import Plan
 from gpt3jax.plan.scaling_laws import Laws, matrix_parameters
 from gpt3jax.plan.slices import Slice, parse
 from gpt3jax.runtime.chips import CHIPS, GiB
-from gpt3jax.style import pluralize
+from gpt3jax.style import pluralize, wide_console
 
 if TYPE_CHECKING:
     from gpt3jax.plan.profile import Profile
@@ -116,7 +115,7 @@ def show(
             first["expected_loss"] = expected_loss(plan.best.experiment, laws)
         print(json.dumps(first | {"finalists": others}))
         return
-    best, console = plan.best, wide_console()
+    best, console = plan.best, wide_console(soft_wrap=True)
     experiment, chip = best.experiment, best.slice.chip
     console.print(
         f"{experiment.name} on {best.slice.name}: {pluralize(best.slice.chips, 'chip')} of "
@@ -337,7 +336,7 @@ def show_budget(experiment: Experiment, dollars: float, *, as_json: bool) -> Non
     if as_json:
         print(json.dumps(budgets(experiment, dollars)))
         return
-    console, table = wide_console(), Table(box=None, pad_edge=False)
+    console, table = wide_console(soft_wrap=True), Table(box=None, pad_edge=False)
     for name in ("chip", "$/h", "MFU", "FLOPs", "law", "parameters", "tokens", "loss"):
         table.add_column(name, justify="left" if name in ("chip", "law") else "right")
     for row in budgets(experiment, dollars):
@@ -352,9 +351,3 @@ def show_budget(experiment: Experiment, dollars: float, *, as_json: bool) -> Non
     )
     console.print(table)
     console.print("Losses are nats/token on each law's own corpus; compare within a law.")
-
-
-def wide_console() -> Console:
-    """A console that does not truncate tables when stdout is a pipe or a file."""
-    console = partial(Console, highlight=False, markup=False, soft_wrap=True)
-    return console() if console().is_terminal else console(width=140)
