@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -305,10 +306,17 @@ def check_output_folder(folder: Path, *excluded: str) -> None:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a file atomically: after a crash it has either the old or the new contents."""
-    replacement = path.with_name(path.name + ".new")
-    with replacement.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(replacement, path)
+    """Write a file atomically: after a crash it has either the old or the new contents.
+
+    Several processes may write it at once, as the workers of a sweep do; the last one counts.
+    """
+    replacement = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        with replacement.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(replacement, path)
+    except BaseException:
+        replacement.unlink(missing_ok=True)
+        raise

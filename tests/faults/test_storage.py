@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from building import changed
@@ -18,7 +20,7 @@ from gpt3jax.config import Data
 from gpt3jax.data import loader
 from gpt3jax.data.manifest import load_manifest
 from gpt3jax.errors import ConfigError
-from gpt3jax.run_dir import Run
+from gpt3jax.run_dir import Run, write_atomic
 from gpt3jax.train import metrics
 from gpt3jax.train.monitor import phase_timer
 from gpt3jax.train.train import train
@@ -71,6 +73,17 @@ def test_a_write_that_fails_half_way_stops_the_run_in_words(file, tmp_path):
     assert not list((run / "checkpoints").iterdir()), "nothing half-written is left"
     assert launch(file, run, "--train.steps", "12")[0] == 0
     assert whole(run) == [6, 12]
+
+
+def test_a_file_that_several_write_at_once_is_that_of_one_of_them(tmp_path):
+    texts = [f"{n}" * 20_000 for n in range(4)]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        list(pool.map(partial(write_atomic, tmp_path / "file"), texts * 50))
+    assert (tmp_path / "file").read_text() in texts
+    with pytest.raises(IsADirectoryError):
+        (tmp_path / "folder").mkdir()
+        write_atomic(tmp_path / "folder", "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="mounting a small file system takes root")
