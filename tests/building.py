@@ -2,6 +2,7 @@
 
 import dataclasses
 import zlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import traverse_util
 from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.checkpoint.manifest import CheckpointManifest
 from gpt3jax.config import Mesh
+from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.init import init_params
 from gpt3jax.run_dir import Run
 from gpt3jax.serde import short_hash
@@ -20,6 +22,7 @@ from gpt3jax.train.run_setup import create_or_check, data_identity
 from gpt3jax.train.state import TrainState, abstract_state
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def randomised(model, seed=0):
     """Parameters in which nothing is zero or one, so that no bias or gain can hide."""
 
@@ -50,6 +53,12 @@ def random_run(path, experiment, *, seed=0, mesh=None, step=5, dtype=jnp.float32
         checkpoints.save(state, draft, lambda manifest: None)
         checkpoints.close()
     return run
+
+
+@partial(jax.jit, static_argnums=2)
+def logits_of(params, tokens, model):
+    """The logits of the forward pass, padded vocabulary included."""
+    return forward(params, tokens, model).logits
 
 
 def loss_of(params, windows, model):

@@ -3,12 +3,10 @@
 import os
 from pathlib import Path
 
+from compiler_flags import FAST
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests compile far more than they compute.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 "
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {FAST}"
 # And the same programs again and again, in many processes: each is compiled once, for good.
 CACHE = Path(__file__).parents[1] / ".cache/jax"
 os.environ |= {

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from building import changed, loss_of, randomised
+from building import changed, logits_of, loss_of, randomised
 from jax.sharding import NamedSharding
 
 from gpt3jax.config import Mesh
@@ -23,7 +23,7 @@ from gpt3jax.train.step import compile_train_step
 
 def plain_loss(params, windows, model):
     """The loss as one would write it down: all logits, softmax, the target's."""
-    logits = forward(params, windows[:, :-1], model).logits[..., : model.vocabulary]
+    logits = logits_of(params, windows[:, :-1], model)[..., : model.vocabulary]
     log_p = jax.nn.log_softmax(logits, axis=-1)
     return -jnp.take_along_axis(log_p, windows[:, 1:, None], axis=-1).mean()
 
@@ -38,7 +38,7 @@ def influence(model, params, position):
 
     def logits(table):
         changed_params = {**params, "position_embedding": table}
-        return forward(changed_params, tokens_of(model, 1), model).logits[0, position].sum()
+        return logits_of(changed_params, tokens_of(model, 1), model)[0, position].sum()
 
     gradient = jax.jit(jax.grad(logits))(params["position_embedding"])
     return np.abs(np.asarray(gradient)).sum(-1)

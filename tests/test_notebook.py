@@ -7,11 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from building import changed, random_run
+from building import changed, logits_of, random_run
 
 import gpt3jax
 from gpt3jax.commands.generate import generate as command
-from gpt3jax.model.gpt3 import forward
 from gpt3jax.run_dir import Run
 from gpt3jax.train.train import train
 from gpt3jax.user_code import load_module
@@ -35,7 +34,7 @@ def test_captured_logits_are_those_of_the_forward_pass(run):
     model = gpt3jax.load(run.path, step=5)
     output = gpt3jax.capture(model, "the cat sat", want=("residual", "heads"))
     tokens = np.array([model.tokenizer.encode("the cat sat")])
-    expected = forward(model.params, tokens, model.model).logits[..., : model.model.vocabulary]
+    expected = logits_of(model.params, tokens, model.model)[..., : model.model.vocabulary]
     np.testing.assert_allclose(output.logits, expected, atol=1e-5)
     shape = (model.model.n_layers, 1, tokens.shape[1], model.model.d_model)
     assert output.activations["residual"].shape == shape

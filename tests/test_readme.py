@@ -16,6 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 
 import pytest
+from compiler_flags import FAST
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", *sorted(f"docs/{each.name}" for each in ROOT.glob("docs/*.md")),
@@ -140,11 +141,10 @@ def write_own_files(place: Path) -> None:
 
 def shell(place: Path, text: str) -> str:
     """What commands print, on one device; they must exit with 0."""
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     paths = os.pathsep.join([str(place / "experiments"), str(ROOT)])
     environment = os.environ | {
         "PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": paths,
-        "XLA_FLAGS": flags, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "120",
+        "XLA_FLAGS": FAST, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "120",
     }  # fmt: skip
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", text], cwd=place, env=environment, text=True,

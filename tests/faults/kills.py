@@ -23,8 +23,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(ROOT), str(HERE)]
+sys.path[:0] = [str(ROOT), str(HERE), str(HERE.parent)]
 
+from compiler_flags import FAST  # noqa: E402
 from victim import STAGES  # noqa: E402
 
 from gpt3jax.checkpoint import manifest  # noqa: E402
@@ -34,7 +35,7 @@ from gpt3jax.train.monitor import event_log  # noqa: E402
 ENVIRONMENT = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "XLA_FLAGS": FAST,
     "PYTHONPATH": str(ROOT),
 }
 EXACT = ("loss", "grad_norm", "learning_rate", "sequences", "val_loss")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from browser import needs_browser, opened
-from building import changed, random_run, randomised
+from building import changed, logits_of, random_run, randomised
 
 from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.cli import main
@@ -22,7 +22,6 @@ from gpt3jax.inspect import record as looking
 from gpt3jax.inspect.capture import attention_of, capture
 from gpt3jax.inspect.page import as_data, page, token_text
 from gpt3jax.inspect.record import GenerationSettings, inspect_run, inspect_shape
-from gpt3jax.model.gpt3 import forward
 from gpt3jax.run_dir import Run
 
 SECTIONS = ["whole", "track", "lens", "heads", "anatomy", "training", "shots"]
@@ -127,7 +126,7 @@ def test_a_float8_run_is_shown_in_its_decoding_dtype_with_its_parent(run, asked,
         0: (randomised(trained.model, 0), record["training"]["text"]["target_p"][0]),
     }
     for step, (params, found) in steps.items():
-        logits = np.asarray(forward(params, jnp.asarray(tokens)[None], whole).logits, np.float64)
+        logits = np.asarray(logits_of(params, jnp.asarray(tokens)[None], whole), np.float64)
         p = np.exp(logits[0, :, :300])
         p /= p.sum(-1, keepdims=True)
         expected = p[np.arange(len(tokens) - 1), tokens[1:]]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from building import randomised
+from building import logits_of, randomised
 
 from gpt3jax.config import Mesh, Model
 from gpt3jax.data.tokenizer import Tokenizer
@@ -23,7 +23,6 @@ from gpt3jax.inspect.heads import heads_record
 from gpt3jax.inspect.lens import lens_record
 from gpt3jax.inspect.shots import SHOTS, shots_record
 from gpt3jax.inspect.training import Questions, checkpoints_record
-from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.param_specs import count_params
 from gpt3jax.sharding.mesh import make_mesh
 
@@ -211,9 +210,9 @@ def test_checkpoints_are_asked_as_the_model_would_be(model, params):
     questions = Questions(text, np.append(text[1:], 5), windows)
     found = checkpoints_record([(0, params), (7, other)], questions, model)
     assert found["steps"] == [0, 7] and found["examples"]["p"].shape == (2, 2, 8, 3)
-    p = jax.nn.softmax(forward(other, text[None], model).logits[0, :, :300])
+    p = jax.nn.softmax(logits_of(other, text[None], model)[0, :, :300])
     np.testing.assert_allclose(found["text"]["target_p"][1][:-1], p[np.arange(13), text[1:]], 1e-3)
-    p = jax.nn.softmax(forward(other, windows[:, :-1], model).logits[..., :300])
+    p = jax.nn.softmax(logits_of(other, windows[:, :-1], model)[..., :300])
     np.testing.assert_array_equal(found["examples"]["tokens"][1, ..., 0], p.argmax(-1))
     bare = checkpoints_record([(0, params)], dataclasses.replace(questions, windows=None), model)
     assert "examples" not in bare and "windows" not in bare

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from building import changed, randomised
+from building import changed, logits_of, randomised
 
 from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.checkpoint.manifest import DamagedError
@@ -19,7 +19,6 @@ from gpt3jax.errors import ConfigError, RunError
 from gpt3jax.interchange import certificate, export, huggingface, safetensors
 from gpt3jax.interchange.certificate import CertificateError, our_logits, prompts
 from gpt3jax.interchange.safetensors import read_folder
-from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.lora import merge_lora
 from gpt3jax.run_dir import Run
 
@@ -124,10 +123,10 @@ def test_the_forward_pass_layer_by_layer_is_the_forward_pass(
     run = make_run(dataclasses.replace(experiment, model=model), mesh=Mesh(1, 4, 2))
     tokens = prompts(model, Tokenizer.load(run.tokenizer_file))
     found = our_logits(Checkpointer(run.checkpoints).open_params(5, model), tokens, model)
-    expected = forward(randomised(model), tokens, model).logits[..., : model.vocabulary]
+    expected = logits_of(randomised(model), tokens, model)[..., : model.vocabulary]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     other = dataclasses.replace(model, activation="gelu_tanh")
-    near = forward(randomised(model), tokens, other).logits[..., : model.vocabulary]
+    near = logits_of(randomised(model), tokens, other)[..., : model.vocabulary]
     assert np.abs(near - expected).max() > 1e-4, "the two forms of GELU are told apart"
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from building import changed, randomised
+from building import changed, logits_of, randomised
 
 from gpt3jax import cli
 from gpt3jax.checkpoint.checkpointer import Checkpointer
@@ -27,7 +27,6 @@ from gpt3jax.interchange.certificate import our_logits
 from gpt3jax.interchange.export import export
 from gpt3jax.interchange.safetensors import FLOATS, SINGLE, read_folder, write_folder
 from gpt3jax.interchange.tokenizer_files import write_tokenizer
-from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.lora import merge_lora
 from gpt3jax.model.param_specs import count_params
 from gpt3jax.run_dir import Run, read_events
@@ -110,7 +109,7 @@ def test_the_scales_of_mup_go_out_in_the_weights(experiment, make_run, tmp_path,
     model = back.experiment().model
     assert model.mup_base is None
     found = our_logits(Checkpointer(back.checkpoints).open_params(0, model), tokens, model)
-    expected = forward(randomised(scaled.model), tokens, scaled.model).logits[..., :300]
+    expected = logits_of(randomised(scaled.model), tokens, scaled.model)[..., :300]
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from building import randomised
+from building import logits_of, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +15,6 @@ from gpt3jax.config import Model
 from gpt3jax.errors import ConfigError
 from gpt3jax.interchange import huggingface
 from gpt3jax.interchange.architecture import family_of, from_config, to_config
-from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.param_specs import count_params
 
 GPT2 = {
@@ -88,11 +87,11 @@ def folded(params, model):
 
 def test_folding_the_biases_away_changes_no_logit(model, params):
     tokens = np.random.default_rng(0).integers(0, model.vocabulary, (2, model.context))
-    before = forward(params, tokens, model).logits[..., : model.vocabulary]
-    after = forward(folded(params, model), tokens, model).logits[..., : model.vocabulary]
+    before = logits_of(params, tokens, model)[..., : model.vocabulary]
+    after = logits_of(folded(params, model), tokens, model)[..., : model.vocabulary]
     dropped = jax.tree.map(jnp.asarray, params)
     dropped["layers"]["qkv"]["bias"] = jnp.zeros_like(params["layers"]["qkv"]["bias"])
-    without = forward(dropped, tokens, model).logits[..., : model.vocabulary]
+    without = logits_of(dropped, tokens, model)[..., : model.vocabulary]
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-4)
     assert np.abs(without - before).max() > 0.1, "the biases matter"
 

@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from building import changed
+from building import changed, logits_of
 
 from gpt3jax import cli
 from gpt3jax.checkpoint.load import load_model
@@ -20,7 +20,6 @@ from gpt3jax.errors import ConfigError
 from gpt3jax.interchange import certificate, stablehlo
 from gpt3jax.interchange.certificate import CertificateError
 from gpt3jax.interchange.safetensors import read_folder
-from gpt3jax.model.gpt3 import forward
 from gpt3jax.sharding.mesh import make_mesh
 
 # As where this package was never installed.
@@ -85,7 +84,7 @@ def test_batches_of_any_size_and_length_get_the_logits_of_forward(
     assert first.shape == second.shape == (count, 310), "as transformers, of all rows"
     tolerance = 1e-4 if dtype == "float32" else 0.3
     for row, text in enumerate(texts):
-        logits = forward(params, np.array([text], np.int32), wide.model).logits[0, :, :310]
+        logits = logits_of(params, np.array([text], np.int32), wide.model)[0, :, :310]
         np.testing.assert_allclose(first[row], logits[-2], atol=tolerance)
         np.testing.assert_allclose(second[row], logits[-1], atol=tolerance)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from building import changed, loss_of, randomised
+from building import changed, logits_of, loss_of, randomised
 from flax.traverse_util import flatten_dict
 
 from gpt3jax.config import Experiment, Mesh, Model
@@ -141,9 +141,9 @@ def test_every_way_of_reading_has_its_scales(model, tokens):
     model = of_width(model, 128, True)
     params = randomised(model)
     plain, standard = folded(params, model)
-    expected = forward(plain, tokens, standard).logits[..., : model.vocabulary]
+    expected = logits_of(plain, tokens, standard)[..., : model.vocabulary]
     same = partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
-    unscaled = forward(params, tokens, standard).logits[..., : model.vocabulary]
+    unscaled = logits_of(params, tokens, standard)[..., : model.vocabulary]
     assert np.abs(unscaled / 4 - expected).max() > 1e-2, "the scores' scale is there to be seen"
 
     found = capture(params, tokens, model, ("queries", "keys", "residual", "embedded"))

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from building import logits_of
 
 from gpt3jax.decoding import decode
 from gpt3jax.decoding.decode import Sampling
 from gpt3jax.decoding.generator import Generator
-from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.layers import unstack
 from gpt3jax.model.quantized import FEW_ROWS, Quantized, quantize, quantize_and_restore
 
@@ -82,11 +82,11 @@ def test_a_row_of_zeros_stays_one(model, params):
 @pytest.mark.parametrize("weights", ALL)
 def test_the_packed_model_is_the_rounded_one(params, model, weights):
     """Reading, prefill and each step; the output projection contracts two axes."""
-    expected = forward(quantize_and_restore(params, weights), TOKENS, model).logits
+    expected = logits_of(quantize_and_restore(params, weights), TOKENS, model)
     small = decode.decoding_params(params, model, weights)
-    found = forward(small, TOKENS, model).logits
+    found = logits_of(small, TOKENS, model)
     np.testing.assert_allclose(found, expected, atol=2e-5)
-    exact = forward(params, TOKENS, model).logits
+    exact = logits_of(params, TOKENS, model)
     assert (np.abs(found - exact).max() > 1e-4) == (weights != "full")
     logits, cache = decode.prefill(small, TOKENS[:, :20], jnp.int32(20), model)
     for place in range(20, 24):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from building import loss_of
+from building import logits_of, loss_of
 from flax import traverse_util
 
 from gpt3jax import config
@@ -25,7 +25,6 @@ from gpt3jax.decoding.decode import Sampling
 from gpt3jax.decoding.generator import Generator
 from gpt3jax.interchange.architecture import Family
 from gpt3jax.interchange.huggingface import shapes, to_layer
-from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.init import Params
 from gpt3jax.model.param_specs import param_specs
 from gpt3jax.sharding.mesh import make_mesh
@@ -157,7 +156,7 @@ def pair(make_pair, request) -> Pair:
 @pytest.mark.parametrize("length", [1, 7, 128, 129, CONTEXT])
 def test_logits_agree_at_every_length(pair, length):
     tokens = random_tokens(2, length)
-    logits = forward(pair.params, tokens, pair.model).logits[..., :VOCABULARY]
+    logits = logits_of(pair.params, tokens, pair.model)[..., :VOCABULARY]
     with torch.no_grad():
         expected = pair.network(torch.tensor(tokens).long()).logits.numpy()
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)

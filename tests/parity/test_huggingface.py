@@ -9,7 +9,7 @@ from itertools import islice
 import jax
 import numpy as np
 import pytest
-from building import changed, random_run
+from building import changed, logits_of, random_run
 
 from gpt3jax import cli
 from gpt3jax.config import Source
@@ -26,7 +26,6 @@ from gpt3jax.interchange.export import export
 from gpt3jax.interchange.import_ import import_
 from gpt3jax.interchange.safetensors import read_folder
 from gpt3jax.interchange.tokenizer_files import AWKWARD
-from gpt3jax.model.gpt3 import forward
 from gpt3jax.run_dir import Run
 
 torch = pytest.importorskip("torch")
@@ -85,7 +84,7 @@ def their_logits(made, tokens):
 
 def our_logits(run, tokens):
     generator, model = load_generator(run), Run(run).experiment().model
-    logits = forward(generator.params, tokens, model).logits
+    logits = logits_of(generator.params, tokens, model)
     return np.asarray(logits)[..., : model.vocabulary]
 
 

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from building import logits_of
 
 from gpt3jax.decoding.decode import Sampling
 from gpt3jax.decoding.generator import Generator
-from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.init import init_params
 from gpt3jax.serve.api import Completion
 from gpt3jax.serve.batching import BusyError, Owner
@@ -189,7 +189,7 @@ def test_log_probabilities_are_those_of_a_whole_forward_pass(generator, owner):
     ((text, tokens, _),) = finished(submit(owner, request)[1])
     ids = ids_of(tokens)
     assert ids[:6] == prompt and text.startswith(generator.tokenizer.decode(prompt))
-    logits = forward(generator.params, np.array([ids], np.int32), generator.model).logits
+    logits = logits_of(generator.params, np.array([ids], np.int32), generator.model)
     log_TV = jax.nn.log_softmax(logits[0, :, : generator.model.vocabulary])
     assert tokens[0].log_probability is None and tokens[0].best == ()
     for at, scored in enumerate(tokens[1:]):

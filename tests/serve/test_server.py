@@ -15,10 +15,10 @@ import load
 import numpy as np
 import openai
 import pytest
+from building import logits_of
 
 from gpt3jax.decoding.decode import Sampling
 from gpt3jax.errors import ConfigError
-from gpt3jax.model.gpt3 import forward
 from gpt3jax.serve import answers, server
 from gpt3jax.serve.batching import Owner
 from gpt3jax.serve.texts import Scored
@@ -107,7 +107,7 @@ def test_each_of_the_likeliest_tokens_has_its_own_entry(client, generator, serve
     )
     scores, ids = found.choices[0].logprobs, list(range(310))
     tokens = [served.names.index(name) for name in scores.tokens]
-    logits = np.asarray(forward(generator.params, np.array([tokens]), generator.model).logits)
+    logits = np.asarray(logits_of(generator.params, np.array([tokens]), generator.model))
     logits = logits[0, :, :310].astype(np.float64)
     log = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     for at, best in enumerate(scores.top_logprobs[1:]):

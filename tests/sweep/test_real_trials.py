@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 from building import changed
+from compiler_flags import FAST
 
 from gpt3jax.run_dir import Run, read_events
 from gpt3jax.sweep import store
 
 ROOT = Path(__file__).parents[2]
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 ENVIRONMENT = {
-    **os.environ, "XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+    **os.environ, "XLA_FLAGS": FAST, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }  # fmt: skip

@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from building import changed, loss_of, randomised
+from building import changed, logits_of, loss_of, randomised
 
 from gpt3jax.checkpoint.array_hash import named_leaves
 from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.config import Data, Mesh, Source
 from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.errors import ConfigError
-from gpt3jax.model.gpt3 import forward
 from gpt3jax.model.trainable import trained, trained_count
 from gpt3jax.run_dir import Run
 from gpt3jax.sharding.mesh import make_mesh
@@ -47,7 +46,7 @@ def masked_windows(rows, context=48, seed=0):
 def plain_loss(params, windows, model):
     """The mean over the learned targets, as one would write it down."""
     tokens = jnp.where(windows < 0, ~windows, windows)
-    logits = forward(params, tokens[:, :-1], model).logits[..., : model.vocabulary]
+    logits = logits_of(params, tokens[:, :-1], model)[..., : model.vocabulary]
     log_p = jax.nn.log_softmax(logits, axis=-1)
     losses = -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
     is_learned = windows[:, 1:] >= 0
