@@ -1,5 +1,6 @@
 """Eight fake CPU devices, a tiny model, and a small prepared data set."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -97,10 +98,10 @@ def prepared(corpus, tmp_path_factory):
 
 @pytest.fixture
 def experiment(model, prepared):
-    """A run of 12 steps on one device."""
+    """A run of 12 steps of two layers on one device."""
     return Experiment(
         name="test",
-        model=model,
+        model=dataclasses.replace(model, n_layers=2),
         data=Data(sources=(Source("words", str(prepared)),)),
         schedule=Schedule(peak_learning_rate=1e-2, warmup_tokens=2000, decay_tokens=100_000),
         train=Train(batch_tokens=8 * 48, steps=12, log_every=1, save_every=100),
@@ -111,8 +112,6 @@ def experiment(model, prepared):
 
 @pytest.fixture
 def short(experiment):
-    """Eight steps of two layers, each second one saved and all saves kept; no samples."""
-    return changed(
-        experiment, model={"n_layers": 2}, train={"steps": 8, "save_every": 2, "keep": 9},
-        evaluate={"sample_tokens": 0},
-    )  # fmt: skip
+    """Eight steps, each second one saved and all saves kept; no samples."""
+    train = {"steps": 8, "save_every": 2, "keep": 9}
+    return changed(experiment, train=train, evaluate={"sample_tokens": 0})

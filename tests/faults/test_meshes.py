@@ -37,7 +37,7 @@ def seen(monkeypatch):
 def test_a_run_goes_on_over_1_2_4_8_3_and_1_devices(experiment, tmp_path, seen):
     """Batches of 24 windows, which all of these divide; the last leg is a mesh of all axes."""
     base = changed(
-        experiment, model={"n_layers": 2}, train={"batch_tokens": 24 * 48},
+        experiment, train={"batch_tokens": 24 * 48},
         # Low enough that training is not chaotic: it would magnify the last bits.
         schedule={"peak_learning_rate": 1e-3},
     )  # fmt: skip

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 def ticking(experiment):
     """A run in which every phase comes by."""
     return changed(
-        experiment, model={"n_layers": 2}, train={"steps": 8, "save_every": 3},
+        experiment, train={"steps": 8, "save_every": 3},
         evaluate={"every": 4, "sample_tokens": 1},
     )  # fmt: skip
 

@@ -41,7 +41,7 @@ def asked():
 
 @pytest.fixture
 def run(experiment, tmp_path):
-    roomy = changed(experiment, model={"band": 6})
+    roomy = changed(experiment, model={"band": 6, "n_layers": 4})
     return random_run(tmp_path / "run", roomy, step=5)
 
 

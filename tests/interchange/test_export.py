@@ -41,9 +41,9 @@ def test_every_weight_is_in_its_place_and_the_padding_is_gone(dense, make_run, t
     table = np.asarray(params["token_embedding"])
     assert len(table) == 384 and values["transformer.wte.weight"].shape == (300, 32)
     np.testing.assert_array_equal(values["transformer.wte.weight"], table[:300])
-    queries_DHK = np.asarray(params["layers"]["qkv"]["kernel"])[2, :, :, 0]
+    queries_DHK = np.asarray(params["layers"]["qkv"]["kernel"])[1, :, :, 0]
     np.testing.assert_array_equal(
-        values["transformer.h.2.attn.c_attn.weight"][:, :32], queries_DHK.reshape(32, 32)
+        values["transformer.h.1.attn.c_attn.weight"][:, :32], queries_DHK.reshape(32, 32)
     )
     np.testing.assert_array_equal(
         values["transformer.ln_f.bias"], np.asarray(params["final_norm"]["bias"])

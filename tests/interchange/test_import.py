@@ -143,9 +143,7 @@ def test_an_imported_run_is_not_trained_until_it_is_told_on_what(folder, tmp_pat
 
 def test_an_imported_run_is_fine_tuned_like_any(experiment, make_run, tmp_path, one_device):
     """A trained run, out and in: the loss begins where it ended."""
-    experiment = changed(
-        experiment, model={"n_layers": 2, "dense_every": 1}, evaluate={"sample_tokens": 0}
-    )
+    experiment = changed(experiment, model={"dense_every": 1}, evaluate={"sample_tokens": 0})
     train(experiment, tmp_path / "trained")
     export(tmp_path / "trained", tmp_path / "out")
     import_.import_(tmp_path / "out", tmp_path / "run")

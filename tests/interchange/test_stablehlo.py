@@ -32,7 +32,7 @@ ALONE = (
 @pytest.fixture
 def wide(experiment):
     """Two layers, one of them banded, and ids that stand for no text."""
-    return changed(experiment, model={"n_layers": 2, "vocabulary": 310})
+    return changed(experiment, model={"vocabulary": 310})
 
 
 def test_alone_it_writes_what_generate_writes(wide, make_run, tmp_path):

@@ -53,7 +53,7 @@ def experiment_file(experiment, tmp_path):
     """A tiny experiment, on two devices of each of two nodes."""
     experiment = dataclasses.replace(experiment, mesh=Mesh(data=2, fsdp=2))
     training = {"steps": STEPS, "save_every": 10 * STEPS}
-    experiment = changed(experiment, train=training, model={"n_layers": 2})
+    experiment = changed(experiment, train=training)
     file = tmp_path / "experiment.py"
     file.write_text(PACED + f"def experiment():\n    return {experiment!r}\n")
     return file

@@ -52,7 +52,7 @@ doc_to_target: "{{question}}"
 @pytest.fixture
 def run(experiment, one_device, tmp_path):
     experiment = changed(
-        experiment, model={"n_layers": 2, "dense_every": 1}, train={"steps": 2, "save_every": 2},
+        experiment, model={"dense_every": 1}, train={"steps": 2, "save_every": 2},
         evaluate={"sample_tokens": 0},
     )  # fmt: skip
     train(experiment, tmp_path / "run")

@@ -51,7 +51,7 @@ def prepared(tmp_path_factory):
 @pytest.fixture
 def pair(experiment, prepared, tmp_path):
     """A run, and transformers' model of what it exports."""
-    shape = {"n_layers": 2, "dense_every": 1, "vocabulary": ROWS}
+    shape = {"dense_every": 1, "vocabulary": ROWS}
     experiment = changed(experiment, model=shape)
     data = Data(sources=(Source("words", str(prepared)),))
     experiment = dataclasses.replace(experiment, data=data)

@@ -34,7 +34,7 @@ def file(experiment, tmp_path, monkeypatch, one_device):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("gpt3jax.runtime.memory.retain_freed_memory", lambda: None)
     small = changed(
-        experiment, model={"n_layers": 2}, train={"steps": 6, "microbatch": 4},
+        experiment, train={"steps": 6, "microbatch": 4},
         evaluate={"sample_tokens": 0},
     )  # fmt: skip
     (tmp_path / "small.py").write_text(

@@ -8,7 +8,7 @@ import sys
 import urllib.request
 
 import pytest
-from building import changed, random_run
+from building import random_run
 
 from gpt3jax import cli
 
@@ -17,7 +17,7 @@ PATIENCE = 240
 
 @pytest.fixture
 def run(experiment, tmp_path):
-    return random_run(tmp_path / "small", changed(experiment, model={"n_layers": 2}))
+    return random_run(tmp_path / "small", experiment)
 
 
 def test_it_serves_what_generate_writes_until_it_is_interrupted(run, capsys):

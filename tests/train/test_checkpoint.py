@@ -42,7 +42,7 @@ def small(tmp_path_factory):
 def run(experiment, small, tmp_path, one_device):
     """A run with checkpoints of steps 2 and 4, and its experiment."""
     experiment = changed(
-        experiment, model={"n_layers": 2}, train={"steps": 4, "save_every": 2},
+        experiment, train={"steps": 4, "save_every": 2},
         evaluate={"sample_tokens": 0},
     )  # fmt: skip
     if not (small / "run").exists():

@@ -127,7 +127,6 @@ def test_a_step_and_a_checkpoint_leave_such_moments_where_they_are(
 ):
     """And the values are those of one device."""
     uses(make)
-    experiment = changed(experiment, model={"n_layers": 2})
     windows = np.random.default_rng(0).integers(0, 300, (1, 8, 49)).astype(np.int32)
 
     def stepped(sizes):

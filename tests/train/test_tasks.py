@@ -28,7 +28,6 @@ def asked(experiment, tmp_path):
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return changed(
         experiment,
-        model={"n_layers": 2},
         train={"steps": 2, "save_every": 2},
         evaluate={"sample_tokens": 0, "every": 2, "tasks": (str(file),), "shots": (0, 2)},
     )
