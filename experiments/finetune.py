@@ -8,14 +8,15 @@ Cost       the tokens of the data's training windows, times epochs
 The model config is the base's; the optimizer state is new. Differences from
 pre-training: a peak learning rate of a quarter of the base's (GPT, Radford et al.
 2018, went from 2.5e-4 to 6.25e-5), or equal to it for LoRA factors, which begin at
-zero; warm-up over the first twentieth of the tokens, and a cosine over all; no
-weight decay, which would shrink the pre-trained weights. `base_val_loss` measures
-forgetting on the base's held-out windows.
+zero; AdamW, also for a base that was trained with Muon; warm-up over the first
+twentieth of the tokens, and a cosine over all; no weight decay, which would shrink
+the pre-trained weights. `base_val_loss` measures forgetting on the base's held-out
+windows.
 """
 
 import dataclasses
 
-from gpt3jax.config import Data, Evaluate, Experiment, Schedule, Source
+from gpt3jax.config import AdamW, Data, Evaluate, Experiment, Schedule, Source
 from gpt3jax.data.manifest import load_manifest
 from gpt3jax.run_dir import open_run
 
@@ -49,6 +50,8 @@ def finetune(
     tokens = int(epochs * load_manifest(data).train_windows) * context
     steps = max(20, -(-tokens // batch))
     tokens = steps * batch
+    optimizer = pretrained.optimizer
+    adamw = optimizer if isinstance(optimizer, AdamW) else optimizer.rest
     default_rate = pretrained.schedule.peak_learning_rate * (1.0 if lora_rank else 0.25)
     return dataclasses.replace(
         pretrained,
@@ -73,7 +76,7 @@ def finetune(
             only=only,
             patience=patience,
         ),
-        optimizer=dataclasses.replace(pretrained.optimizer, weight_decay=0.0),
+        optimizer=dataclasses.replace(adamw, weight_decay=0.0),
         evaluate=Evaluate(every=max(1, steps // 10), windows=64, sample_tokens=0),
         init_from=base,
     )

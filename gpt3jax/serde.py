@@ -105,6 +105,10 @@ def build(kind: Any, value: Any, name: str = "") -> Any:
     if origin is dict and isinstance(value, dict):
         return {key: build(inner[1], each, f"{name}.{key}") for key, each in value.items()}
     if origin in (typing.Union, types.UnionType):
+        if isinstance(value, dict) and all(map(dataclasses.is_dataclass, inner)):
+            # Records of a union have a `name` with a default, but for the first.
+            named = {getattr(each, "name", None): each for each in inner}
+            return build(named.get(value.get("name"), inner[0]), value, name)
         for each in inner:
             try:
                 return build(each, value, name)

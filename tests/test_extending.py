@@ -16,7 +16,7 @@ TEXT = (ROOT / "docs/extending.md").read_text()
 DIFFS = dict(re.findall(r"^## (.+?)\n.*?```diff\n(.*?)```", TEXT, re.MULTILINE | re.DOTALL))
 EXPERIMENT = """
 import dataclasses
-import gpt3jax.config as config
+from gpt3jax.config import optimizer
 from gpt3jax.config import *
 
 def experiment():
@@ -25,7 +25,7 @@ def experiment():
         model=Model(n_layers=1, d_model=32, n_heads=2, d_head=16, vocabulary=300, context=48,
                     scan_layers=False{model}),
         data=Data(sources=(Source("words", {data!r}),)),
-        schedule=Schedule(peak_learning_rate=1e-2, warmup_tokens=384, decay_tokens=1920),
+        schedule=Schedule(peak_learning_rate=1e-2, warmup_tokens=384, decay_tokens=1920{schedule}),
         train=Train(batch_tokens=8 * 48, steps=5, log_every=1),
         mesh=Mesh(data=1){rest},
         evaluate=Evaluate(every=5, windows=8, sample_tokens=0),
@@ -52,9 +52,9 @@ def run(folder, *words):
     return done.stdout
 
 
-def trained(folder, data, *, model="", rest=""):
+def trained(folder, data, *, model="", schedule="", rest=""):
     """The metrics of five steps, by name."""
-    text = EXPERIMENT.format(data=str(data), model=model, rest=rest)
+    text = EXPERIMENT.format(data=str(data), model=model, schedule=schedule, rest=rest)
     (folder / "x.py").write_text(text)
     run(folder, "train", "x.py", "--run", "run")
     lines = (folder / "run/metrics.jsonl").read_text().splitlines()
@@ -88,7 +88,7 @@ def test_the_diff_applies(name, tmp_path):
 @pytest.mark.long
 def test_an_optimizer_trains_and_says_what_it_stores(prepared, plain, tmp_path):
     apply("Optimizer", tmp_path)
-    found = trained(tmp_path, prepared, rest=", optimizer=config.Lion()")
+    found = trained(tmp_path, prepared, rest=", optimizer=optimizer.Lion()")
     assert found["loss"][0] == plain["loss"][0] and found["loss"][1:] != plain["loss"][1:]
     assert found["loss"][-1] < found["loss"][0]
     manifest = json.loads((tmp_path / "run/checkpoints/5/manifest.json").read_text())
@@ -98,7 +98,7 @@ def test_an_optimizer_trains_and_says_what_it_stores(prepared, plain, tmp_path):
     assert stored["name"] == "lion"
     run(tmp_path, "train", "x.py", "--run", "run", "--optimizer.b2", "0.99", "--train.steps", "6")
     (tmp_path / "y.py").write_text(
-        (tmp_path / "x.py").read_text().replace("config.Lion()", "AdamW()")
+        (tmp_path / "x.py").read_text().replace("optimizer.Lion()", "AdamW()")
     )
     memory = [
         json.loads(run(tmp_path, "plan", file, "--chips", "h100:8", "--json"))["memory_bytes"][
@@ -112,8 +112,8 @@ def test_an_optimizer_trains_and_says_what_it_stores(prepared, plain, tmp_path):
 @pytest.mark.long
 def test_a_schedule_decays_as_it_says(prepared, tmp_path):
     apply("Schedule", tmp_path)
-    rates = trained(tmp_path, prepared)["learning_rate"]
-    np.testing.assert_allclose(rates, 1e-2 * np.array([1, 0.775, 0.55, 0.325, 0.1]))
+    rates = trained(tmp_path, prepared, schedule=', decay="squared"')["learning_rate"]
+    np.testing.assert_allclose(rates, 1e-2 * np.array([1, 0.60625, 0.325, 0.15625, 0.1]))
 
 
 @pytest.mark.long

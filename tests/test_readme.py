@@ -43,6 +43,7 @@ SHRUNK = {
         "n_layers=5": "n_layers=2",
     },
     "finetune_words": {"40_000": "80"},
+    "cooldown": {"666, 831": "333, 440"},
 }  # fmt: skip
 """What makes the experiments that are trained take seconds: text of their files, and other text."""
 TASK = """

@@ -24,7 +24,7 @@ from gpt3jax.config import Experiment
 from gpt3jax.doctor import machine
 from gpt3jax.doctor.machine import PACKAGE, Check, failure, ok, warning
 from gpt3jax.errors import ConfigError, truncate
-from gpt3jax.model.param_specs import count_params
+from gpt3jax.model.trainable import state_bytes
 from gpt3jax.plan.choose import UNKNOWN, choose
 from gpt3jax.plan.estimate import Estimate
 from gpt3jax.plan.layouts import Layout
@@ -136,10 +136,8 @@ def lock(run: Run) -> Check:
 
 def disk(experiment: Experiment, run: Run) -> Check:
     """Checks that the disk has space for `train.keep` checkpoints and one being written."""
-    model, keep = experiment.model, experiment.train.keep
-    padding = (model.padded_vocabulary - model.vocabulary) * model.d_model
-    each = METADATA * (4 + experiment.optimizer.state_bytes)
-    size = each * (count_params(model) + padding)
+    keep = experiment.train.keep
+    size = METADATA * state_bytes(experiment)
     existing = _checkpoint_bytes(run.checkpoints)
     needed = max(size, (keep + 1) * size - existing)
     folder = _existing_ancestor(run.path)

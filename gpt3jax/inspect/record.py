@@ -303,7 +303,7 @@ def _initial_state(saved: LoadedModel, windows: np.ndarray | None) -> InitialSta
     if 0 in Checkpointer(saved.run.checkpoints).steps():
         return InitialState()
     try:
-        state = first_state(saved.run, saved.experiment, _mesh(saved))
+        state, _ = first_state(saved.run, saved.experiment, _mesh(saved))
     except (ConfigError, DamagedError):
         return InitialState()
     parent = parent_of(saved.run)

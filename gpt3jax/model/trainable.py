@@ -53,6 +53,15 @@ def trained_count(experiment: Experiment) -> int:
     return total
 
 
+def state_bytes(experiment: Experiment) -> int:
+    """Bytes of the train state: float32 parameters, and the optimizer's for trained ones."""
+    optimizer, chosen = experiment.optimizer, trained(experiment)
+    return sum(
+        math.prod(spec.shape) * (4 + (optimizer.state_bytes(path) if path in chosen else 0))
+        for path, spec in named_specs(param_specs(experiment.model))
+    )
+
+
 def _matched(pattern: str, model: Model) -> Trained:
     """The leaves that match a pattern."""
     layers = (True,) * model.n_layers

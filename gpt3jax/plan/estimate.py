@@ -64,7 +64,7 @@ class Estimate:
         head = m.padded_vocabulary * (2 * D + 2 * min(rows, tokens) + 2 * D) / t
         return {
             "parameters": 4.0 * state,
-            "optimizer": self.experiment.optimizer.state_bytes * trains,
+            "optimizer": self._local_moments,
             "bfloat16 copy": 2.0 * state,
             "gradients": (6.0 if accumulates else 2.0) * trains,
             "layer inputs": 2.0 * m.n_layers * tokens * D / t,
@@ -205,6 +205,14 @@ class Estimate:
     def _local_trained(self) -> float:
         """Trained parameters per device, which have gradients and optimizer moments."""
         return sum(self._local_sizes[path] for path in trained(self.experiment))
+
+    @cached_property
+    def _local_moments(self) -> float:
+        """Bytes of optimizer state per device."""
+        return sum(
+            self.experiment.optimizer.state_bytes(path) * self._local_sizes[path]
+            for path in trained(self.experiment)
+        )
 
     @cached_property
     def _local_sizes(self) -> dict[str, float]:

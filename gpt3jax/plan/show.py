@@ -11,6 +11,7 @@ from rich.table import Table
 from gpt3jax.config import Experiment
 from gpt3jax.errors import ConfigError
 from gpt3jax.model.param_specs import count_params, flops_per_token
+from gpt3jax.model.trainable import state_bytes
 from gpt3jax.plan import planner
 from gpt3jax.plan.budget import PF_DAY, best_by_chinchilla, best_by_paper
 from gpt3jax.plan.estimate import Estimate
@@ -58,7 +59,7 @@ def record(
         "days": estimate.days,
         "chip_hours": estimate.chip_hours,
         "dollars": dollars,
-        "checkpoint_bytes": (4 + estimate.experiment.optimizer.state_bytes) * parameters,
+        "checkpoint_bytes": state_bytes(estimate.experiment),
         "launch": launch(estimate),
         "flags": [vars(flag) for flag in recommended(estimate.slice, layout)],
     }

@@ -92,6 +92,13 @@ def reduce_scatter(x: jax.Array, axis: str, dim: int) -> jax.Array:
     return jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
 
 
+def all_to_all(x: jax.Array, axis: str, split: int, concat: int) -> jax.Array:
+    """Send each device along `axis` its part of dimension `split`; join what comes in `concat`."""
+    if axis_size(axis) == 1:
+        return x
+    return jax.lax.all_to_all(x, axis, split, concat, tiled=True)
+
+
 def psum(x: jax.Array, *axes: str) -> jax.Array:
     """Sum over the devices along the axes (all-reduce)."""
     larger = tuple(axis for axis in axes if axis_size(axis) > 1)

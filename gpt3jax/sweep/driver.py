@@ -21,6 +21,7 @@ import optuna
 from optuna.trial import TrialState
 
 from gpt3jax.config import Experiment
+from gpt3jax.config.experiment import SINCE_0_2, drop
 from gpt3jax.errors import ConfigError
 from gpt3jax.model.param_specs import flops_per_token
 from gpt3jax.run_dir import Run
@@ -98,8 +99,7 @@ def _hash(experiment: Experiment) -> str:
     record = asdict(experiment)
     if experiment.model.scan_layers == "auto":
         record["model"]["scan_layers"] = True
-    if not experiment.train.noise_scale:
-        del record["train"]["noise_scale"]
+    drop(record, {**SINCE_0_2, "train": {"noise_scale": False}})
     return short_hash(json.dumps(record, indent=2) + "\n")
 
 

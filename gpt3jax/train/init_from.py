@@ -1,25 +1,30 @@
-"""Fine-tuning from the checkpoint of another run (`init_from`), which is only read."""
+"""Begin from the checkpoint of another run (`init_from`), which is only read.
+
+Fine-tuning takes its parameters; a branch (`inherit="state"`) continues it with another schedule.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from gpt3jax import serde
-from gpt3jax.checkpoint.checkpointer import Checkpointer
+from gpt3jax.checkpoint.checkpointer import Checkpointer, Position
 from gpt3jax.checkpoint.manifest import DamagedError, read_manifest
 from gpt3jax.config import Data, Experiment
 from gpt3jax.data import loader
 from gpt3jax.errors import ConfigError
 from gpt3jax.model.init import Params, abstract_params, init_params
 from gpt3jax.model.lora import merge_lora
-from gpt3jax.run_dir import Run, open_run
+from gpt3jax.run_dir import Run, open_run, write_atomic
 from gpt3jax.serde import Count
 from gpt3jax.sharding import processes
 from gpt3jax.train.run_setup import check_base
@@ -82,6 +87,15 @@ def parent_of(run: Run) -> Parent | None:
     return dataclasses.replace(parent, path=path)
 
 
+def inherit_skips(run: Run) -> None:
+    """Skip the batches that a new branch's parent had skipped, since windows are counted alike."""
+    if parent := parent_of(run):
+        skips = read_manifest(Run(Path(parent.path)).checkpoints / str(parent.step)).skips
+        if skips:
+            text = json.dumps([dataclasses.asdict(skip) for skip in skips], indent=2)
+            write_atomic(run.skips_file, text + "\n")
+
+
 def _is_at(run: Run, parent: Parent) -> bool:
     try:
         return read_manifest(run.checkpoints / str(parent.step)).state == parent.state
@@ -89,10 +103,12 @@ def _is_at(run: Run, parent: Parent) -> bool:
         return False
 
 
-def first_state(run: Run, experiment: Experiment, mesh: Mesh) -> TrainState:
-    """State 0 of a run on the mesh: initialised from the seed or from the parent's parameters.
+def first_state(run: Run, experiment: Experiment, mesh: Mesh) -> tuple[TrainState, Position]:
+    """The first state of a run on the mesh, and its position.
 
-    The parent's LoRA is merged into its kernels; LoRA factors of this run are initialised anew.
+    State 0 is initialised from the seed or from the parent's parameters: the parent's LoRA is
+    merged into its kernels, and LoRA factors of this run are initialised anew. A branch begins with
+    the parent's state, at its step and position in the data.
 
     Raises:
       ConfigError: the parent is missing or has changed.
@@ -100,7 +116,7 @@ def first_state(run: Run, experiment: Experiment, mesh: Mesh) -> TrainState:
     """
     record = processes.on_first(lambda: (parent := parent_of(run)) and dataclasses.asdict(parent))
     if record is None:
-        return init_sharded_state(experiment, mesh)
+        return init_sharded_state(experiment, mesh), Position()
     parent = Parent(**record)
     base = open_run(parent.path)
     checkpoints = Checkpointer(base.checkpoints)
@@ -111,14 +127,19 @@ def first_state(run: Run, experiment: Experiment, mesh: Mesh) -> TrainState:
             "any more, or another: it has no state of its own yet. Restore that, or give another "
             "--run"
         )
+    abstract = abstract_state(experiment, mesh)
+    if experiment.inherit == "state":
+        sequences = checkpoints.manifest(parent.step).sequences
+        return checkpoints.restore(parent.step, abstract), Position(parent.step, sequences)
     before = base.experiment()
     params = checkpoints.restore_params(parent.step, abstract_params(before.model, mesh))
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(experiment, mesh))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     with jax.set_mesh(mesh):
         begin = partial(_begun, base_model=before.model, experiment=experiment)
         # Donated, except with LoRA in the parent, whose factors are not part of the result.
         donated = () if before.model.lora_rank else 0
-        return jax.jit(begin, donate_argnums=donated, out_shardings=shardings)(params)
+        begin = jax.jit(begin, donate_argnums=donated, out_shardings=shardings)
+        return begin(params), Position()
 
 
 def _begun(params: Params, *, base_model: Any, experiment: Experiment) -> TrainState:

@@ -1,4 +1,4 @@
-"""Optimizers: one function, returning an optax transformation, for each record in config.py.
+"""Optimizers: one function, returning an optax transformation, per record in config/optimizer.py.
 
 Updates have unit learning rate; the train step multiplies them by -learning_rate. The state of a
 parameter has the shape of the parameter and a path that ends with its path, and is sharded like it
@@ -12,9 +12,11 @@ from collections.abc import Callable
 import optax
 from flax.traverse_util import path_aware_map
 
-from gpt3jax.config import AdamW, Experiment, Model
+from gpt3jax.config import AdamW, Experiment, Model, Muon
+from gpt3jax.config.optimizer import is_matrix
 from gpt3jax.model.init import decayed
 from gpt3jax.model.param_specs import named_specs, param_specs
+from gpt3jax.train.muon import scale_by_muon
 
 
 def adamw(config: AdamW, model: Model) -> optax.GradientTransformation:
@@ -27,12 +29,39 @@ def adamw(config: AdamW, model: Model) -> optax.GradientTransformation:
     )
 
 
-OPTIMIZERS: dict[type, Callable[..., optax.GradientTransformation]] = {AdamW: adamw}
+def muon(config: Muon, model: Model) -> optax.GradientTransformation:
+    """Clipping by the global norm, Muon for matrices and Adam for the rest, and weight decay."""
+    rest = config.rest
+    matrices = optax.chain(
+        scale_by_muon(config.momentum, model),
+        optax.add_decayed_weights(rest.weight_decay),
+        optax.scale(config.matrix_rate),
+    )
+    others = optax.chain(
+        optax.scale_by_adam(rest.b1, rest.b2, rest.epsilon),
+        optax.add_decayed_weights(rest.weight_decay, mask=decayed),
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(rest.clip_norm),
+        optax.partition({"matrices": matrices, "others": others}, _labels),
+    )
+
+
+OPTIMIZERS: dict[type, Callable[..., optax.GradientTransformation]] = {
+    AdamW: adamw,
+    Muon: muon,
+}
 
 
 def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
     """The optimizer of an experiment."""
     return OPTIMIZERS[type(experiment.optimizer)](experiment.optimizer, experiment.model)
+
+
+def _labels(params):
+    return path_aware_map(
+        lambda path, _: "matrices" if is_matrix("/".join(map(str, path))) else "others", params
+    )
 
 
 def scale_by_mup_rates(model: Model) -> optax.GradientTransformation:

@@ -54,7 +54,8 @@ def check_base(experiment: Experiment) -> tuple[str, int | None]:
     """The path of the run that `init_from` names, and the step if given. Does not import jax.
 
     Raises:
-      ConfigError: there is no such run, or its shapes or its tokenizer differ.
+      ConfigError: there is no such run, or its shapes or its tokenizer differ, or, where its
+        state is inherited, something else than the schedule.
     """
     named = re.fullmatch(r"(.+)@(\d{1,15})", experiment.init_from, re.DOTALL)
     if named is None or os.path.isdir(experiment.init_from):
@@ -77,6 +78,14 @@ def check_base(experiment: Experiment) -> tuple[str, int | None]:
             f"{base.tokenizer_hash}: ids would not mean the same. Prepare it with --tokenizer "
             f"{path}"
         )
+    if experiment.inherit == "state":
+        ours, theirs = {**experiment.identity(), "data": data_identity(experiment)}, base.identity()
+        for change in differences(theirs, ours):
+            if change.name.split(".")[0] not in ("schedule", "init_from", "inherit", "parent"):
+                raise ConfigError(
+                    f"--inherit state continues {path}, where {change}: only the schedule may "
+                    "change. Use the run's value, or --inherit parameters"
+                )
     return path, step
 
 

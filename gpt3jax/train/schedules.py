@@ -17,8 +17,16 @@ Stretch = tuple[int, int]
 """Windows per batch, and the number of consecutive batches of that size."""
 
 
+DECAYS = {
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+    "linear": lambda progress: 1 - progress,
+    "1-sqrt": lambda progress: 1 - math.sqrt(progress),
+}
+"""What is left of the way from the peak to the floor, from 1 to 0, by progress from 0 to 1."""
+
+
 def learning_rate(tokens: int, schedule: Schedule) -> float:
-    """Linear warm-up to the peak, cosine to the floor, then constant.
+    """Linear warm-up to the peak, constant if `decay_fraction` is below 1, decay, constant.
 
     `tokens` includes the step's own batch: the first step of the warm-up has a positive rate, and
     the last step of the decay has the floor.
@@ -26,14 +34,20 @@ def learning_rate(tokens: int, schedule: Schedule) -> float:
     >>> paper = Schedule(peak_learning_rate=1.0)
     >>> [round(learning_rate(int(t), paper), 6) for t in (187.5e6, 375e6, 65e9, 260e9)]
     [0.5, 1.0, 0.869279, 0.1]
+    >>> wsd = Schedule(1.0, 10, 100, final_fraction=0.0, decay="1-sqrt", decay_fraction=0.2)
+    >>> [round(learning_rate(t, wsd), 6) for t in (5, 10, 80, 85, 100)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
     """
     peak, floor = schedule.peak_learning_rate, schedule.final_fraction
     if tokens < schedule.warmup_tokens:
         return peak * tokens / schedule.warmup_tokens
+    start = schedule.decay_from_tokens
+    if tokens < start or schedule.decay_fraction == 0:
+        return peak
     if tokens >= schedule.decay_tokens:
         return peak * floor
-    progress = (tokens - schedule.warmup_tokens) / (schedule.decay_tokens - schedule.warmup_tokens)
-    return peak * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
+    progress = (tokens - start) / (schedule.decay_tokens - start)
+    return peak * (floor + (1 - floor) * DECAYS[schedule.decay](progress))
 
 
 def batch_windows(tokens: int, experiment: Experiment) -> int:

@@ -23,7 +23,7 @@ from gpt3jax.sharding import processes
 from gpt3jax.sharding.legal_meshes import check_fits
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train import early_stopping, history, resume
-from gpt3jax.train.init_from import base_data, find_parent, first_state
+from gpt3jax.train.init_from import base_data, find_parent, first_state, inherit_skips
 from gpt3jax.train.loop import Loop, evaluation_is_missing
 from gpt3jax.train.monitor import event_log, phase_timer
 from gpt3jax.train.monitor.profile import StepTrace
@@ -136,7 +136,8 @@ def _loop(
     state, position = _begin(run, experiment, mesh, checkpoints, notes)
     _record_start(run, experiment, mesh, position, why, notes)
     timer.enter("start", position.step)
-    base = _base(run, notes)
+    # A branch trains on the data of its parent.
+    base = _base(run, notes) if experiment.inherit == "parameters" else None
     loop = Loop(experiment, run, mesh, checkpoints, position, caught, timer, reached, base, trace)
     if "auto" in asdict(experiment.mesh).values():
         notes.append(why)
@@ -191,7 +192,10 @@ def _prepare(
         parent = run.identity().get("parent") if run.exists() else asdict(find_parent(experiment))
         identity = {**identity, "parent": parent}
     dtype = layers_dtype(experiment.model)
+    is_branch = experiment.inherit == "state" and not run.exists()
     create_or_check(run, experiment, identity, dtype, changes.allow_change)
+    if is_branch:
+        inherit_skips(run)
     if changes.rewind_to is not None:
         resume.rewind(run, checkpoints, changes.rewind_to, changes.skip)
     resume.set_rewound_aside(run, checkpoints)
@@ -211,7 +215,14 @@ def _begin(
 
     restored = resume.restore(run, experiment, mesh, checkpoints, tell)
     if restored is None:
-        return first_state(run, experiment, mesh), Position()
+        state, start = first_state(run, experiment, mesh)
+        if start.step:
+            notes.append(
+                f"continues {experiment.init_from} from step {start.step}: its parameters, its "
+                f"moments and its position in the data, {start.sequences:,} windows; the schedule "
+                "is this run's own"
+            )
+        return state, start
     state, manifest = restored
     if changed := differences(manifest.code, event_log.code_version()):
         changes = "; ".join(map(str, changed))
@@ -241,13 +252,19 @@ def _record_start(
                 "losses may differ in their last bits"
             )
         event_log.record(
-            run.ledger_file, "resume" if at.step else "start", step=at.step,
+            run.ledger_file, "resume" if at.step > _first_step(run) else "start", step=at.step,
             sequences=at.sequences, experiment=asdict(experiment),
             dtype=layers_dtype(experiment.model),
             mesh=dict(mesh.shape), why=why, device=jax.devices()[0].device_kind,
             hosts=jax.process_count(), parameters=parameters, trainable=trainable,
             parent=run.identity().get("parent"), **event_log.code_version(),
         )  # fmt: skip
+
+
+def _first_step(run: Run) -> int:
+    """The step at which a run begins: 0, or that of the checkpoint whose state it inherited."""
+    identity = run.identity()
+    return identity["parent"]["step"] if identity.get("inherit") == "state" else 0
 
 
 def _changed_roundings(run: Run, experiment: Experiment, mesh: jax.sharding.Mesh) -> list[str]:

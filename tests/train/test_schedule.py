@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt3jax.config import Mesh, Schedule
+from gpt3jax.errors import ConfigError
 from gpt3jax.train.schedules import (
     Microbatches,
     batch_range,
@@ -59,6 +60,39 @@ def test_the_learning_rate_follows_the_paper(tokens, fraction):
     for peak in (1.0, 6.0e-4):
         found = learning_rate(tokens, Schedule(peak_learning_rate=peak))
         assert found == pytest.approx(peak * fraction, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("fields", "rates"),
+    [
+        # Warm-up to 100, and a decay to 1000 from there, at tokens 50, 100, 325, 550, 1000, 2000.
+        ({"decay": "linear"}, [0.5, 1, 0.775, 0.55, 0.1, 0.1]),
+        ({"decay": "1-sqrt"}, [0.5, 1, 0.55, 0.363604, 0.1, 0.1]),
+        # Over the last tenth or half: constant until 900 or 500.
+        ({"decay": "linear", "decay_fraction": 0.1}, [0.5, 1, 1, 1, 0.1, 0.1]),
+        ({"decay": "linear", "decay_fraction": 0.5}, [0.5, 1, 1, 0.91, 0.1, 0.1]),
+        ({"decay": "1-sqrt", "decay_fraction": 0.5}, [0.5, 1, 1, 0.715395, 0.1, 0.1]),
+        ({"decay_fraction": 0.5}, [0.5, 1, 1, 0.977975, 0.1, 0.1]),
+        ({"decay_fraction": 0.0}, [0.5, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_a_decay_has_the_values_computed_by_hand(fields, rates):
+    schedule = Schedule(3.0, warmup_tokens=100, decay_tokens=1000, **fields)
+    found = [learning_rate(tokens, schedule) / 3 for tokens in (50, 100, 325, 550, 1000, 2000)]
+    assert found == pytest.approx(rates, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"decay": "step"}, r"--schedule\.decay"),
+        ({"decay_fraction": 1.5}, r"--schedule\.decay-fraction is 1\.5"),
+        ({"decay_fraction": -0.1}, r"--schedule\.decay-fraction"),
+    ],
+)
+def test_an_invalid_decay_is_refused_in_words(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        Schedule(1.0, **fields)
 
 
 def test_the_learning_rate_has_no_jump_where_its_pieces_meet():

@@ -169,7 +169,7 @@ def _begin(
     run: Run, experiment: Experiment, mesh: jax.sharding.Mesh, checkpoints: Checkpointer, step: int
 ) -> tuple[TrainState, Position]:
     if step not in checkpoints.steps():  # The start of a run that was not imported.
-        return first_state(run, experiment, mesh), Position()
+        return first_state(run, experiment, mesh)
     manifest = checkpoints.manifest(step)
     state = checkpoints.restore(step, abstract_state(experiment, mesh))
     return state, Position(manifest.step, manifest.sequences)
