@@ -90,6 +90,16 @@ def identity(data: Data, seed: int, context: int) -> dict[str, Any]:
     }
 
 
+def epochs(data: Data, context: int, sequences: int) -> dict[str, float]:
+    """How often each source is read by a run of that many windows, by name."""
+    return {
+        source.name: sequences * share / manifest.train_windows
+        for source, share, manifest in zip(
+            data.sources, _shares(data), _manifests(data, context), strict=True
+        )
+    }
+
+
 def windows(data: Data, seed: int, context: int, skips: Sequence[tuple[int, int]] = ()) -> Windows:
     """The training order of a mixture.
 

@@ -13,6 +13,7 @@ import jax
 
 from gpt3jax.checkpoint.checkpointer import Checkpointer, Position
 from gpt3jax.config import Data, Experiment
+from gpt3jax.data import loader
 from gpt3jax.data.manifest import verify
 from gpt3jax.errors import ConfigError
 from gpt3jax.model.gpt3 import scans_layers
@@ -35,9 +36,12 @@ from gpt3jax.train.run_setup import (
     differences,
     run_lock,
 )
-from gpt3jax.train.schedules import is_done
+from gpt3jax.train.schedules import is_done, total_tokens
 from gpt3jax.train.state import TrainState
 from gpt3jax.train.step import layers_dtype
+
+MOST_EPOCHS = 4
+"""Passes over a source beyond which the repetition is noted."""
 
 
 @dataclass(frozen=True)
@@ -240,11 +244,20 @@ def _record_start(
 ) -> None:
     """Record the start of a session and its settings in the event log.
 
-    Appends to `notes` the number of trained parameters and changes since the previous session.
+    Appends to `notes` the number of trained parameters, sources that are repeated often, and
+    changes since the previous session.
     """
     parameters, trainable = count_params(experiment.model), trained_count(experiment)
     if trainable < parameters or experiment.init_from:
         notes.append(f"{parameters:,} parameters, {trainable:,} of them trained")
+    windows = total_tokens(experiment) // experiment.model.context
+    epochs = loader.epochs(experiment.data, experiment.model.context, windows)
+    notes += [
+        f"{name} will be read {count:.1f} times: beyond {MOST_EPOCHS} epochs, repeated text "
+        "teaches less and less (arXiv 2305.16264)"
+        for name, count in epochs.items()
+        if count > MOST_EPOCHS
+    ]
     if processes.is_first():
         if changed := _changed_roundings(run, experiment, mesh):
             notes.append(
@@ -257,7 +270,7 @@ def _record_start(
             dtype=layers_dtype(experiment.model),
             mesh=dict(mesh.shape), why=why, device=jax.devices()[0].device_kind,
             hosts=jax.process_count(), parameters=parameters, trainable=trainable,
-            parent=run.identity().get("parent"), **event_log.code_version(),
+            parent=run.identity().get("parent"), epochs=epochs, **event_log.code_version(),
         )  # fmt: skip
 
 

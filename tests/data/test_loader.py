@@ -10,7 +10,7 @@ import pytest
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from gpt3jax.config import Data, Source
-from gpt3jax.data.loader import batches, held_out, identity, windows
+from gpt3jax.data.loader import batches, epochs, held_out, identity, windows
 from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.errors import ConfigError
 from gpt3jax.train.schedules import Microbatches
@@ -73,6 +73,16 @@ def test_mixture_has_the_proportions_asked_for(mixed):
     names = [order.locate(i).source for i in range(4000)]
     assert names.count("texts") == 3000
     assert all(abs(names[i : i + 40].count("texts") - 30) <= 1 for i in range(0, 4000, 40))
+
+
+def test_epochs_count_how_often_each_source_is_read(mixed, one):
+    """By the origin of each window: passes over a source of a mixture, and of one alone."""
+    for data in (mixed, one):
+        order, planned = windows(data, 0, CONTEXT), epochs(data, CONTEXT, 3000)
+        places = [order.locate(i) for i in range(3000)]
+        for name, count in planned.items():
+            latest = max(place.epoch for place in places if place.source == name)
+            assert latest <= count * 1.01 and count < latest + 1.02, name
 
 
 def test_order_gives_the_window_it_locates(mixed, data, other):

@@ -17,6 +17,8 @@ from building import changed
 from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.config import Data, Mesh, Source
 from gpt3jax.data import loader
+from gpt3jax.data.manifest import load_manifest
+from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.data.tokenizer import Tokenizer
 from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Changes, Run
@@ -171,6 +173,26 @@ def test_another_experiment_is_refused_and_the_difference_named(experiment, tmp_
 
 
 @pytest.mark.usefixtures("one_device")
+def test_a_source_that_is_read_more_than_four_times_is_named(
+    short, prepared, tmp_path, one_device, capsys
+):
+    (tmp_path / "few.txt").write_text("the cat sat on the mat.\n" * 35)
+    prepare(
+        str(tmp_path / "few.txt"), str(tmp_path / "few"), context=48, tokenizer=str(prepared),
+        validation_fraction=0.1, workers=1,
+    )  # fmt: skip
+    count = load_manifest(tmp_path / "few").train_windows
+    sources = (Source("words", str(prepared), 0.5), Source("few", str(tmp_path / "few"), 0.5))
+    experiment = dataclasses.replace(short, data=Data(sources))
+    train(experiment, tmp_path / "run")
+    said = capsys.readouterr().out
+    # Half of eight batches of eight windows.
+    assert f"few will be read {32 / count:.1f} times: beyond 4 epochs" in said
+    assert "words will be read" not in said
+    start = event_log.read(Run(tmp_path / "run").ledger_file)[0]
+    assert start["epochs"]["few"] == pytest.approx(32 / count) and 32 / count > 4
+
+
 def test_a_second_process_on_the_same_run_is_refused(experiment, tmp_path):
     holder = subprocess.Popen(
         [
