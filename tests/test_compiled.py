@@ -109,7 +109,7 @@ def test_only_new_files_are_checked_and_the_oldest_go(tmp_path, monkeypatch):
 def test_another_jaxlib_or_cpu_has_programs_of_its_own(other, monkeypatch):
     before = compilation_cache.default_folder()
     if other == "jaxlib":
-        monkeypatch.setattr(compilation_cache, "version", lambda _: "99.0")
+        monkeypatch.setattr("importlib.metadata.version", lambda _: "99.0")
     else:
         monkeypatch.setattr(Path, "read_text", lambda *_, **__: "flags\t\t: sse avx512\n")
     assert compilation_cache.default_folder() != before
