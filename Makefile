@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 DATA    = data/python-library
 RUN     = runs/tiny
 
-.PHONY: install demo demo-finetune picture test faults tpu gpu parity recipe lint lock clean
+.PHONY: install demo demo-finetune picture test faults tpu gpu parity trackers recipe lint lock clean
 
 install: $(VENV)/installed
 
@@ -37,7 +37,7 @@ picture: demo  ## the README's picture: a browser looks at the page about the de
 	chromium --headless --no-sandbox --hide-scrollbars --virtual-time-budget=3000 --window-size=1280,1450 --screenshot=docs/inspect.png file://$(abspath $(RUN))/inspect.html
 
 test: install  ## all of it; BUT="and not long": without what takes minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not parity and not recipe and not tpu_compiler and not gpu_compiler $(BUT)"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not parity and not recipe and not trackers and not tpu_compiler and not gpu_compiler $(BUT)"
 
 tpu: install  ## through the TPU compiler, for slices that are not there (Linux); K="175b or 2b7": some
 	$(PYTHON) -m venv $(VENV)-tpu
@@ -52,6 +52,11 @@ gpu: install  ## through XLA's compiler for GPUs that are not there (Linux; inst
 parity: install  ## against PyTorch and transformers, which it installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
 	$(BIN)/python -m pytest -m parity
+
+trackers:  ## runs that are sent to W&B, MLflow and Trackio, in an environment of their own
+	$(PYTHON) -m venv $(VENV)-trackers
+	$(VENV)-trackers/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,trackers]'
+	$(VENV)-trackers/bin/python -m pytest -m trackers
 
 recipe: install  ## the paper's data recipe over datatrove, which it installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[recipe]'
@@ -69,4 +74,4 @@ lock:  ## for maintainers: exact versions of the ranges in setup.cfg, by uv
 	done
 
 clean:
-	rm -rf $(VENV) $(VENV)-tpu $(VENV)-gpu build .cache *.egg-info
+	rm -rf $(VENV) $(VENV)-tpu $(VENV)-gpu $(VENV)-trackers build .cache *.egg-info

@@ -52,11 +52,11 @@ def run(folder, *words):
     return done.stdout
 
 
-def trained(folder, data, *, model="", schedule="", rest=""):
+def trained(folder, data, *flags, model="", schedule="", rest=""):
     """The metrics of five steps, by name."""
     text = EXPERIMENT.format(data=str(data), model=model, schedule=schedule, rest=rest)
     (folder / "x.py").write_text(text)
-    run(folder, "train", "x.py", "--run", "run")
+    run(folder, "train", "x.py", "--run", "run", *flags)
     lines = (folder / "run/metrics.jsonl").read_text().splitlines()
     records = [record for record in map(json.loads, lines) if "loss" in record]
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5]
@@ -175,6 +175,6 @@ def test_front_matter_is_left_out(corpus, tmp_path):
 @pytest.mark.long
 def test_a_tracker_receives_every_loss(prepared, plain, tmp_path):
     apply("Tracker", tmp_path)
-    losses = trained(tmp_path, prepared)["loss"]
+    losses = trained(tmp_path, prepared, "--tracker", "losses")["loss"]
     lines = (tmp_path / "run/losses.csv").read_text().splitlines()
     assert lines == [f"{step},{loss}" for step, loss in enumerate(losses, 1)]

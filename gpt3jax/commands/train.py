@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ def train(
     hosts: Hosts = Hosts(),  # noqa: B008 (frozen)
     stuck_after: float = 600.0,
     profile: str | None = None,
+    tracker: tuple[str, ...] = ("tensorboard",),
     changes: Changes = Changes(),  # noqa: B008 (frozen)
 ) -> int:
     """Start a run, or resume an existing one. For several hosts, run the same command on each.
@@ -40,6 +42,7 @@ def train(
       gpt3jax train experiments/tiny.py --coordinator 10.0.0.1:9911 --processes 2 --process 0
       gpt3jax train experiments/tiny.py --rewind-to 400 --skip 50
       gpt3jax train experiments/tiny.py --run runs/traced --profile 20:24
+      WANDB_MODE=offline gpt3jax train experiments/tiny.py --tracker tensorboard wandb
       gpt3jax train experiments/tiny.py --schedule.peak-learning-rate 1e-3 --allow-change schedule
 
     Args:
@@ -50,6 +53,8 @@ def train(
         progress, a process writes its stacks and exits; 0: off.
       profile: STEP:STEP traces these steps and those between them to RUN/profile/, for XProf and
         Perfetto, and prints the kernels of the step with estimated and measured times.
+      tracker: Where metrics, configuration and samples are sent: tensorboard, wandb, mlflow,
+        trackio, or several.
       changes: Changes to an existing run, which are recorded in its event log.
     """
     began = time.time()
@@ -59,7 +64,9 @@ def train(
     from gpt3jax.model.trainable import trained
     from gpt3jax.sharding.distributed import is_likely, join
     from gpt3jax.train.run_setup import check_base, check_writable, data_identity
+    from gpt3jax.train.trackers import check_trackers
 
+    check_trackers(tracker)
     path = run or Path("runs") / experiment.name
     experiment = Run(path).located(experiment)
     if not is_likely(hosts):
@@ -74,7 +81,7 @@ def train(
     retain_freed_memory()
     allow_device_memory()
     join(hosts)
-    return train_and_report(experiment, path, stuck_after, changes, began, steps)
+    return train_and_report(experiment, path, stuck_after, changes, began, steps, tracker)
 
 
 def traced_steps(text: str, experiment: Experiment) -> tuple[int, int]:
@@ -107,6 +114,7 @@ def train_and_report(
     changes: Changes,
     began: float,
     steps: tuple[int, int] | None = None,
+    trackers: Sequence[str] = ("tensorboard",),
 ) -> int:
     """Train, print a summary and return the exit code; `steps` are the first and last to trace."""
     from gpt3jax.plan.choose import mesh_for
@@ -125,6 +133,7 @@ def train_and_report(
             changes=changes,
             began=began,
             trace=StepTrace(*steps, _kernels) if steps else None,
+            trackers=trackers,
         )
     except Exception as error:
         processes.end_together(error)

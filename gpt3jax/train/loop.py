@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -62,6 +63,7 @@ class Loop:
         reached: int,
         base: Data | None = None,
         trace: StepTrace | None = None,
+        trackers: Sequence[str] = ("tensorboard",),
     ):
         """Prepare to continue from `start`; earlier sessions reached step `reached`.
 
@@ -82,7 +84,7 @@ class Loop:
         self.evaluation = Evaluation(experiment, mesh, run.tokenizer_file, base)
         programs = KeptPrograms(run.autotune, is_writer=processes.is_first())
         self.stepper = Stepper(experiment, mesh, start, self.skips, programs=programs)
-        self.log = MetricsLog(run, start.step)
+        self.log = MetricsLog(run, start.step, trackers)
         # `MetricsLog` has removed the records after the resumed step.
         logged = run.metrics() if processes.is_first() else []
         self.divergence = Divergence(experiment.model.vocabulary, logged)

@@ -17,10 +17,11 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
@@ -29,49 +30,13 @@ from gpt3jax.model.param_specs import flops_per_token
 from gpt3jax.run_dir import Run, is_logged, parse_record, read_lines
 from gpt3jax.runtime.chips import peak_flops
 from gpt3jax.sharding import processes
-
-
-class Tracker(Protocol):
-    """Receives every logged record; see `TRACKERS`."""
-
-    def log(self, record: dict[str, float], step: int) -> None:
-        """Log the finite metrics of a step, by name."""
-
-    def text(self, name: str, text: str, step: int) -> None:
-        """Log a text that the model generated at a step."""
-
-    def close(self) -> None:
-        """Called at the end of the session."""
-
-
-class TensorBoard:
-    """Event files in RUN/tensorboard."""
-
-    def __init__(self, run: Run, resumed_at: int):
-        # A slow import (seconds) that only training needs.
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(run.tensorboard), purge_step=resumed_at + 1)
-
-    def log(self, record: dict[str, float], step: int) -> None:
-        for name, value in record.items():
-            self._writer.add_scalar(name, value, step)
-
-    def text(self, name: str, text: str, step: int) -> None:
-        self._writer.add_text(name, text, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-TRACKERS: tuple[Callable[[Run, int], Tracker], ...] = (TensorBoard,)
-"""Made at the start of each session, of the run and the step at which it resumes."""
+from gpt3jax.train.trackers import TRACKERS, Background
 
 
 class MetricsLog:
     """RUN/metrics.jsonl, with one record per step, and the trackers. Only process 0 writes."""
 
-    def __init__(self, run: Run, resumed_at: int):
+    def __init__(self, run: Run, resumed_at: int, trackers: Sequence[str] = ("tensorboard",)):
         """Open for appending; drops records after the resumed step, which will be repeated."""
         self._is_writer = processes.is_first()
         if not self._is_writer:
@@ -79,7 +44,9 @@ class MetricsLog:
         # A run that restarts from the seed also repeats step 0.
         cut_after(run.metrics_file, resumed_at or -1)
         self._file = run.metrics_file.open("a")
-        self._trackers = [make(run, resumed_at) for make in TRACKERS]
+        self._trackers = [
+            Background(name, partial(TRACKERS[name], run, resumed_at)) for name in trackers
+        ]
 
     def write(self, record: dict[str, Any]) -> None:
         """Log a record; a full disk does not stop training."""
@@ -92,7 +59,7 @@ class MetricsLog:
             self._file.flush()
             finite = {k: v for k, v in valid.items() if k != "step" and v is not None}
             for tracker in self._trackers:
-                tracker.log(finite, record["step"])
+                tracker.send("log", finite, record["step"])
 
     def sample(self, file: Path, text: str, step: int) -> None:
         """Write a sampled text to a file and to the trackers."""
@@ -102,7 +69,7 @@ class MetricsLog:
             file.parent.mkdir(exist_ok=True)
             file.write_text(text, encoding="utf-8")
             for tracker in self._trackers:
-                tracker.text("sample", text, step)
+                tracker.send("text", "sample", text, step)
 
     def sync(self) -> None:
         """Flush the records to disk, so that they are as durable as a checkpoint."""

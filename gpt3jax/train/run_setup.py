@@ -218,7 +218,8 @@ def run_lock(run: Run) -> Iterator[None]:
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        check_output_folder(run.path, run.checkpoints.name)
+        # W&B keeps a link to its newest run.
+        check_output_folder(run.path, run.checkpoints.name, "wandb")
         lock = run.lock_file.open("a+")
     except OSError as error:
         raise ConfigError(f"{run.path} cannot be written: {error}. Choose another --run") from error

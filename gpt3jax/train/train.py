@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ def train(
     changes: Changes = Changes(),  # noqa: B008 (frozen)
     began: float | None = None,
     trace: StepTrace | None = None,
+    trackers: Sequence[str] = ("tensorboard",),
 ) -> Outcome:
     """Start the run at `path`, or resume it.
 
@@ -79,6 +81,7 @@ def train(
       changes: changes to an existing run.
       began: start of the session in seconds since 1970; now by default.
       trace: steps to trace.
+      trackers: names of trackers.py.
 
     Raises:
       ConfigError: experiment, data, devices, hosts and run are not compatible.
@@ -116,7 +119,7 @@ def train(
         timer = phase_timer.PhaseTimer(run, began, stuck_after if jax.process_count() > 1 else 0.0)
         timer_stack.callback(timer.close)
         steps, signal = _loop(
-            run, experiment, mesh, checkpoints, caught, timer, reached, why, trace
+            run, experiment, mesh, checkpoints, caught, timer, reached, why, trace, trackers
         )
         # Early stopping returns to an earlier checkpoint.
         last = processes.on_first(lambda: asdict(resume.furthest(checkpoints)))
@@ -133,6 +136,7 @@ def _loop(
     reached: int,
     why: str,
     trace: StepTrace | None,
+    trackers: Sequence[str],
 ) -> tuple[int, int | None]:
     """Restore the state and train until the end or a signal: steps taken, and the signal."""
     timer.enter("restore")
@@ -142,7 +146,9 @@ def _loop(
     timer.enter("start", position.step)
     # A branch trains on the data of its parent.
     base = _base(run, notes) if experiment.inherit == "parameters" else None
-    loop = Loop(experiment, run, mesh, checkpoints, position, caught, timer, reached, base, trace)
+    loop = Loop(
+        experiment, run, mesh, checkpoints, position, caught, timer, reached, base, trace, trackers
+    )
     if "auto" in asdict(experiment.mesh).values():
         notes.append(why)
     for note in notes:
