@@ -22,9 +22,9 @@ COOLDOWN = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=[AdamW(), Muon()], ids=["adamw", "muon"])
-def trunk(request, short):
-    return dataclasses.replace(changed(short, schedule=CONSTANT), optimizer=request.param)
+@pytest.fixture
+def trunk(short):
+    return dataclasses.replace(changed(short, schedule=CONSTANT), optimizer=Muon())
 
 
 def branch(trunk, run, **fields):
@@ -107,8 +107,7 @@ def test_only_the_schedule_may_change(trunk, trained, tmp_path, groups, message)
 
 
 def test_another_seed_or_optimizer_is_refused(trunk, trained, tmp_path):
-    other = Muon() if trunk.optimizer == AdamW() else AdamW()
-    for fields in ({"seed": 1}, {"optimizer": other}):
+    for fields in ({"seed": 1}, {"optimizer": AdamW()}):
         with pytest.raises(ConfigError, match="only the schedule may change"):
             train(branch(trunk, trained, **fields), tmp_path / "branch")
 

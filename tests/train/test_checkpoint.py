@@ -92,13 +92,13 @@ def test_every_flipped_bit_is_found(run):
     draw, files = random.Random(0), [path for path in files_of(run) if path.stat().st_size]
     sizes = [path.stat().st_size for path in files]
     by_leaf = 0
-    for path in [*files, *draw.choices(files, sizes, k=FLIPS)]:
+    for number, path in enumerate([*files, *draw.choices(files, sizes, k=FLIPS)]):
         bit = draw.randrange(8 * path.stat().st_size)
         flip(path, bit)
         with pytest.raises(DamagedError):
             checkpoints.manifest(4)
             raise AssertionError(f"bit {bit} of {path} was missed")
-        if manifest.CHUNK.fullmatch(path.name):
+        if number >= len(files) and manifest.CHUNK.fullmatch(path.name):
             by_leaf += 1
             with pytest.raises(DamagedError, match="^leaf .* has other values"):
                 checkpoints.restore(4, abstract)

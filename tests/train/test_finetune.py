@@ -277,7 +277,7 @@ def test_moments_begin_at_zero_and_steps_are_counted_anew(base, tuned, tmp_path,
     run, mesh = Run(tmp_path / "run"), make_mesh(Mesh(), jax.devices()[:1])
     assert run.identity()["parent"]["step"] == 2
     with jax.set_mesh(mesh):
-        state = named_leaves(first_state(run, named, mesh))
+        state = named_leaves(first_state(run, named, mesh)[0])
     expected = state_of(Run(base).experiment(), base, 2)
     for name, leaf in state.items():
         is_param = name.startswith("params/")
