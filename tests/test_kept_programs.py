@@ -16,6 +16,7 @@ from gpt3jax.train import step, stepper
 from gpt3jax.train.monitor.replay import replay
 from gpt3jax.train.train import train
 
+LEAST_S = jax.config.jax_persistent_cache_min_compile_time_secs
 XLA_CACHES = jax.config.jax_persistent_cache_enable_xla_caches
 
 
@@ -26,6 +27,7 @@ def host(tmp_path, monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     # As `gpt3jax` sets it: otherwise the folder is part of each key.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
     def use(folder):
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -34,6 +36,7 @@ def host(tmp_path, monkeypatch):
 
     yield lambda name: use(tmp_path / name)
     use(before)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_S)
     jax.config.update("jax_persistent_cache_enable_xla_caches", XLA_CACHES)
 
 

@@ -27,7 +27,8 @@ def exported(experiment, tmp_path):
     return tmp_path / "out"
 
 
-def test_every_tensor_has_a_place_in_llama_cpps_gpt2(exported, model):
+def test_every_tensor_has_a_place_in_llama_cpps_gpt2(exported, experiment):
+    model = experiment.model
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, model.n_layers)
     ours = list(read_folder(exported))
     found = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name in ours}

@@ -88,7 +88,10 @@ def test_a_finished_run_is_left_alone(experiment, tmp_path):
 
 @pytest.mark.usefixtures("one_device")
 def test_the_run_folder_is_complete_in_itself(experiment, tmp_path):
-    experiment = changed(experiment, train={"save_every": 4, "keep": 2}, evaluate={"every": 6})
+    experiment = changed(
+        experiment, train={"save_every": 4, "keep": 2},
+        evaluate={"every": 6, "sample_tokens": 2},
+    )  # fmt: skip
     train(experiment, tmp_path)
     run = Run(tmp_path)
     assert run.experiment() == experiment
@@ -173,9 +176,7 @@ def test_another_experiment_is_refused_and_the_difference_named(experiment, tmp_
 
 
 @pytest.mark.usefixtures("one_device")
-def test_a_source_that_is_read_more_than_four_times_is_named(
-    short, prepared, tmp_path, one_device, capsys
-):
+def test_a_source_that_is_read_more_than_four_times_is_named(short, prepared, tmp_path, capsys):
     (tmp_path / "few.txt").write_text("the cat sat on the mat.\n" * 35)
     prepare(
         str(tmp_path / "few.txt"), str(tmp_path / "few"), context=48, tokenizer=str(prepared),
@@ -193,6 +194,7 @@ def test_a_source_that_is_read_more_than_four_times_is_named(
     assert start["epochs"]["few"] == pytest.approx(32 / count) and 32 / count > 4
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_second_process_on_the_same_run_is_refused(experiment, tmp_path):
     holder = subprocess.Popen(
         [
