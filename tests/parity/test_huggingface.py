@@ -145,7 +145,7 @@ def test_a_run_with_all_biases_is_the_same_model_there(
 
 
 def test_greedy_text_is_the_same_in_a_pipeline(experiment, tmp_path):
-    run = random_run(tmp_path / "run", experiment)
+    run = random_run(tmp_path / "run", experiment, seed=1)
     export(run.path, tmp_path / "out")
     pipeline = transformers.pipeline("text-generation", model=str(tmp_path / "out"))
     prompt = "the cat  sat"
@@ -183,7 +183,7 @@ def test_tokenizers_agree_on_source_and_on_awkward_texts(
 
 
 @pytest.mark.parametrize(
-    "name", ["h.2.attn.attention.k_proj.weight", "h.3.ln_2.bias", "ln_f.weight", "wpe.weight"]
+    "name", ["h.0.attn.attention.k_proj.weight", "h.1.ln_2.bias", "ln_f.weight", "wpe.weight"]
 )
 def test_a_weight_that_is_disturbed_breaks_the_certificate(experiment, tmp_path, monkeypatch, name):
     tensors = exporting._tensors
