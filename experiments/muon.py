@@ -7,8 +7,8 @@ Loss       1.83 bits/byte on all 140 held-out windows; 2.05 with AdamW (tiny.py)
 Held-out bits per byte after as many steps of 2,048 tokens, at the demo's rate of 4e-3 for both:
 
     step        60    180    300    360    420    540    660    780    831
-    AdamW    2.795  2.455  2.319      -  2.215  2.172  2.093  2.058  2.046
-    Muon         -  2.260  2.123  2.082  2.013  1.957      -      -  1.832
+    AdamW    2.795  2.455  2.319  2.275  2.215  2.172  2.093  2.058  2.046
+    Muon     2.651  2.260  2.123  2.082  2.013  1.957  1.880  1.839  1.832
 
 AdamW's last loss is reached after about half of its tokens. One seed and one rate, which was
 chosen for AdamW: no spread is known, and neither side's rate was swept. The wall time was not
