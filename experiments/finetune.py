@@ -51,7 +51,7 @@ def finetune(
     steps = max(20, -(-tokens // batch))
     tokens = steps * batch
     optimizer = pretrained.optimizer
-    adamw = optimizer if isinstance(optimizer, AdamW) else optimizer.rest
+    adamw = optimizer if isinstance(optimizer, AdamW) else optimizer.adamw
     default_rate = pretrained.schedule.peak_learning_rate * (1.0 if lora_rank else 0.25)
     return dataclasses.replace(
         pretrained,

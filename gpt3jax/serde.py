@@ -107,8 +107,9 @@ def build(kind: Any, value: Any, name: str = "") -> Any:
     if origin in (typing.Union, types.UnionType):
         if isinstance(value, dict) and all(map(dataclasses.is_dataclass, inner)):
             # Records of a union have a `name` with a default, but for the first.
-            named = {getattr(each, "name", None): each for each in inner}
-            return build(named.get(value.get("name"), inner[0]), value, name)
+            named = value.get("name", "")
+            chosen = [each for each in inner if getattr(each, "name", None) == named]
+            return build(chosen[0] if chosen else inner[0], value, name)
         for each in inner:
             try:
                 return build(each, value, name)

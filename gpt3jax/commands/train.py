@@ -18,6 +18,7 @@ from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Changes, Run
 from gpt3jax.sharding.distributed import Hosts
 from gpt3jax.style import pluralize, wide_console
+from gpt3jax.train.trackers import DEFAULT, check_trackers
 
 if TYPE_CHECKING:
     from gpt3jax.checkpoint.checkpointer import Position
@@ -31,7 +32,7 @@ def train(
     hosts: Hosts = Hosts(),  # noqa: B008 (frozen)
     stuck_after: float = 600.0,
     profile: str | None = None,
-    tracker: tuple[str, ...] = ("tensorboard",),
+    tracker: tuple[str, ...] = DEFAULT,
     changes: Changes = Changes(),  # noqa: B008 (frozen)
 ) -> int:
     """Start a run, or resume an existing one. For several hosts, run the same command on each.
@@ -64,7 +65,6 @@ def train(
     from gpt3jax.model.trainable import trained
     from gpt3jax.sharding.distributed import is_likely, join
     from gpt3jax.train.run_setup import check_base, check_writable, data_identity
-    from gpt3jax.train.trackers import check_trackers
 
     check_trackers(tracker)
     path = run or Path("runs") / experiment.name
@@ -114,7 +114,7 @@ def train_and_report(
     changes: Changes,
     began: float,
     steps: tuple[int, int] | None = None,
-    trackers: Sequence[str] = ("tensorboard",),
+    trackers: Sequence[str] = DEFAULT,
 ) -> int:
     """Train, print a summary and return the exit code; `steps` are the first and last to trace."""
     from gpt3jax.plan.choose import mesh_for

@@ -49,7 +49,7 @@ class Muon:
     momentum: float = 0.95
     matrix_rate: float = 1.0
     """The learning rate of the matrices, relative to that of the schedule."""
-    rest: AdamW = field(default_factory=AdamW)
+    adamw: AdamW = field(default_factory=AdamW)
     """For embeddings, biases and gains; its clipping and weight decay are for all parameters."""
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class Muon:
 
     def state_bytes(self, path: str) -> int:
         """Bytes of optimizer state per element of a parameter: a momentum, or AdamW's."""
-        return 4 if is_matrix(path) else self.rest.state_bytes(path)
+        return 4 if is_matrix(path) else self.adamw.state_bytes(path)
 
 
 Optimizer = AdamW | Muon

@@ -87,13 +87,12 @@ def parent_of(run: Run) -> Parent | None:
     return dataclasses.replace(parent, path=path)
 
 
-def inherit_skips(run: Run) -> None:
+def inherit_skips(run: Run, parent: Parent) -> None:
     """Skip the batches that a new branch's parent had skipped, since windows are counted alike."""
-    if parent := parent_of(run):
-        skips = read_manifest(Run(Path(parent.path)).checkpoints / str(parent.step)).skips
-        if skips:
-            text = json.dumps([dataclasses.asdict(skip) for skip in skips], indent=2)
-            write_atomic(run.skips_file, text + "\n")
+    skips = read_manifest(Run(Path(parent.path)).checkpoints / str(parent.step)).skips
+    if skips:
+        text = json.dumps([dataclasses.asdict(skip) for skip in skips], indent=2)
+        write_atomic(run.skips_file, text + "\n")
 
 
 def _is_at(run: Run, parent: Parent) -> bool:

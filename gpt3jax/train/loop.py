@@ -37,6 +37,7 @@ from gpt3jax.train.schedules import batch_windows, is_done, total_tokens
 from gpt3jax.train.state import TrainState
 from gpt3jax.train.step import Metrics
 from gpt3jax.train.stepper import Batch, Stepper
+from gpt3jax.train.trackers import DEFAULT
 
 BAD_STEPS = 3
 """Number of consecutive non-finite steps that ends the run."""
@@ -63,7 +64,7 @@ class Loop:
         reached: int,
         base: Data | None = None,
         trace: StepTrace | None = None,
-        trackers: Sequence[str] = ("tensorboard",),
+        trackers: Sequence[str] = DEFAULT,
     ):
         """Prepare to continue from `start`; earlier sessions reached step `reached`.
 

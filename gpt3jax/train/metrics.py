@@ -30,13 +30,13 @@ from gpt3jax.model.param_specs import flops_per_token
 from gpt3jax.run_dir import Run, is_logged, parse_record, read_lines
 from gpt3jax.runtime.chips import peak_flops
 from gpt3jax.sharding import processes
-from gpt3jax.train.trackers import TRACKERS, Background
+from gpt3jax.train.trackers import DEFAULT, TRACKERS, Background
 
 
 class MetricsLog:
     """RUN/metrics.jsonl, with one record per step, and the trackers. Only process 0 writes."""
 
-    def __init__(self, run: Run, resumed_at: int, trackers: Sequence[str] = ("tensorboard",)):
+    def __init__(self, run: Run, resumed_at: int, trackers: Sequence[str] = DEFAULT):
         """Open for appending; drops records after the resumed step, which will be repeated."""
         self._is_writer = processes.is_first()
         if not self._is_writer:

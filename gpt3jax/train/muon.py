@@ -3,8 +3,8 @@
 Newton-Schulz iterations move the singular values of an update to about 1: between 0.7 and 1.2 with
 these coefficients. q, k and v of each layer are matrices of their own, of all heads.
 
-Every matrix is whole while it is orthogonalised: matrices that are sharded over `fsdp` and `tensor`
-are exchanged, so that each device gets its share of the matrices, rather than a share of each.
+Orthogonalisation needs complete matrices. Devices that hold shards of all of them, along `fsdp` and
+`tensor`, exchange these shards, so that each device has some matrices instead.
 
 Legend: B matrices, M rows, N columns.
 """
@@ -88,12 +88,12 @@ def _orthogonal(path: str, kernel: jax.Array, spec: PartitionSpec, dtype: jnp.dt
     layers, parts = len(kernel), MATRICES[path.split("/")[1]]
     padding = [(0, -layers % axis_size("fsdp", "tensor")), *[(0, 0)] * (kernel.ndim - 1)]
     sharded = [(axis, dim) for dim, axis in enumerate(spec) if axis]
-    whole = jnp.pad(kernel, padding)
+    x = jnp.pad(kernel, padding)
     for axis, dim in sharded:
-        whole = all_to_all(whole, axis, split=0, concat=dim)
+        x = all_to_all(x, axis, split=0, concat=dim)
     order = tuple(axis for part in parts for axis in part)
-    ordered = whole.transpose(order)
-    m, n = (math.prod(whole.shape[axis] for axis in part) for part in parts[1:])
+    ordered = x.transpose(order)
+    m, n = (math.prod(x.shape[axis] for axis in part) for part in parts[1:])
     x_BMN = orthogonalised(ordered.reshape(-1, m, n).astype(dtype)).astype(kernel.dtype)
     x = (x_BMN * (RMS * math.sqrt(max(m, n)))).reshape(ordered.shape).transpose(np.argsort(order))
     for axis, dim in reversed(sharded):

@@ -31,18 +31,18 @@ def adamw(config: AdamW, model: Model) -> optax.GradientTransformation:
 
 def muon(config: Muon, model: Model) -> optax.GradientTransformation:
     """Clipping by the global norm, Muon for matrices and Adam for the rest, and weight decay."""
-    rest = config.rest
+    adam = config.adamw
     matrices = optax.chain(
         scale_by_muon(config.momentum, model),
-        optax.add_decayed_weights(rest.weight_decay),
+        optax.add_decayed_weights(adam.weight_decay),
         optax.scale(config.matrix_rate),
     )
     others = optax.chain(
-        optax.scale_by_adam(rest.b1, rest.b2, rest.epsilon),
-        optax.add_decayed_weights(rest.weight_decay, mask=decayed),
+        optax.scale_by_adam(adam.b1, adam.b2, adam.epsilon),
+        optax.add_decayed_weights(adam.weight_decay, mask=decayed),
     )
     return optax.chain(
-        optax.clip_by_global_norm(rest.clip_norm),
+        optax.clip_by_global_norm(adam.clip_norm),
         optax.partition({"matrices": matrices, "others": others}, _labels),
     )
 

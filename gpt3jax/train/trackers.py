@@ -22,6 +22,7 @@ from gpt3jax.errors import ConfigError, check_choice
 from gpt3jax.run_dir import Run, write_atomic
 
 PROJECT = "gpt3jax"
+DEFAULT = ("tensorboard",)
 MOST_QUEUED = 1000
 """Records that wait for a tracker; further ones are dropped, and it is said."""
 CLOSE_S = 30.0

@@ -25,7 +25,13 @@ from gpt3jax.sharding import processes
 from gpt3jax.sharding.legal_meshes import check_fits
 from gpt3jax.sharding.mesh import make_mesh
 from gpt3jax.train import early_stopping, history, resume
-from gpt3jax.train.init_from import base_data, find_parent, first_state, inherit_skips
+from gpt3jax.train.init_from import (
+    base_data,
+    find_parent,
+    first_state,
+    inherit_skips,
+    parent_of,
+)
 from gpt3jax.train.loop import Loop, evaluation_is_missing
 from gpt3jax.train.monitor import event_log, phase_timer
 from gpt3jax.train.monitor.profile import StepTrace
@@ -40,6 +46,7 @@ from gpt3jax.train.run_setup import (
 from gpt3jax.train.schedules import is_done, total_tokens
 from gpt3jax.train.state import TrainState
 from gpt3jax.train.step import layers_dtype
+from gpt3jax.train.trackers import DEFAULT
 
 MOST_EPOCHS = 4
 """Passes over a source beyond which the repetition is noted."""
@@ -65,7 +72,7 @@ def train(
     changes: Changes = Changes(),  # noqa: B008 (frozen)
     began: float | None = None,
     trace: StepTrace | None = None,
-    trackers: Sequence[str] = ("tensorboard",),
+    trackers: Sequence[str] = DEFAULT,
 ) -> Outcome:
     """Start the run at `path`, or resume it.
 
@@ -197,15 +204,19 @@ def _prepare(
             f"{run.path} has checkpoints but no experiment.json, so their experiment is not known. "
             "Restore the file, or start anew with another --run"
         )
-    if experiment.init_from:
-        # In an existing run the recorded parent counts: the base may have changed since.
-        parent = run.identity().get("parent") if run.exists() else asdict(find_parent(experiment))
-        identity = {**identity, "parent": parent}
+    if not run.exists():
+        run.skips_file.unlink(missing_ok=True)  # Of a creation that was interrupted.
+    if experiment.init_from and run.exists():
+        # The recorded parent counts: the base may have changed since.
+        identity = {**identity, "parent": run.identity().get("parent")}
+    elif experiment.init_from:
+        parent = find_parent(experiment)
+        identity = {**identity, "parent": asdict(parent)}
+        if experiment.inherit == "state":
+            # First, since the folder is a run once it has been created.
+            inherit_skips(run, parent)
     dtype = layers_dtype(experiment.model)
-    is_branch = experiment.inherit == "state" and not run.exists()
     create_or_check(run, experiment, identity, dtype, changes.allow_change)
-    if is_branch:
-        inherit_skips(run)
     if changes.rewind_to is not None:
         resume.rewind(run, checkpoints, changes.rewind_to, changes.skip)
     resume.set_rewound_aside(run, checkpoints)
@@ -270,8 +281,9 @@ def _record_start(
                 f"since the session before, {'; '.join(changed)}: the same batches and rates, but "
                 "losses may differ in their last bits"
             )
+        is_new = at.step == _first_step(run, experiment)
         event_log.record(
-            run.ledger_file, "resume" if at.step > _first_step(run) else "start", step=at.step,
+            run.ledger_file, "start" if is_new else "resume", step=at.step,
             sequences=at.sequences, experiment=asdict(experiment),
             dtype=layers_dtype(experiment.model),
             mesh=dict(mesh.shape), why=why, device=jax.devices()[0].device_kind,
@@ -280,10 +292,10 @@ def _record_start(
         )  # fmt: skip
 
 
-def _first_step(run: Run) -> int:
+def _first_step(run: Run, experiment: Experiment) -> int:
     """The step at which a run begins: 0, or that of the checkpoint whose state it inherited."""
-    identity = run.identity()
-    return identity["parent"]["step"] if identity.get("inherit") == "state" else 0
+    parent = parent_of(run) if experiment.inherit == "state" else None
+    return parent.step if parent else 0
 
 
 def _changed_roundings(run: Run, experiment: Experiment, mesh: jax.sharding.Mesh) -> list[str]:

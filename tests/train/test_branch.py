@@ -8,7 +8,7 @@ from building import changed
 from gpt3jax.checkpoint.checkpointer import Checkpointer
 from gpt3jax.checkpoint.manifest import read_manifest
 from gpt3jax.cli import main
-from gpt3jax.config import AdamW, Muon
+from gpt3jax.config import AdamW, Experiment, Muon
 from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Changes, Run
 from gpt3jax.train.monitor import event_log
@@ -91,6 +91,27 @@ def test_a_branch_of_a_rewound_run_skips_what_it_skipped(trunk, trained, tmp_pat
     train(changed(trunk, schedule=COOLDOWN, train={"steps": 2}), whole)
     train(changed(trunk, schedule=COOLDOWN), whole, changes=Changes(rewind_to=2, skip=1))
     assert steps(tmp_path / "branch") == steps(whole)[4:]
+
+
+def test_a_creation_that_is_interrupted_leaves_no_branch_without_its_skips(
+    trunk, trained, tmp_path, monkeypatch
+):
+    train(trunk, trained, changes=Changes(rewind_to=2, skip=1))
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Experiment, "to_json", interrupted)
+        train(branch(trunk, trained), tmp_path / "branch")
+    assert not Run(tmp_path / "branch").exists()
+    train(branch(trunk, trained), tmp_path / "branch")
+    assert Run(tmp_path / "branch").skips() == Run(trained).skips() != ()
+    # Nor does another run in the folder of an interrupted one skip anything.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "branch/skips.json").rename(tmp_path / "other/skips.json")
+    train(changed(trunk, train={"steps": 1}), tmp_path / "other")
+    assert Run(tmp_path / "other").skips() == ()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Muon by numpy, one matrix at a time; on meshes by its collectives; bytes by the arrays."""
 
 import dataclasses
+import json
 import math
 import re
 from collections import Counter
@@ -90,8 +91,8 @@ def test_a_matrix_without_gradient_stays(model):
     np.testing.assert_array_equal(orthogonalised(zeros), zeros)
 
 
-def collectives(experiment, mesh):
-    """Collectives of the compiled step, by kind; with the state after two steps."""
+def two_steps(experiment, mesh):
+    """Collectives of the compiled step by kind, and the loss and parameters after two steps."""
     with jax.set_mesh(mesh):
         state = init_sharded_state(experiment, mesh)
         step, more = compile_train_step(experiment, mesh), (np.int32(1), np.float32(1e-2))
@@ -106,12 +107,12 @@ def collectives(experiment, mesh):
 def test_on_a_mesh_matrices_are_exchanged_and_never_gathered(tuned, sizes, axes):
     """Beyond AdamW's collectives: there and back, for each of four kernels and each axis."""
     mesh = make_mesh(Mesh(*sizes), jax.devices()[: math.prod(sizes)])
-    counts, loss, params = collectives(tuned, mesh)
-    plain, _, _ = collectives(dataclasses.replace(tuned, optimizer=AdamW()), mesh)
+    counts, loss, params = two_steps(tuned, mesh)
+    plain, _, _ = two_steps(dataclasses.replace(tuned, optimizer=AdamW()), mesh)
     assert counts - plain == Counter({"all-to-all": 2 * 4 * axes})
     assert not plain - counts
     alone = make_mesh(Mesh(1, 1, 1), jax.devices()[:1])
-    _, expected_loss, expected = collectives(tuned, alone)
+    _, expected_loss, expected = two_steps(tuned, alone)
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), params, expected
@@ -147,12 +148,20 @@ def test_only_the_chosen_layers_change(tuned):
     mesh = make_mesh(Mesh(data=1), jax.devices()[:1])
     before = flatten_dict(init_sharded_state(chosen, mesh).params, sep="/")
     before = jax.tree.map(np.asarray, before)
-    _, _, params = collectives(chosen, mesh)
+    _, _, params = two_steps(chosen, mesh)
     for path, leaf in flatten_dict(params, sep="/").items():
         moved = (np.asarray(leaf) != before[path]).reshape(len(leaf), -1).any(1).tolist()
         expected = {"layers/up/kernel": [0, 1, 0], "layers/up/bias": [0, 1, 0],
                     "layers/out/kernel": [1, 1, 1]}  # fmt: skip
         assert moved == expected.get(path, [0] * len(leaf)), path
+
+
+@pytest.mark.parametrize("name", [[], {}, 3, None, "lion"])
+def test_a_stored_optimizer_of_an_unknown_name_is_refused_in_words(tuned, name):
+    record = json.loads(tuned.to_json())
+    record["optimizer"]["name"] = name
+    with pytest.raises(ConfigError, match=r"optimizer\.name is not known"):
+        Experiment.from_json(json.dumps(record))
 
 
 @pytest.mark.parametrize("fields", [{"lora_rank": 1}, {"mup_base": (32, 8)}])

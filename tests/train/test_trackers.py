@@ -94,6 +94,21 @@ def test_a_bad_tracker_is_a_warning_and_the_others_go_on(
     assert Run(tmp_path / "run").metrics()[-1]["step"] == 8
 
 
+def test_what_waits_for_a_slow_tracker_stays_in_order():
+    begin, memory = threading.Event(), Memory(None, 0)
+
+    def make():
+        begin.wait()
+        return memory
+
+    slow = trackers.Background("slow", make)
+    for step in range(20):
+        slow.send("log", {"loss": 1.0}, step)
+    begin.set()
+    slow.close()
+    assert [record["step"] for record in memory.records] == list(range(20)) and memory.is_closed
+
+
 def test_a_full_queue_drops_records_and_says_so_once(use, monkeypatch):
     monkeypatch.setattr(trackers, "MOST_QUEUED", 3)
     with pytest.warns(UserWarning) as caught:
