@@ -2,20 +2,20 @@
 
     python benchmarks/against_pytorch.py [--pairs 5] [--python-torch PATH]
 
-The PyTorch model is transformers' GPT2LMHeadModel with the same shape and number of parameters, in
-float32, in train mode without dropout, with PyTorch's fused attention kernel.
+The PyTorch model has the same shape and number of parameters, in float32. It trains as in
+pytorch_gpt.py and decodes as transformers' GPT2LMHeadModel.
 
 train   complete steps on random tokens: forward, loss, backward, clipping to norm 1, AdamW with
-        weight decay on matrices and embeddings. Median of the steps.
+        weight decay on matrices and embeddings. Mean of 8 steps.
 decode  greedy decoding with a KV cache at batch 1: 200 new tokens after a prompt of 32, including
-        prefill. Median of the repetitions.
+        prefill.
 decode8 batched decode of 8 rows; counts the tokens of all rows.
 first   prefill speed: prompt tokens per second until the first new token, for a prompt of 1,000.
 
-Each measurement is a separate process. gpt3jax, PyTorch and the machine's limit (`floor` in
-one_side.py) alternate (A B F A B F ...), because the speed of a machine drifts. Ratios are taken
-within each pair, and the last line has the medians. A ratio above 1 means that gpt3jax is faster;
-`over floor` is the time of gpt3jax relative to the limit.
+gpt3jax, PyTorch and the machine's limit (`floor` in one_side.py) are processes of their own that
+are measured in alternation (A B F A B F ...), because the speed of a machine drifts. Ratios are
+taken within each pair, and the last line has the medians. A ratio above 1 means that gpt3jax is
+faster; `over floor` is the time of gpt3jax relative to the limit.
 
 It needs an interpreter with gpt3jax's dependencies, and one with torch and transformers, which may
 be the same.
@@ -29,14 +29,13 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from one_side import SHAPES
+from sides import Side, alternate, ratio
 
-HERE = Path(__file__).resolve().parent
 SIDES = ("gpt3jax", "pytorch")
 ALL = (*SIDES, "floor")
 WHAT = ("train", "decode", "decode8", "first")
@@ -67,41 +66,25 @@ def parse() -> argparse.Namespace:
 
 
 def compare(what: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Runs all sides in alternation; returns the rates, the ratio of each pair, and medians."""
+    """Measures all sides in alternation; returns the rates, the ratio of each pair, and medians."""
     interpreters = {side: options.python_jax for side in ALL} | {"pytorch": options.python_torch}
-    runs: dict[str, list[dict]] = {side: [] for side in ALL}
-    for pair in range(1, options.pairs + 1):
-        for side in ALL:
-            result = in_own_process(interpreters[side], what, side, options.shape)
-            runs[side].append(result)
-            rate = result["tokens_per_s"]
-            print(f"{what} pair {pair} {side}: {rate:,.0f} tokens/s", file=sys.stderr)
-    rates = {side: [run["tokens_per_s"] for run in runs[side]] for side in ALL}
-    ratios = [a / b for a, b in zip(*(rates[side] for side in SIDES), strict=True)]
+    # Otherwise both would use an accelerator.
+    hidden = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    shape = SHAPES[options.shape]
+    sides = {name: Side(interpreters[name], name, shape, hidden) for name in ALL}
+    alternate(what, sides, options.pairs)
+    rates = {name: side.rates for name, side in sides.items()}
     over = [floor / ours for ours, floor in zip(rates["gpt3jax"], rates["floor"], strict=True)]
-    parameters = {run["parameters"] for side in ALL for run in runs[side]}
-    if len(parameters) != 1:
-        sys.exit(f"error: the models differ: they have {sorted(parameters)} parameters")
     return {
-        "parameters": parameters.pop(),
-        "versions": {side: runs[side][0]["versions"] for side in SIDES},
+        "parameters": sides["gpt3jax"].about["parameters"],
+        "versions": {name: sides[name].about["versions"] for name in SIDES},
         "tokens_per_s": rates,
-        "median_tokens_per_s": {side: statistics.median(each) for side, each in rates.items()},
-        "ratios": ratios,
-        "median_ratio": statistics.median(ratios),
+        "median_tokens_per_s": {name: side.rate for name, side in sides.items()},
+        "ratios": [a / b for a, b in zip(*(rates[side] for side in SIDES), strict=True)],
+        "median_ratio": ratio(*(sides[name] for name in SIDES)),
         "over_floor": over,
         "median_over_floor": statistics.median(over),
     }
-
-
-def in_own_process(interpreter: str, what: str, side: str, shape: str) -> dict[str, Any]:
-    command = [interpreter, str(HERE / "one_side.py"), what, side, shape]
-    # Otherwise only gpt3jax would use an accelerator.
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "JAX_PLATFORMS": "cpu"}
-    completed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    if completed.returncode:
-        sys.exit(f"error: {' '.join(command)} failed with exit code {completed.returncode}")
-    return json.loads(completed.stdout.splitlines()[-1])
 
 
 def machine() -> dict[str, Any]:

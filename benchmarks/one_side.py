@@ -1,29 +1,32 @@
-"""Measures the speed of one library in this process, and prints it as a line of JSON.
+"""Measures the speed of one library in this process, on request.
 
-    PYTHONPATH=. python benchmarks/one_side.py WHAT gpt3jax|pytorch|floor [SHAPE]
+    PYTHONPATH=. python benchmarks/one_side.py WHAT gpt3jax|pytorch|floor [SHAPE] < /dev/null
 
-WHAT is train, decode, decode8 or first. SHAPE is a name in `SHAPES`, or a shape as JSON. PyTorch
-uses a GPU if there is one, compiled and in bfloat16. `floor` is the upper limit on this machine:
-the model's FLOPs at the measured rate of a large matrix product, and the bytes of parameters and KV
-cache at the measured memory bandwidth.
+WHAT is train, decode, decode8 or first. SHAPE is a name in `SHAPES`, or a shape as JSON. Once
+everything is compiled, a line of JSON has the parameters and the versions; then each line of
+standard input is answered by one measurement, so that several such processes can alternate. With no
+input there is one measurement.
 
-against_pytorch.py runs these in alternation and documents the measurements.
+PyTorch uses a GPU if there is one. `floor` is the upper limit on this machine: the model's FLOPs at
+the measured rate of a large matrix product, and the bytes of parameters and KV cache at the
+measured memory bandwidth.
+
+against_pytorch.py and on_gpu/ run these and document the measurements.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
-WARM_UP_STEPS, STEPS = 3, 8
-REPETITIONS = 3
+WARM_UP_STEPS, STEPS = 3, {"cpu": 8, "accelerator": 20}
+"""Training steps: before the first measurement, and in each, without a wait between them."""
 DECODING = {"decode": (1, 32, 200), "decode8": (8, 32, 200), "first": (1, 1000, 1)}
 """Rows, prompt tokens and new tokens, by WHAT."""
 LEARNING_RATE, WEIGHT_DECAY, BETAS = 6e-4, 0.1, (0.9, 0.95)
@@ -31,7 +34,7 @@ LEARNING_RATE, WEIGHT_DECAY, BETAS = 6e-4, 0.1, (0.9, 0.95)
 
 @dataclass(frozen=True)
 class Shape:
-    """Shape of a model with dense layers, and windows per batch."""
+    """Shape of a model with dense layers, windows per batch, and formats of gpt3jax."""
 
     n_layers: int
     n_heads: int
@@ -39,10 +42,19 @@ class Shape:
     vocabulary: int
     context: int
     batch: int
+    dtype: str = "float32"
+    """As --model.dtype; PyTorch computes in float32 on CPUs and in bfloat16 on GPUs."""
+    weights: str = "full"
+    """As --weights, for decoding."""
 
     @property
     def d_model(self) -> int:
         return self.n_heads * self.d_head
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per batch."""
+        return self.batch * self.context
 
 
 SHAPES = {
@@ -54,8 +66,17 @@ SHAPES = {
 }
 
 
-def train_gpt3jax(shape: Shape) -> dict[str, Any]:
-    """Measures the compiled training step on windows from the host."""
+class Side(NamedTuple):
+    """A program that is ready to be measured."""
+
+    parameters: int
+    versions: dict[str, str]
+    measure: Callable[[], float]
+    """Tokens per second."""
+
+
+def train_gpt3jax(shape: Shape) -> Side:
+    """The compiled training step on windows from the host."""
     retain_memory()
     import jax
     import jax.numpy as jnp
@@ -73,65 +94,77 @@ def train_gpt3jax(shape: Shape) -> dict[str, Any]:
         jax_model(shape),
         config.Data((config.Source("random tokens", "nowhere"),)),
         config.Schedule(peak_learning_rate=LEARNING_RATE),
-        config.Train(batch_tokens=shape.batch * shape.context),
-        config.Optimizer(*BETAS, clip_norm=1.0, weight_decay=WEIGHT_DECAY),
+        config.Train(batch_tokens=shape.tokens),
+        config.AdamW(*BETAS, clip_norm=1.0, weight_decay=WEIGHT_DECAY),
     )
     mesh = make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
         state = init_sharded_state(experiment, mesh)
         count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         compiled = compile_train_step(experiment, mesh)
-        sharding = NamedSharding(mesh, partition_spec((None, "batch", None)))
-        rng = np.random.default_rng(0)
-
-        def step() -> None:
-            nonlocal state
-            size = (1, shape.batch, shape.context + 1)
-            windows = rng.integers(0, shape.vocabulary, size).astype(np.int32)
-            windows = jax.device_put(windows, sharding)
-            state, metrics = compiled(state, windows, jnp.int32(1), jnp.float32(LEARNING_RATE))
-            jax.block_until_ready((state, metrics))
-
-        seconds = median_seconds(step, WARM_UP_STEPS, STEPS)
-    return jax_result(count, shape.batch * shape.context / seconds)
-
-
-def train_pytorch(shape: Shape) -> dict[str, Any]:
-    """Measures a plain training loop with fused AdamW, which is by far the fastest on a CPU."""
-    import numpy as np
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = torch_model(shape).train().to(device)
-    run = torch.compile(network) if device == "cuda" else network
-    split = [[], []]
-    for parameter in network.parameters():
-        split[parameter.ndim == 1].append(parameter)
-    groups = [{"params": split[0]}, {"params": split[1], "weight_decay": 0.0}]
-    adam = torch.optim.AdamW(
-        groups, lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
-    )
+    sharding = NamedSharding(mesh, partition_spec((None, "batch", None)))
     rng = np.random.default_rng(0)
 
-    def step() -> None:
-        windows = rng.integers(0, shape.vocabulary, (shape.batch, shape.context + 1))
-        windows = torch.from_numpy(windows).to(device)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            logits = run(input_ids=windows[:, :-1], use_cache=False).logits
-            labels = windows[:, 1:].flatten()
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        adam.step()
-        adam.zero_grad()
-        loss.item()
+    def step() -> Any:
+        nonlocal state
+        windows = random_windows(rng, shape)[None].astype(np.int32)
+        windows = jax.device_put(windows, sharding)
+        with jax.set_mesh(mesh):
+            state, metrics = compiled(state, windows, jnp.int32(1), jnp.float32(LEARNING_RATE))
+        return state, metrics
 
-    seconds = median_seconds(step, WARM_UP_STEPS, STEPS)
-    return torch_result(network, shape.batch * shape.context / seconds)
+    steps = STEPS["cpu" if jax.default_backend() == "cpu" else "accelerator"]
+    return training(count, jax_versions(), step, jax.block_until_ready, steps, shape)
 
 
-def decode_gpt3jax(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, Any]:
-    """Measures greedy decoding with a KV cache, or prefill if there is one new token."""
+def train_pytorch(shape: Shape) -> Side:
+    """The training step of pytorch_gpt.py."""
+    import numpy as np
+    import torch
+    from pytorch_gpt import GPT, trainer
+
+    torch.manual_seed(0)
+    network = GPT(shape.n_layers, shape.n_heads, shape.d_head, shape.vocabulary, shape.context)
+    compiled = trainer(network, LEARNING_RATE, BETAS, WEIGHT_DECAY)
+    rng = np.random.default_rng(0)
+
+    def step() -> Any:
+        return compiled(random_windows(rng, shape))
+
+    count = sum(each.numel() for each in network.parameters())
+    steps = STEPS["accelerator" if torch.cuda.is_available() else "cpu"]
+    return training(count, torch_versions(), step, lambda loss: loss.item(), steps, shape)
+
+
+def random_windows(rng: Any, shape: Shape) -> Any:
+    """int64 token ids of shape (batch, context + 1)."""
+    return rng.integers(0, shape.vocabulary, (shape.batch, shape.context + 1))
+
+
+def training(
+    count: int,
+    versions: dict[str, str],
+    step: Callable[[], Any],
+    wait: Callable[[Any], Any],
+    steps: int,
+    shape: Shape,
+) -> Side:
+    """Measures `steps` training steps at once, after some to warm up."""
+    for _ in range(WARM_UP_STEPS):
+        wait(step())
+
+    def measure() -> float:
+        result, began = None, time.perf_counter()
+        for _ in range(steps):
+            result = step()
+        wait(result)
+        return steps * shape.tokens / (time.perf_counter() - began)
+
+    return Side(count, versions, measure)
+
+
+def decode_gpt3jax(shape: Shape, rows: int, prompt: int, new: int) -> Side:
+    """Greedy decoding with a KV cache, or prefill if there is one new token."""
     import jax
 
     from gpt3jax.decoding.decode import Sampling
@@ -140,58 +173,76 @@ def decode_gpt3jax(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, 
     from gpt3jax.model.init import init_params
 
     model = jax_model(shape)
-    weights = init_params(jax.random.key(0), model)
+    params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), model)
     tokenizer: Any = SimpleNamespace(end_of_text=0, vocabulary=shape.vocabulary)
-    generator = Generator(weights, model, tokenizer)
+    generator = Generator(params, model, tokenizer, shape.weights)  # pyright: ignore
     greedy = Sampling(temperature=0)
 
     def decode() -> None:
         tokens = generator.tokens(range(prompt), new_tokens=new, rows=rows, sampling=greedy)
         assert len(list(tokens)) == new
 
-    seconds = median_seconds(decode, 1, REPETITIONS)
-    return jax_result(param_specs.count_params(model), counted(rows, prompt, new) / seconds)
+    count = param_specs.count_params(model)
+    return decoding(count, jax_versions(), decode, counted(rows, prompt, new))
 
 
-def decode_pytorch(shape: Shape, rows: int, prompt: int, new: int) -> dict[str, Any]:
+def decode_pytorch(shape: Shape, rows: int, prompt: int, new: int) -> Side:
+    """`generate` of transformers' GPT-2, in bfloat16 on a GPU."""
     import torch
+    import transformers
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     network = torch_model(shape).eval()
-    tokens = torch.arange(prompt)[None].repeat(rows, 1)
+    count = sum(each.numel() for each in network.parameters())
+    network = network.to(device, torch.bfloat16 if device == "cuda" else torch.float32)
+    tokens = torch.arange(prompt, device=device)[None].repeat(rows, 1)
 
+    @torch.inference_mode()
     def decode() -> None:
         output = network.generate(
             tokens, max_new_tokens=new, do_sample=False, use_cache=True, pad_token_id=0
         )
-        assert output.shape == (rows, prompt + new)
+        assert output.cpu().shape == (rows, prompt + new)
 
-    with torch.inference_mode():
-        seconds = median_seconds(decode, 1, REPETITIONS)
-    return torch_result(network, counted(rows, prompt, new) / seconds)
+    versions = torch_versions() | {"transformers": transformers.__version__}
+    return decoding(count, versions, decode, counted(rows, prompt, new))
 
 
-def floor(what: str, shape: Shape) -> dict[str, Any]:
-    """Tokens per second at the limit of matrix products or memory bandwidth, the lower of both."""
+def decoding(count: int, versions: dict[str, str], decode: Callable[[], None], tokens: int) -> Side:
+    """Measures one call, after one to warm up."""
+    decode()
+
+    def measure() -> float:
+        began = time.perf_counter()
+        decode()
+        return tokens / (time.perf_counter() - began)
+
+    return Side(count, versions, measure)
+
+
+def floor(what: str, shape: Shape) -> Side:
+    """The limit of matrix products or memory bandwidth, the lower of both."""
     from gpt3jax.model import param_specs
     from gpt3jax.plan.bench import bandwidth_limit, peak_limit
 
     model = jax_model(shape)
-    parameters, peak = param_specs.count_params(model), _rate(peak_limit())
-    if what == "train":
-        return jax_result(parameters, peak / param_specs.flops_per_token(model))
-    if what == "first":
-        return jax_result(parameters, peak / param_specs.forward_flops_per_token(model))
-    rows, prompt, new = decode_sizes(what, shape)
-    weights = parameters - shape.context * shape.d_model
-    cache = 2 * shape.n_layers * shape.d_model * (prompt + new / 2)
-    step = max(4 * (weights + rows * cache) / _rate(bandwidth_limit()), 2 * weights * rows / peak)
-    return jax_result(parameters, rows / step)
+    parameters = param_specs.count_params(model)
+    peak, bandwidth = peak_limit(), bandwidth_limit()
 
+    def measure() -> float:
+        peak.measure()
+        if what == "train":
+            return peak.rate / param_specs.flops_per_token(model)
+        if what == "first":
+            return peak.rate / param_specs.forward_flops_per_token(model)
+        bandwidth.measure()
+        rows, prompt, new = decode_sizes(what, shape)
+        weights = parameters - shape.context * shape.d_model
+        cache = 2 * shape.n_layers * shape.d_model * (prompt + new / 2)
+        read, computed = 4 * (weights + rows * cache), 2 * weights * rows
+        return rows / max(read / bandwidth.rate, computed / peak.rate)
 
-def _rate(limit: Any) -> float:
-    for _ in range(4):
-        limit.measure()
-    return limit.rate
+    return Side(parameters, jax_versions(), measure)
 
 
 def decode_sizes(what: str, shape: Shape) -> tuple[int, int, int]:
@@ -210,8 +261,8 @@ TRAIN = {"gpt3jax": train_gpt3jax, "pytorch": train_pytorch}
 DECODE = {"gpt3jax": decode_gpt3jax, "pytorch": decode_pytorch}
 
 
-def measure(what: str, side: str, shape: Shape) -> dict[str, Any]:
-    """Runs one measurement."""
+def prepare(what: str, side: str, shape: Shape) -> Side:
+    """Compiles one program and runs it once."""
     if side == "floor":
         return floor(what, shape)
     if what == "train":
@@ -230,8 +281,7 @@ def jax_model(shape: Shape) -> Any:
         vocabulary=shape.vocabulary,
         context=shape.context,
         dense_every=1,
-        scan_layers=False,
-        dtype="float32",
+        dtype=shape.dtype,  # pyright: ignore[reportArgumentType]
     )
 
 
@@ -254,41 +304,33 @@ def retain_memory() -> None:
     retain_freed_memory()
 
 
-def jax_result(parameters: int, tokens_per_s: float) -> dict[str, Any]:
+def jax_versions() -> dict[str, str]:
     import jax
     from jaxlib.version import __version__ as jaxlib_version
 
-    versions = {"jax": jax.__version__, "jaxlib": jaxlib_version}
-    return result(parameters, tokens_per_s, versions)
+    return {"jax": jax.__version__, "jaxlib": jaxlib_version}
 
 
-def torch_result(network: Any, tokens_per_s: float) -> dict[str, Any]:
+def torch_versions() -> dict[str, str]:
     import torch
-    import transformers
 
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return result(sum(p.numel() for p in network.parameters()), tokens_per_s, versions)
+    return {"torch": torch.__version__}
 
 
-def result(parameters: int, tokens_per_s: float, versions: dict[str, str]) -> dict[str, Any]:
-    versions = {"python": platform.python_version(), **versions}
-    return {"parameters": parameters, "tokens_per_s": tokens_per_s, "versions": versions}
-
-
-def median_seconds(call: Callable[[], None], warm_up: int, repetitions: int) -> float:
-    """Median duration of a call, after warm-up calls."""
-    for _ in range(warm_up):
-        call()
-    seconds = []
-    for _ in range(repetitions):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
-
-
-if __name__ == "__main__":
+def main() -> None:
     what, side, *rest = sys.argv[1:]
     name = rest[0] if rest else "12M"
     shape = SHAPES[name] if name in SHAPES else Shape(**json.loads(name))
-    print(json.dumps(measure(what, side, shape)))
+    ready = prepare(what, side, shape)
+    versions = {"python": platform.python_version(), **ready.versions}
+    print(json.dumps({"parameters": ready.parameters, "versions": versions}), flush=True)
+    asked = 0
+    for _ in sys.stdin:
+        asked += 1
+        print(json.dumps({"tokens_per_s": ready.measure()}), flush=True)
+    if not asked:
+        print(json.dumps({"tokens_per_s": ready.measure()}))
+
+
+if __name__ == "__main__":
+    main()
