@@ -72,10 +72,11 @@ def kernels(K: int) -> dict[str, Kernel]:
 
 
 def _mosaic(q: jax.Array, k: jax.Array, v: jax.Array, config: Any) -> jax.Array:
-    """This kernel does not scale the scores."""
+    """This kernel does not scale the scores; in JAX 0.11.2 it takes float16 only."""
     from jax.experimental.pallas.ops.gpu import attention_mgpu
 
-    return attention_mgpu.attention(q * q.shape[-1] ** -0.5, k, v, config)
+    q, k, v = (x.astype(jnp.float16) for x in (q * q.shape[-1] ** -0.5, k, v))
+    return attention_mgpu.attention(q, k, v, config)
 
 
 def milliseconds(call: Callable[..., Any], qkv: list[jax.Array]) -> float:

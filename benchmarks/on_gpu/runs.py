@@ -71,7 +71,9 @@ def start(options: argparse.Namespace, results: Results) -> None:
             process.wait()
             programs = len(list((folder / "cache-1").rglob("*-cache")))
             total = time.perf_counter() - began
-            results.add(name, first_step_s=first, total_s=total, programs=programs)
+            results.add(
+                name, first_step_s=first, total_s=total, programs=programs, phases=_phases(path)
+            )
 
 
 def curves(options: argparse.Namespace, results: Results) -> None:
@@ -176,6 +178,12 @@ def _last_state(path: Path) -> str:
         (path / "checkpoints").glob(f"*/{MANIFEST_FILE}"), key=lambda p: int(p.parent.name)
     )
     return read_manifest(steps[-1].parent).state
+
+
+def _phases(path: Path) -> dict[str, float]:
+    """Seconds of each phase of a run, from its event log."""
+    events = [json.loads(line) for line in (path / "ledger.jsonl").read_text().splitlines()]
+    return next(each["seconds"] for each in reversed(events) if each["event"] == "clock")
 
 
 def _json(text: str) -> Any:
