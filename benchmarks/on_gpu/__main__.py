@@ -7,7 +7,8 @@
 bits       three runs of the demo, one of them killed and resumed, in bfloat16; two in float8, two
            with LoRA: their states, and a replay
 start      the demo's first step, with an empty and with a filled compilation cache
-train      training steps of five sizes in bfloat16 against PyTorch (pytorch_gpt.py), then in float8
+train      training steps of five sizes in bfloat16 against PyTorch (pytorch_gpt.py)
+float8     the same in float8 against bfloat16
 decode     greedy decoding of one and of eight rows in three formats against transformers
 kernels    a profile of a training step, with the estimated time of each kind of kernel
 flags      a training step of 125M under flags of XLA that others use
@@ -37,7 +38,8 @@ import table  # noqa: E402
 from record import Results  # noqa: E402
 
 PIECES = {
-    "bits": runs.bits, "start": runs.start, "train": speed.train, "decode": speed.decode,
+    "bits": runs.bits, "start": runs.start, "train": speed.train,
+    "float8": speed.float8, "decode": speed.decode,
     "kernels": speed.kernels, "flags": speed.flags, "attention": speed.attention,
     "curves": runs.curves, "ladder": runs.ladder,
 }  # fmt: skip
@@ -60,7 +62,9 @@ def parse() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("pieces", nargs="+", choices=[*PIECES, "table"])
     parser.add_argument("--only", nargs="+", default=list(speed.WINDOWS), choices=speed.WINDOWS,
-                        help="sizes, for train, decode and kernels")  # fmt: skip
+                        help="sizes, for train, float8, decode and kernels")  # fmt: skip
+    parser.add_argument("--decode", nargs="+", default=["decode", "decode8"],
+                        choices=["decode", "decode8"], help="one row, or eight")  # fmt: skip
     parser.add_argument("--pairs", type=int, default=5, help="measurements per side (5)")
     parser.add_argument("--python-torch", help="interpreter with torch and transformers")
     parser.add_argument("--out", type=Path, default=Path("on_gpu.jsonl"))

@@ -42,23 +42,35 @@ def shape(size: str, options: argparse.Namespace, **changes: Any) -> Shape:
 
 
 def train(options: argparse.Namespace, results: Results) -> None:
-    """bfloat16 and PyTorch in alternation, then float8 alone, for lack of memory."""
+    """Training steps in bfloat16, in alternation with PyTorch's if there is one."""
     for size in options.only:
         ours = Side(sys.executable, "gpt3jax", shape(size, options, dtype="bfloat16"), SHARED)
         sides = {"bfloat16": ours}
         if options.python_torch:
             sides["pytorch"] = Side(options.python_torch, "pytorch", shape(size, options))
         alternate("train", sides, options.pairs)
-        float8 = Side(sys.executable, "gpt3jax", shape(size, options, dtype="float8"), SHARED)
-        alternate("train", {"float8": float8}, options.pairs)
         results.add(
             size,
-            **{name: side.rates for name, side in (sides | {"float8": float8}).items()},
+            **{name: side.rates for name, side in sides.items()},
             windows=ours.shape.batch,
             mfu=_mfu(size, options, ours.rate),
-            float8_ratio=float8.rate / ours.rate,
             ratio=ratio(ours, sides["pytorch"]) if "pytorch" in sides else None,
             about={name: side.about for name, side in sides.items()},
+        )
+
+
+def float8(options: argparse.Namespace, results: Results) -> None:
+    """Training steps in float8 and in bfloat16, in alternation."""
+    for size in options.only:
+        sides = {
+            dtype: Side(sys.executable, "gpt3jax", shape(size, options, dtype=dtype), SHARED)
+            for dtype in ("bfloat16", "float8")
+        }
+        alternate("train", sides, options.pairs)
+        results.add(
+            size,
+            **{name: side.rates for name, side in sides.items()},
+            ratio=ratio(sides["float8"], sides["bfloat16"]),
         )
 
 
@@ -79,7 +91,7 @@ def flags(options: argparse.Namespace, results: Results) -> None:
 def decode(options: argparse.Namespace, results: Results) -> None:
     """One and eight rows, in three formats and by transformers, in alternation."""
     for size in options.only:
-        for what in ("decode", "decode8"):
+        for what in options.decode:
             sides = {
                 weights: Side(
                     sys.executable,

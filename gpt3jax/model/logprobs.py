@@ -95,10 +95,12 @@ def suffix_logprobs(
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), scores, rest)
 
 
-def logits_of(x_RD: jax.Array, w_VD: jax.Array, vocabulary: int) -> jax.Array:
-    """Float32 logits of normalised rows; the vocabulary's padding is masked."""
-    logits_RV = jnp.matmul(x_RD, w_VD.T, preferred_element_type=jnp.float32)
-    return hide_padding(logits_RV, vocabulary)
+def logits_of(
+    x_RD: jax.Array, w_VD: jax.Array, vocabulary: int, dtype: jax.typing.DTypeLike = jnp.float32
+) -> jax.Array:
+    """Float32 logits of normalised rows, rounded to `dtype`; the vocabulary's padding is masked."""
+    logits_RV = jnp.matmul(x_RD, w_VD.T, preferred_element_type=dtype)
+    return hide_padding(logits_RV.astype(jnp.float32), vocabulary)
 
 
 def scores_of(

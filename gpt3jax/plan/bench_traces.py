@@ -21,6 +21,8 @@ from gpt3jax.train.step import compile_train_step
 
 STEPS = 5
 PROMPT, WRITTEN = 32, 128
+NO_GRAPHS = {"xla_gpu_graph_min_graph_size": 2**31 - 1}
+"""Options of XLA: the events of kernels in a CUDA graph do not name their operation."""
 
 
 def trace_train(experiment: Experiment) -> Trace:
@@ -31,15 +33,18 @@ def trace_train(experiment: Experiment) -> Trace:
     windows = np.random.default_rng(0).integers(0, experiment.model.vocabulary, shape, np.int32)
     others = windows, jnp.int32(count), jnp.float32(0.0)
     with jax.set_mesh(mesh):
-        step: Any = compile_train_step(experiment, mesh)
-        state, _ = jax.block_until_ready(step(init_sharded_state(experiment, mesh), *others))
+        jitted: Any = compile_train_step(experiment, mesh)
+        state = init_sharded_state(experiment, mesh)
+        options = NO_GRAPHS if jax.default_backend() == "gpu" else None
+        step = jitted.lower(state, *others).compile(options)
+        state, _ = jax.block_until_ready(step(state, *others))
         folder = _start("train", experiment)
         for number in range(STEPS):
             with jax.profiler.StepTraceAnnotation("train", step_num=number):
                 state, _ = step(state, *others)
         jax.block_until_ready(state)
         jax.profiler.stop_trace()
-        return Trace(folder, step.lower(state, *others).compile().as_text(), count)
+        return Trace(folder, step.as_text(), count)
 
 
 def trace_decode(experiment: Experiment) -> Trace:

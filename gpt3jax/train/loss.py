@@ -118,8 +118,14 @@ head_loss.defvjp(_head_loss_forward, _head_loss_backward)
 
 
 def _losses(x_RD, w_VD, targets_R, vocabulary):
-    """-log p(target) of each row, and its gradient with respect to this device's logits."""
-    scores, probability_RV, is_target_RV = scores_of(logits_of(x_RD, w_VD, vocabulary), targets_R)
+    """-log p(target) of each row, and its gradient with respect to this device's logits.
+
+    Logits are stored in the dtype of the activations, as PyTorch's autocast stores them, and the
+    softmax is computed in float32. Float32 logits would be read and written at twice the cost,
+    which is 4 % of a step of GPT-3 Small on an H200. Evaluation has float32 logits.
+    """
+    logits_RV = logits_of(x_RD, w_VD, vocabulary, x_RD.dtype)
+    scores, probability_RV, is_target_RV = scores_of(logits_RV, targets_R)
     is_learned_R = targets_R >= 0
     losses_R = jnp.where(is_learned_R, -scores.log_probability, 0)
     dlogits_RV = jnp.where(is_learned_R[:, None], probability_RV - is_target_RV, 0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import queue
 import secrets
+import sys
 import threading
 import time
 import warnings
@@ -46,10 +47,9 @@ class TensorBoard:
     """Event files in RUN/tensorboard."""
 
     def __init__(self, run: Run, resumed_at: int):
-        # A slow import (seconds) that only training needs.
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(run.tensorboard), purge_step=resumed_at + 1)
+        self._writer = _tensorboardx().SummaryWriter(
+            str(run.tensorboard), purge_step=resumed_at + 1
+        )
 
     def log(self, record: dict[str, float], step: int) -> None:
         for name, value in record.items():
@@ -60,6 +60,20 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _tensorboardx() -> Any:
+    """The package, which only training needs, imported without PyTorch.
+
+    It would import PyTorch wherever that is installed, which takes the start of a run 5 s.
+    """
+    if "torch" in sys.modules:
+        return importlib.import_module("tensorboardX")
+    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        return importlib.import_module("tensorboardX")
+    finally:
+        del sys.modules["torch"]
 
 
 class WandB:
