@@ -8,8 +8,9 @@ them.
 
 `matmul` is the fraction of peak FLOP/s that large bfloat16 matrix products reach. It is measured
 and published for v5e (0.92 at 8192 cubed, JAX's Pallas guide), A100, H100 and B200 (0.87, 0.80,
-0.78 at the best shapes, Bekman's ML Engineering), and inferred from published training runs for
-the others. None of these figures are our own measurements.
+0.78 at the best shapes, Bekman's ML Engineering), and inferred from training runs: published ones,
+and for the H200 our own on one card (docs/benchmarks.md), whose software is two years younger than
+that of the published H100 runs.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ CHIPS = {chip.name: chip for chip in (
          3.43, "AWS p4de, 2026-11"),
     Chip("h100", "NVIDIA H100", 989e12, 0.60, 73.3 * GiB, 3.35e12, 450e9, 0, 0, 8, 50e9,
          6.88, "AWS p5, 2026-11"),
-    Chip("h200", "NVIDIA H200", 989e12, 0.60, 129.2 * GiB, 4.8e12, 450e9, 0, 0, 8, 50e9,
+    Chip("h200", "NVIDIA H200", 989e12, 0.71, 129.2 * GiB, 4.8e12, 450e9, 0, 0, 8, 50e9,
          7.91, "AWS p5en, 2026-08"),
     Chip("b200", "NVIDIA B200", 2250e12, 0.58, 164.7 * GiB, 8.0e12, 900e9, 0, 0, 8, 50e9,
          14.24, "AWS p6-b200, 2026, second-hand"),
