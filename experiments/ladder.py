@@ -35,7 +35,7 @@ def of_size(size: int) -> Experiment:
     d_head = 64 if width % 64 == 0 else 32
     rate = 3.5e-3 * max(1.0, size / 1e6) ** -0.4
     return Experiment(
-        name=f"ladder-{size}",
+        name="ladder",
         model=Model(
             n_layers=layers, d_model=width, n_heads=width // d_head, d_head=d_head,
             context=CONTEXT, vocabulary=VOCABULARY,
