@@ -102,6 +102,21 @@ def check_writable(path: Path) -> None:
         )
 
 
+def check_decay_ends(experiment: Experiment) -> None:
+    """Check that a new run decays its learning rate; old ones may have been stopped before.
+
+    Raises:
+      ConfigError: it ends before its schedule does.
+    """
+    schedule, tokens = experiment.schedule, experiment.train.tokens
+    if schedule.decay_fraction and schedule.decay_tokens > tokens:
+        raise ConfigError(
+            f"--schedule.decay-tokens is {schedule.decay_tokens:,}, but the run ends after "
+            f"{tokens:,} tokens: its learning rate would not have decayed. Lower it, raise "
+            "--train.tokens, or keep the rate constant with --schedule.decay-fraction 0"
+        )
+
+
 def create_or_check(
     run: Run,
     experiment: Experiment,

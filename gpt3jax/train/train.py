@@ -37,6 +37,7 @@ from gpt3jax.train.monitor import event_log, phase_timer
 from gpt3jax.train.monitor.profile import StepTrace
 from gpt3jax.train.run_setup import (
     caught_signals,
+    check_decay_ends,
     check_is_shared,
     create_or_check,
     data_identity,
@@ -205,6 +206,7 @@ def _prepare(
             "Restore the file, or start anew with another --run"
         )
     if not run.exists():
+        check_decay_ends(experiment)
         run.skips_file.unlink(missing_ok=True)  # Of a creation that was interrupted.
     if experiment.init_from and run.exists():
         # The recorded parent counts: the base may have changed since.

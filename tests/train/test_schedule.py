@@ -1,13 +1,17 @@
 """Learning rate and batch as functions of tokens, at the values the paper's rules give."""
 
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
 
+import jax
 import pytest
 
 from gpt3jax.config import Mesh, Schedule
 from gpt3jax.errors import ConfigError
+from gpt3jax.sharding.mesh import make_mesh
+from gpt3jax.train.run_setup import check_decay_ends
 from gpt3jax.train.schedules import (
     Microbatches,
     batch_range,
@@ -17,6 +21,7 @@ from gpt3jax.train.schedules import (
     stretches,
     total_tokens,
 )
+from gpt3jax.train.train import train
 from gpt3jax.user_code import load_experiment
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -93,6 +98,29 @@ def test_a_decay_has_the_values_computed_by_hand(fields, rates):
 def test_an_invalid_decay_is_refused_in_words(fields, message):
     with pytest.raises(ConfigError, match=message):
         Schedule(1.0, **fields)
+
+
+@pytest.mark.parametrize(
+    ("decay_tokens", "fraction", "is_refused"),
+    [(2000, 1.0, False), (2001, 1.0, True), (2001, 0.1, True), (2001, 0.0, False)],
+)
+def test_a_run_that_ends_before_its_rate_has_decayed_is_refused(
+    experiment, decay_tokens, fraction, is_refused
+):
+    schedule = dataclasses.replace(
+        experiment.schedule, warmup_tokens=0, decay_tokens=decay_tokens, decay_fraction=fraction
+    )
+    short = dataclasses.replace(with_train(experiment, tokens=2000), schedule=schedule)
+    refused = pytest.raises(ConfigError, match=r"decay-tokens is 2,001, but the run ends after 2,0")
+    with refused if is_refused else contextlib.nullcontext():
+        check_decay_ends(short)
+
+
+def test_a_decay_beyond_the_run_starts_nothing(tmp_path, experiment):
+    short = with_train(experiment, tokens=2000)
+    with pytest.raises(ConfigError, match="its learning rate would not have decayed"):
+        train(short, tmp_path / "run", mesh=make_mesh(Mesh(data=1), jax.devices()[:1]))
+    assert not (tmp_path / "run" / "experiment.json").exists()
 
 
 def test_the_learning_rate_has_no_jump_where_its_pieces_meet():
