@@ -11,7 +11,7 @@ train      training steps of five sizes in bfloat16 against PyTorch (pytorch_gpt
 float8     the same in float8 against bfloat16
 decode     greedy decoding of one and of eight rows in three formats against transformers
 kernels    a profile of a training step, with the estimated time of each kind of kernel
-flags      a training step of 125M under flags of XLA that others use
+flags      a training step and decoding of 125M under flags of XLA that others use
 attention  forward and backward passes of attention alone: cuDNN's and JAX's own kernels
 curves     validation losses of the demo in float32, bfloat16 and float8
 ladder     eight sizes on Python packages' source, and their law (experiments/ladder.py)

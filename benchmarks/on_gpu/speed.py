@@ -31,7 +31,13 @@ FLAGS = {
     "autotune level 5": {"XLA_FLAGS": "--xla_gpu_autotune_level=5"},
     "JAX_OPTIMIZATION_LEVEL=O1": {"JAX_OPTIMIZATION_LEVEL": "O1"},
 }
-"""Variables of each, from docs/benchmarks.md."""
+"""Variables of each, of a training step."""
+DECODE_FLAGS = {
+    "default": {},
+    "the loop in a graph": {"XLA_FLAGS": "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"},
+    "no command buffers": {"XLA_FLAGS": "--xla_gpu_enable_command_buffer="},
+}
+"""Variables of each, of decoding one row, which launches of kernels bind."""
 
 
 def shape(size: str, options: argparse.Namespace, **changes: Any) -> Shape:
@@ -75,17 +81,18 @@ def float8(options: argparse.Namespace, results: Results) -> None:
 
 
 def flags(options: argparse.Namespace, results: Results) -> None:
-    """A step of 125M under flags, all programs in alternation."""
-    sides = {}
-    for name, variables in FLAGS.items():
-        given = dict(variables)
-        if "XLA_FLAGS" in given:
-            given["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {given['XLA_FLAGS']}"
-        settings = shape("125m", options, dtype="bfloat16")
-        sides[name] = Side(sys.executable, "gpt3jax", settings, SHARED | given)
-    alternate("train", sides, options.pairs)
-    for name, side in sides.items():
-        results.add(name, rates=side.rates, ratio=ratio(side, sides["default"]))
+    """A training step of 125M, and decoding of one row, under flags; all in alternation."""
+    settings = shape("125m", options, dtype="bfloat16")
+    for what, variants in (("train", FLAGS), ("decode", DECODE_FLAGS)):
+        sides = {}
+        for name, variables in variants.items():
+            given = dict(variables)
+            if "XLA_FLAGS" in given:
+                given["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {given['XLA_FLAGS']}"
+            sides[name] = Side(sys.executable, "gpt3jax", settings, SHARED | given)
+        alternate(what, sides, options.pairs)
+        for name, side in sides.items():
+            results.add(f"{what}, {name}", rates=side.rates, ratio=ratio(side, sides["default"]))
 
 
 def decode(options: argparse.Namespace, results: Results) -> None:
