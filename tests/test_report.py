@@ -91,6 +91,44 @@ def test_every_figure_is_a_png_and_the_page_is_self_contained(tmp_path, capsys):
     assert f"{count_params(MODEL):,}" in text and f"{count_params(MODEL):,}" in printed
 
 
+def test_what_differs_comes_first_and_nothing_else_is_named(tmp_path, capsys):
+    """Fields that only one of the runs has, too; names, times and paths do not count."""
+    later = {**START, "event": "resume", "time": 5.0, "commit": "<b>", "jax": "0.11.2"}
+    runs = make_run(tmp_path / "a"), make_run(tmp_path / "b", events=(START, later, CLOCK))
+    file = tmp_path / "b" / "experiment.json"
+    record = json.loads(file.read_text())
+    record["schedule"]["peak_learning_rate"], record["seed"], record["name"] = 2e-3, 7, "other"
+    record["optimizer"] = {"name": "muon"}
+    file.write_text(json.dumps(record))
+    for run, manifest in zip(runs, ("1", "2"), strict=True):
+        sources = [{"name": "text", "weight": 1.0, "manifest": manifest, "order": "0"}]
+        data = {"tokenizer": "t", "sources": sources}
+        (run / "identity.json").write_text(json.dumps({"data": data}))
+    a, b = (row["differs"] for row in rows(capsys, *runs))
+    assert (a["schedule.peak_learning_rate"], b["schedule.peak_learning_rate"]) == (
+        "0.001",
+        "0.002",
+    )
+    assert (a["seed"], b["seed"]) == ("0", "7")
+    assert (a["optimizer.b1"], b["optimizer.b1"], b["optimizer.adamw.b1"]) == ("0.9", "–", "0.9")
+    assert (a["jax"], b["jax"]) == ("–", "0.11.2")
+    assert '"manifest": "2"' in b["data.sources"]
+    named = {name for name in a if not name.startswith(("optimizer.", "schedule."))}
+    assert named == {"seed", "commit", "jax", "data.sources"} and a.keys() == b.keys()
+    report(runs, tmp_path / "out")
+    printed = capsys.readouterr().out
+    text = (tmp_path / "out/index.html").read_text()
+    assert text.index("What differs") < text.index("peak_learning_rate") < text.index("Results")
+    assert "&lt;b&gt;" in text and "<b>" not in text
+    assert printed.index("peak_learning_rate") < printed.index("validation loss")
+
+
+def test_one_run_differs_in_nothing(tmp_path, capsys):
+    report([make_run(tmp_path / "a")], tmp_path / "out")
+    assert "What differs" not in (tmp_path / "out/index.html").read_text()
+    assert "what differs" not in capsys.readouterr().out
+
+
 def test_a_json_row_matches_the_records(tmp_path, capsys):
     (row,) = rows(capsys, make_run(tmp_path / "a"))
     out = tmp_path / "a/report"
@@ -114,6 +152,7 @@ def test_a_json_row_matches_the_records(tmp_path, capsys):
         "seconds_by_phase": SPENT,
         "device": "cpu",
         "code": "0.1.0 (abc)",
+        "differs": {},
         "figures": [str(out / name) for name in FIGURES],
         "page": str(out / "index.html"),
     }

@@ -61,15 +61,23 @@ def report(
 
 
 def _print_rows(rows: Sequence[Row]) -> None:
+    """Prints what differs between the runs, and then their results."""
+    if rows[0].differs:
+        _print_cells("what differs", [(row.name, row.differs) for row in rows])
+        print()
+    _print_cells("run", [(row.name, row.cells()) for row in rows])
+
+
+def _print_cells(title: str, cells: Sequence[tuple[str, dict[str, str]]]) -> None:
     """Prints one column per run, in several tables if the terminal is too narrow."""
     from rich.table import Table
 
-    console, cells = wide_console(), [(row.name, row.cells()) for row in rows]
+    console = wide_console()
     labels = list(cells[0][1])
     widest = max(len(text) for name, row in cells for text in (name, *row.values()))
     per_table = max(1, (console.width - max(map(len, labels))) // (widest + 2))
     for first in range(0, len(cells), per_table):
-        table = Table("run", box=None, pad_edge=False)
+        table = Table(title, box=None, pad_edge=False)
         for name, _ in cells[first : first + per_table]:
             table.add_column(name, justify="right", overflow="fold")
         for label in labels:

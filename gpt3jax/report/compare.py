@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt3jax.errors import ConfigError
+from gpt3jax.report.differences import differences
 from gpt3jax.report.page import Curve, draw_figures, page
 from gpt3jax.run_dir import Run, check_output_folder, open_run, read_events
 from gpt3jax.serde import short_hash
@@ -59,6 +60,8 @@ class Row:
     device: str
     code: str
     """Version and commit; several if the run was resumed with different ones."""
+    differs: dict[str, str]
+    """The run's values of what differs between the runs, by dotted name (differences.py)."""
 
     def cells(self) -> dict[str, str]:
         """The formatted values by label."""
@@ -105,7 +108,8 @@ def write_report(
     names = [run.path.resolve().name for run in opened]
     if len(set(names)) < len(names):
         names = [str(run.path) for run in opened]
-    rows, curves = zip(*map(_row_and_curve, opened, names), strict=True)
+    differing = differences(opened)
+    rows, curves = zip(*map(_row_and_curve, opened, names, differing), strict=True)
     samples = [(name, _samples(run)) for name, run in zip(names, opened, strict=True)]
     # Comparisons with different runs do not overwrite each other.
     default = "-".join(["report", *(run.path.resolve().name for run in opened[1:])])
@@ -115,7 +119,8 @@ def write_report(
         figures = draw_figures(curves, folder)
         file = folder / "index.html"
         cells = [(row.name, row.cells()) for row in rows]
-        file.write_text(page(cells, curves, figures, samples), encoding="utf-8")
+        differs = list(zip(names, differing, strict=True))
+        file.write_text(page(differs, cells, curves, figures, samples), encoding="utf-8")
     return list(rows), figures, file
 
 
@@ -136,7 +141,7 @@ def writing(out: Path | None, default: Path) -> Iterator[Path]:
         raise ConfigError(f"{folder} cannot be written: {error}. Choose another --out") from error
 
 
-def _row_and_curve(run: Run, name: str) -> tuple[Row, Curve]:
+def _row_and_curve(run: Run, name: str, differs: dict[str, str]) -> tuple[Row, Curve]:
     records = [record for record in run.metrics() if record.get("tokens") is not None]
     if not records:
         raise ConfigError(f"{run.path} has no metrics: no step was logged yet. Train it for longer")
@@ -178,6 +183,7 @@ def _row_and_curve(run: Run, name: str) -> tuple[Row, Curve]:
         seconds_by_phase=times and times.seconds_by_phase,
         device=_session_values(events, "{device}"),
         code=_session_values(events, "{gpt3jax} ({commit})"),
+        differs=differs,
     )
     return row, Curve(name, records, flops_per_token(model), times)
 

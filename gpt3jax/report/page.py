@@ -229,6 +229,7 @@ def _name_runs(figure: Figure, curves: Sequence[Curve]) -> None:
 
 
 def page(
+    differs: Sequence[tuple[str, dict[str, str]]],
     cells: Sequence[tuple[str, dict[str, str]]],
     curves: Sequence[Curve],
     figures: Sequence[Path],
@@ -237,16 +238,13 @@ def page(
     """Returns the report as a self-contained HTML page.
 
     Args:
+      differs: Name of each run, and its values of what differs between the runs.
       cells: Name of each run and its formatted values by label.
       curves: The plotted runs; those with a `goodput` appear in the table of times.
       figures: Files from `draw_figures`, to embed.
       samples: Name of each run, and the step and text of its samples. The text is escaped.
     """
     names = [name for name, _ in cells]
-    rows = "".join(
-        f"<tr><th scope=row>{label}</th>{html_cells(row[label] for _, row in cells)}</tr>\n"
-        for label in cells[0][1]
-    )
     texts = "".join(
         f"<h3>{html.escape(name)}</h3><div class=grid>"
         + "".join(
@@ -258,15 +256,24 @@ def page(
         if run_samples
     )
     timed = _timed(curves)
-    head = html_cells(names, "th scope=col")
     note = f"<p>{NOTE}</p>" if len(cells) > 1 else ""
     images = "".join(html_figure(file, CAPTIONS[file.stem]) for file in figures)
-    body = f"""<div class=wide><table><thead><tr><th></th>{head}</tr></thead>
-<tbody>
-{rows}</tbody></table></div>
-{note}<div class=grid>
-{images}</div>
-"""
+    body = f"<h2>What differs</h2>\n{_table(differs)}<h2>Results</h2>\n" if differs[0][1] else ""
+    body += f"{_table(cells)}{note}<div class=grid>\n{images}</div>\n"
     body += time_table(timed) if timed else ""
     body += f"<h2>Samples</h2>\n{texts}" if texts else ""
     return html_page(", ".join(names) if len(names) < 4 else f"{len(names)} runs", "report", body)
+
+
+def _table(cells: Sequence[tuple[str, dict[str, str]]]) -> str:
+    """A column for each run, and a row for each label."""
+    head = html_cells((name for name, _ in cells), "th scope=col")
+    rows = "".join(
+        f"<tr><th scope=row>{html.escape(label, quote=False)}</th>{html_cells(row[label] for _, row in cells)}"
+        "</tr>\n"
+        for label in cells[0][1]
+    )
+    return (
+        f"<div class=wide><table><thead><tr><th></th>{head}</tr></thead>\n<tbody>\n{rows}"
+        "</tbody></table></div>\n"
+    )
