@@ -60,7 +60,7 @@ def read(folder, module):
     late = {of["_c"]: event.start_ns for event, of in events if event.name.startswith("end: ")}
     ran = [(event, of) for event, of in events if of.get("hlo_module") == module]
     kernels = [
-        max(event.duration_ns, late[of["_p"]] - event.start_ns)
+        max(event.duration_ns, late.get(of["_p"], 0) - event.start_ns)
         for event, of in ran
         if not of["hlo_op"].startswith(LOOPS)
     ]
