@@ -194,7 +194,7 @@ def test_the_config_has_these_fields_and_no_others():
         "lora_alpha mup_base",
         Source: "name path weight",
         Data: "sources",
-        AdamW: "b1 b2 epsilon clip_norm weight_decay",
+        AdamW: "b1 b2 epsilon clip_norm weight_decay moments",
         Schedule: "peak_learning_rate warmup_tokens decay_tokens final_fraction decay "
         "decay_fraction",
         Train: "batch_tokens tokens steps ramp_from_tokens ramp_tokens microbatch log_every "

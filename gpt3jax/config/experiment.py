@@ -25,12 +25,17 @@ RUNTIME = {
     ),
 }  # fmt: skip
 """Fields by record that only affect how a run is computed, logged or stopped."""
-SINCE_0_2 = {"": {"inherit": "parameters"}, "schedule": {"decay": "cosine", "decay_fraction": 1}}
+SINCE_0_2 = {
+    "": {"inherit": "parameters"},
+    "schedule": {"decay": "cosine", "decay_fraction": 1},
+    "optimizer": {"moments": "float32"},
+    "optimizer.adamw": {"moments": "float32"},
+}
 """Values of the fields of later versions that do what version 0.2 did."""
 OPTIONAL = {
+    **SINCE_0_2,
     "": {"init_from": "", **SINCE_0_2[""]},
     "model": {"activation": "gelu_tanh", "mup_base": None},
-    "schedule": SINCE_0_2["schedule"],
     "train": {"only": ()},
 }
 """Values of fields with which a run is the same as one from before there were these fields."""
@@ -38,11 +43,13 @@ LORA = ("lora_rank", "lora_matrices", "lora_alpha")
 
 
 def drop(record: dict[str, Any], values: dict[str, dict[str, Any]]) -> None:
-    """Remove from a nested record the fields that have these values."""
+    """Remove from a nested record the fields that have these values, by dotted group."""
     for group, fields in values.items():
-        owner = record[group] if group else record
+        owner = record
+        for part in filter(None, group.split(".")):
+            owner = owner.get(part, {})
         for name, value in fields.items():
-            if owner[name] == value:
+            if name in owner and owner[name] == value:
                 del owner[name]
 
 

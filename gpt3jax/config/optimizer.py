@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from gpt3jax.errors import check, check_numbers
+from gpt3jax.errors import check, check_choice, check_numbers
+
+Moments = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -21,15 +23,18 @@ class AdamW:
     epsilon: float = 1e-8
     clip_norm: float = 1.0
     weight_decay: float = 0.1
+    moments: Moments = "float32"
+    """Storage between steps; bfloat16 rounds to nearest and halves the bytes."""
 
     def __post_init__(self) -> None:
+        check_choice("--optimizer.moments", self.moments, get_args(Moments))
         check_numbers(self, "optimizer", b1=0, b2=0, epsilon=0, clip_norm=1e-12, weight_decay=0)
         for name, value in (("b1", self.b1), ("b2", self.b2)):
             check(value < 1, f"--optimizer.{name} is {value}: it must be below 1. Lower it")
 
     def state_bytes(self, path: str) -> int:
-        """Bytes of optimizer state per element of a parameter: two float32 moments."""
-        return 8
+        """Bytes of optimizer state per element of a parameter: two moments."""
+        return 8 if self.moments == "float32" else 4
 
 
 def is_matrix(path: str) -> bool:

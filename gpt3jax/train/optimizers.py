@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import optax
 from flax.traverse_util import path_aware_map
 
@@ -23,7 +25,7 @@ def adamw(config: AdamW, model: Model) -> optax.GradientTransformation:
     """Clipping by the global norm, Adam, and decoupled weight decay (Appendix B)."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(config.b1, config.b2, config.epsilon),
+        scale_by_adam(config),
         *([] if model.mup_base is None else [scale_by_mup_rates(model)]),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
     )
@@ -38,7 +40,7 @@ def muon(config: Muon, model: Model) -> optax.GradientTransformation:
         optax.scale(config.matrix_rate),
     )
     others = optax.chain(
-        optax.scale_by_adam(adam.b1, adam.b2, adam.epsilon),
+        scale_by_adam(adam),
         optax.add_decayed_weights(adam.weight_decay, mask=decayed),
     )
     return optax.chain(
@@ -56,6 +58,24 @@ OPTIMIZERS: dict[type, Callable[..., optax.GradientTransformation]] = {
 def make_optimizer(experiment: Experiment) -> optax.GradientTransformation:
     """The optimizer of an experiment."""
     return OPTIMIZERS[type(experiment.optimizer)](experiment.optimizer, experiment.model)
+
+
+def scale_by_adam(config: AdamW) -> optax.GradientTransformation:
+    """Adam, computed in float32, with its moments stored in `config.moments`."""
+    adam = optax.scale_by_adam(config.b1, config.b2, config.epsilon)
+
+    def update(updates, state, params=None):
+        updates, state = adam.update(updates, _moments_as(state, jnp.float32), params)
+        return updates, _moments_as(state, config.moments)
+
+    return optax.GradientTransformation(
+        lambda params: _moments_as(adam.init(params), config.moments), update
+    )
+
+
+def _moments_as(state, dtype):
+    mu, nu = (jax.tree.map(lambda moment: moment.astype(dtype), m) for m in (state.mu, state.nu))
+    return state._replace(mu=mu, nu=nu)
 
 
 def _labels(params):

@@ -29,7 +29,10 @@ SHAPES = {
     for name in ("n_layers", "d_model", "n_heads", "d_head", "vocabulary", "context")
 }
 """Fields that determine the shapes of the parameters."""
-STRUCTURE = SHAPES | {"model.lora_rank", "model.lora_matrices", "train.only"}
+STRUCTURE = SHAPES | {
+    "model.lora_rank", "model.lora_matrices", "train.only", "optimizer.name", "optimizer.moments",
+    "optimizer.adamw.moments",
+}  # fmt: skip
 """Fields that determine which arrays the state has."""
 
 
