@@ -269,8 +269,8 @@ def _table(cells: Sequence[tuple[str, dict[str, str]]]) -> str:
     """A column for each run, and a row for each label."""
     head = html_cells((name for name, _ in cells), "th scope=col")
     rows = "".join(
-        f"<tr><th scope=row>{html.escape(label, quote=False)}</th>{html_cells(row[label] for _, row in cells)}"
-        "</tr>\n"
+        f"<tr><th scope=row>{html.escape(label, quote=False)}</th>"
+        f"{html_cells(row[label] for _, row in cells)}</tr>\n"
         for label in cells[0][1]
     )
     return (
