@@ -51,7 +51,7 @@ gpu: install  ## through XLA's compiler for GPUs that are not there (Linux; inst
 
 parity: install  ## against PyTorch and transformers, which it installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
-	$(BIN)/python -m pytest -m parity
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m parity
 
 trackers:  ## runs that are sent to W&B, MLflow and Trackio, in an environment of their own
 	$(PYTHON) -m venv $(VENV)-trackers

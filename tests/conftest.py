@@ -1,6 +1,7 @@
 """Eight fake CPU devices, a tiny model, and a small prepared data set."""
 
 import dataclasses
+import fnmatch
 import os
 from pathlib import Path
 
@@ -116,3 +117,19 @@ def short(experiment):
     """Eight steps, each second one saved and all saves kept; no samples."""
     train = {"steps": 8, "save_every": 2, "keep": 9}
     return changed(experiment, train=train)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Mark the cases of a test as long that `in_ci` does not name, before -m selects."""
+    marked, kept = set(), set()
+    for item in items:
+        if named := item.get_closest_marker("in_ci"):
+            marked.add(item.function)
+            if any(fnmatch.fnmatchcase(item.callspec.id, each) for each in named.args):
+                kept.add(item.function)
+            else:
+                item.add_marker(pytest.mark.long)
+    if marked - kept and not any("::" in each for each in config.args):
+        names = ", ".join(sorted(each.__name__ for each in marked - kept))
+        raise pytest.UsageError(f"in_ci names no case of {names}")

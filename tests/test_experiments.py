@@ -143,6 +143,7 @@ def test_the_shapes_that_the_paper_prints_run_when_the_width_is_freed(size, prin
 
 
 @pytest.mark.parametrize("size", TABLE)
+@pytest.mark.in_ci("125m", "175b")
 def test_a_training_step_of_every_size_traces_without_allocating(size):
     experiment = of_size(size)
     before = len(jax.live_arrays())

@@ -81,6 +81,7 @@ def test_cached_decoding_equals_the_full_forward(model, params):
 
 
 @pytest.mark.parametrize("rows", [2048, 16, 1])
+@pytest.mark.in_ci("16")
 def test_the_loss_taken_some_rows_at_a_time_is_the_plain_loss(model, params, rows, monkeypatch):
     monkeypatch.setattr("gpt3jax.model.logprobs.LOGIT_ROWS", {"cpu": rows})
     windows = jax.random.randint(jax.random.key(0), (2, model.context + 1), 0, model.vocabulary)
@@ -105,6 +106,7 @@ def test_the_loss_taken_some_rows_at_a_time_is_the_plain_loss(model, params, row
         {"scan_layers": True, "remat": "dots"},
     ],
 )
+@pytest.mark.in_ci("how2", "how4")
 def test_scanned_and_rematerialised_layers_give_the_same_loss_and_gradients(model, params, how):
     windows = jax.random.randint(jax.random.key(0), (2, model.context + 1), 0, model.vocabulary)
     loss_and_gradients = jax.value_and_grad(loss_of)
@@ -154,6 +156,7 @@ def random_windows():
         ((1, 2, 4), False),
     ],
 )
+@pytest.mark.in_ci("mesh0-*", "mesh2-*", "mesh4-*")
 def test_every_mesh_gives_the_loss_of_one_device(experiment, mesh, scan):
     experiment = changed(experiment, model={"scan_layers": scan})
     losses, state = steps_on(experiment, mesh, random_windows()[None])

@@ -129,6 +129,7 @@ MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 2, 4), (2, 2, 2)]
 
 @pytest.mark.parametrize("sizes", MESHES)
 @pytest.mark.parametrize("count", [11, 0])
+@pytest.mark.in_ci("11-*")
 def test_two_kinds_of_text_in_one_folder(source, sizes, count):
     """Eleven windows are no whole number of batches; all of them are none either."""
     windows = held_out(of(source), count, CONTEXT)

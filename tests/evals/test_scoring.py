@@ -111,6 +111,7 @@ def test_each_case_goes_its_own_way(scorer, monkeypatch, case, way):
 
 @pytest.mark.parametrize("axes", [(2, 2, 2), (1, 8, 1)], ids=str)
 @pytest.mark.parametrize("pairs", CASES.values(), ids=CASES)
+@pytest.mark.in_ci("*2, 2, 2*")
 def test_scores_on_a_mesh_are_the_same(scorer, params, model, tokenizer, axes, pairs):
     mesh = make_mesh(Mesh(*axes))
     with jax.set_mesh(mesh):

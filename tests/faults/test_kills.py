@@ -10,7 +10,7 @@ SECOND = {"data", "step", "save", "evaluate", "written", "metrics", "ledger", "p
 """Stages that are deadly the second time, when there is something to lose."""
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.long)])
 def test_a_run_that_is_killed_anywhere_ends_with_the_same_bits(count, tmp_path):
     file = make_data(tmp_path)
     finish(file, tmp_path / "whole")

@@ -47,6 +47,7 @@ def events(path, kind):
 
 
 @pytest.mark.parametrize("factor", [jnp.nan, pytest.param(jnp.inf, marks=pytest.mark.long), 3e38])
+@pytest.mark.in_ci("nan")
 def test_a_step_that_is_not_finite_leaves_the_state_as_it_was(
     short, tmp_path, monkeypatch, capsys, factor
 ):

@@ -88,6 +88,7 @@ def test_a_file_that_several_write_at_once_is_that_of_one_of_them(tmp_path):
 
 @pytest.mark.skipif(not IS_ROOT, reason="mounting a small file system takes root")
 @pytest.mark.parametrize("options", ["size=1m", "size=1m,ro"])
+@pytest.mark.in_ci("size=1m")
 def test_a_full_or_read_only_disk(file, tmp_path, options):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -176,6 +176,7 @@ def test_edits_hold_in_cached_decoding_and_training(model, params, tokens):
 
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("mesh", [Mesh(2, 4, 1), Mesh(1, 2, 4), Mesh(2, 2, 2)], ids=str)
+@pytest.mark.in_ci("*data=2, fsdp=2*")
 def test_a_mesh_gives_the_same_activations_and_edits(model, params, tokens, mesh, scan):
     run = dataclasses.replace(model, scan_layers=scan)
     tokens = tokens[:, :19]  # Which no number of devices divides.

@@ -113,6 +113,7 @@ def test_the_mesh_that_saved_leaves_no_trace(experiment, make_run, tmp_path, dty
 
 
 @pytest.mark.parametrize(("dense_every", "lora_rank"), [(1, 0), (2, 0), (2, 4)])
+@pytest.mark.in_ci("2-4")
 def test_the_forward_pass_layer_by_layer_is_the_forward_pass(
     experiment, make_run, dense_every, lora_rank
 ):

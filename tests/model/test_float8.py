@@ -69,6 +69,7 @@ def test_products_and_gradients_are_those_of_the_rounded_numbers(arrays):
 
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.in_ci("none-False", "full-True")
 def test_a_model_computes_nearly_the_same_and_every_kernel_takes_part(params, model, scan, remat):
     """And the same whether layers are looped over or computed again."""
     eight = dataclasses.replace(model, dtype="float8", scan_layers=scan, remat=remat)

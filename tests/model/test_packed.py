@@ -80,6 +80,7 @@ def test_a_row_of_zeros_stays_one(model, params):
 
 
 @pytest.mark.parametrize("weights", ALL)
+@pytest.mark.in_ci("int8")
 def test_the_packed_model_is_the_rounded_one(params, model, weights):
     """Reading, prefill and each step; the output projection contracts two axes."""
     expected = logits_of(quantize_and_restore(params, weights), TOKENS, model)
@@ -112,6 +113,7 @@ def test_they_are_smaller(model, params, weights, share):
 
 
 @pytest.mark.parametrize("weights", ALL)
+@pytest.mark.in_ci("int8")
 def test_a_step_reads_each_matrix_once_and_computes_no_norm_anew(params, model, weights):
     """Else it would be slower: seen with a factor that XLA could drop, and with norms and GELUs
     that it draws into the loop over a product's outputs."""

@@ -64,6 +64,7 @@ def test_an_accelerator_that_is_alone_does_not_keep_everything(params, model):
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.in_ci("full-*")
 def test_inference_has_no_checkpoint_and_chooses_attention_as_it_is_traced(
     params, model, remat, scan, platform
 ):

@@ -115,6 +115,7 @@ def test_an_older_trace_is_not_overwritten_and_one_that_is_cut_short_says_so(tmp
 @pytest.mark.parametrize(
     ("what", "module", "steps"), [("train", "train_step", 5), ("decode", "write", 22)]
 )
+@pytest.mark.in_ci("train*")
 def test_a_trace_of_a_benchmark_is_summed_up_in_its_json(
     file, what, module, steps, capsys, monkeypatch
 ):

@@ -106,6 +106,7 @@ def test_a_loss_above_the_untrained_loss_is_divergence(made, tmp_path):
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+@pytest.mark.in_ci("tpe")
 def test_the_same_seed_gives_the_same_trials_and_the_same_best(made, sampler):
     file, best = made(1.5), []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

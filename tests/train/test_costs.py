@@ -80,6 +80,7 @@ def test_a_layer_more_costs_as_much_as_the_one_before():
 @pytest.mark.parametrize(
     ("weights", "megabytes"), [("full", 4.63), ("bfloat16", 3.06), ("int8", 1.48)]
 )
+@pytest.mark.in_ci("int8*")
 def test_a_token_written(weights, megabytes):
     """Bytes of a turn of the loop: the matrices, 0.1 MB of cache, and what is between.
 

@@ -112,6 +112,7 @@ def test_a_run_ends_at_its_best_state_and_stays_there(patient, tmp_path, capsys)
 
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("where", ["saved", "measured", "settled", "recorded"])
+@pytest.mark.in_ci("measured", "recorded")
 def test_a_run_that_dies_while_it_ends_ends_the_same(patient, known, tmp_path, monkeypatch, where):
     expected = undisturbed(known, patient, tmp_path / "whole")
 

@@ -26,6 +26,7 @@ def mixture(prepared):
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)])
 @pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.in_ci("*sizes2")
 def test_each_process_reads_its_rows_and_all_together_the_same_batch(mixture, sizes, processes):
     order, expected = mixture
     mesh = make_mesh(Mesh(*sizes), jax.devices()[:8])

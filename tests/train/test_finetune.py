@@ -127,6 +127,7 @@ def is_same(a, b):
         (("layers/lora/up", "final_norm"), 3, r"layers/lora/up/[ab]|final_norm/(gain|bias)"),
     ],
 )
+@pytest.mark.in_ci("only1*", "only3*")
 def test_only_what_is_chosen_moves_and_has_moments(experiment, only, lora, moved):
     experiment = changed(experiment, train={"only": only}, model=LORA | {"lora_rank": lora})
     before = named_leaves(randomised(experiment.model))

@@ -104,6 +104,7 @@ def two_steps(experiment, mesh):
 
 
 @pytest.mark.parametrize(("sizes", "axes"), [((1, 8, 1), 1), ((2, 2, 2), 2), ((1, 1, 4), 1)])
+@pytest.mark.in_ci("sizes1-2")
 def test_on_a_mesh_matrices_are_exchanged_and_never_gathered(tuned, sizes, axes):
     """Beyond AdamW's collectives: there and back, for each of four kernels and each axis."""
     mesh = make_mesh(Mesh(*sizes), jax.devices()[: math.prod(sizes)])

@@ -147,6 +147,7 @@ class CaughtAtQuestion(list):
 
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("question", [1, 2, 3, 4, 5, 6, 7])
+@pytest.mark.in_ci("2", "5")
 def test_a_signal_between_any_two_lines_of_the_loop_loses_no_step(
     experiment, tmp_path, monkeypatch, question
 ):

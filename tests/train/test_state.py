@@ -108,6 +108,7 @@ def check_places(optimizer, params, smallest):
 
 @pytest.mark.parametrize("make", [masked, multi_transform, muon])
 @pytest.mark.parametrize("sizes", [(2, 4, 1), (1, 4, 2)])
+@pytest.mark.in_ci("*muon")
 def test_masked_and_partitioned_moments_lie_as_their_parameters_do(experiment, uses, make, sizes):
     uses(make)
     mesh = make_mesh(Mesh(*sizes), jax.devices())
@@ -122,6 +123,7 @@ def test_masked_and_partitioned_moments_lie_as_their_parameters_do(experiment, u
 
 
 @pytest.mark.parametrize("make", [masked, multi_transform, muon])
+@pytest.mark.in_ci("muon")
 def test_a_step_and_a_checkpoint_leave_such_moments_where_they_are(
     experiment, uses, make, tmp_path
 ):
