@@ -38,4 +38,4 @@ def _cell(value: Any) -> str:
         return ", ".join(f"{key} {_cell(each)}" for key, each in value.items())
     if isinstance(value, float):
         return f"{value:,.4g}"
-    return "" if value is None else str(value).replace("\n", " ")[:200]
+    return "" if value is None else str(value).replace("\n", " ").replace("|", r"\|")[:200]
