@@ -97,7 +97,9 @@ def ladder(options: argparse.Namespace, results: Results) -> None:
 
     file = str(ROOT / "experiments/ladder.py")
     corpus = str(ROOT / "gpt3jax") if options.toy else sysconfig.get_path("purelib")
-    toy = ["--train.tokens=131072", "--evaluate.windows=8"] if options.toy else []
+    short = ["--train.tokens=131072", "--schedule.decay-tokens=131072", "--evaluate.windows=8",
+             "--schedule.warmup-tokens=8192"]  # fmt: skip
+    toy = short if options.toy else []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shape = ["--context", str(experiment.CONTEXT), "--vocabulary", str(experiment.VOCABULARY)]
