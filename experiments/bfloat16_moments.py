@@ -2,7 +2,10 @@
 
 Data       that of the demo
 Command    gpt3jax train experiments/bfloat16_moments.py
-Loss       not measured yet
+Loss       2.056 bits/byte on all 140 held-out windows, mean of three seeds; AdamW with
+           float32 moments 2.058, mean of three, whose own standard deviation is 0.019
+
+No harm is seen at this size. Stochastic rounding was not tried (docs/experiments.md).
 """
 
 import dataclasses
