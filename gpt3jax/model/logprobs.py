@@ -99,8 +99,12 @@ def logits_of(
     x_RD: jax.Array, w_VD: jax.Array, vocabulary: int, dtype: jax.typing.DTypeLike = jnp.float32
 ) -> jax.Array:
     """Float32 logits of normalised rows, rounded to `dtype`; the vocabulary's padding is masked."""
-    logits_RV = jnp.matmul(x_RD, w_VD.T, preferred_element_type=dtype)
-    return hide_padding(logits_RV.astype(jnp.float32), vocabulary)
+    logits_RV = jnp.matmul(x_RD, w_VD.T, preferred_element_type=dtype).astype(jnp.float32)
+    if dtype != jnp.float32:
+        # On CPUs XLA would keep the float32 sums, and the loss would not be that of a GPU.
+        format = jnp.finfo(dtype)
+        logits_RV = jax.lax.reduce_precision(logits_RV, format.nexp, format.nmant)
+    return hide_padding(logits_RV, vocabulary)
 
 
 def scores_of(
