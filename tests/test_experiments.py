@@ -24,6 +24,7 @@ from gpt3jax.config import (
 from gpt3jax.data.prepare.prepare import prepare
 from gpt3jax.errors import ConfigError
 from gpt3jax.model.param_specs import count_params
+from gpt3jax.train.run_setup import check_decay_ends
 from gpt3jax.train.state import init_state
 from gpt3jax.train.step import train_step
 from gpt3jax.user_code import load_experiment, load_module
@@ -59,6 +60,12 @@ def of_size(size):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_experiment_loads_and_is_named_after_its_file(file):
     assert load_experiment(file).name == file.stem
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_experiment_decays_its_learning_rate(file):
+    """`train` refuses a new run that does not."""
+    check_decay_ends(load_experiment(file))
 
 
 @pytest.mark.parametrize("file", TUNED, ids=lambda file: file.stem)

@@ -108,11 +108,14 @@ def check_writable(path: Path) -> None:
 def check_decay_ends(experiment: Experiment) -> None:
     """Check that a new run decays its learning rate; old ones may have been stopped before.
 
+    `train.steps` does not count: it stops a run early on purpose.
+
     Raises:
       ConfigError: it ends before its schedule does.
     """
     schedule, tokens = experiment.schedule, experiment.train.tokens
-    if schedule.decay_fraction and schedule.decay_tokens > tokens:
+    # The last batch may go beyond `tokens`.
+    if schedule.decay_fraction and schedule.decay_tokens >= tokens + experiment.train.batch_tokens:
         raise ConfigError(
             f"--schedule.decay-tokens is {schedule.decay_tokens:,}, but the run ends after "
             f"{tokens:,} tokens: its learning rate would not have decayed. Lower it, raise "

@@ -102,16 +102,17 @@ def test_an_invalid_decay_is_refused_in_words(fields, message):
 
 @pytest.mark.parametrize(
     ("decay_tokens", "fraction", "is_refused"),
-    [(2000, 1.0, False), (2001, 1.0, True), (2001, 0.1, True), (2001, 0.0, False)],
+    [(2383, 1.0, False), (2384, 1.0, True), (2384, 0.1, True), (2384, 0.0, False)],
 )
 def test_a_run_that_ends_before_its_rate_has_decayed_is_refused(
     experiment, decay_tokens, fraction, is_refused
 ):
+    """2,000 tokens in batches of 384: the last batch ends before 2,384."""
     schedule = dataclasses.replace(
         experiment.schedule, warmup_tokens=0, decay_tokens=decay_tokens, decay_fraction=fraction
     )
     short = dataclasses.replace(with_train(experiment, tokens=2000), schedule=schedule)
-    refused = pytest.raises(ConfigError, match=r"decay-tokens is 2,001, but the run ends after 2,0")
+    refused = pytest.raises(ConfigError, match=r"decay-tokens is 2,384, but the run ends after 2,0")
     with refused if is_refused else contextlib.nullcontext():
         check_decay_ends(short)
 
