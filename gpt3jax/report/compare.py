@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt3jax.errors import ConfigError
-from gpt3jax.report.differences import differences
+from gpt3jax.report.differences import what_differs
 from gpt3jax.report.page import Curve, draw_figures, page
 from gpt3jax.run_dir import Run, check_output_folder, open_run, read_events
 from gpt3jax.serde import short_hash
@@ -108,7 +108,7 @@ def write_report(
     names = [run.path.resolve().name for run in opened]
     if len(set(names)) < len(names):
         names = [str(run.path) for run in opened]
-    differing = differences(opened)
+    differing = what_differs(opened)
     rows, curves = zip(*map(_row_and_curve, opened, names, differing), strict=True)
     samples = [(name, _samples(run)) for name, run in zip(names, opened, strict=True)]
     # Comparisons with different runs do not overwrite each other.

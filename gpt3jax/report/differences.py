@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpt3jax.run_dir import Run, read_events
+from gpt3jax.train.run_setup import differences
 
-STARTS = ("start", "resume")
 NOT_COMPARED = (
     "name", "event", "time", "step", "sequences", "why", "trainable", "parameters", "epochs",
     "experiment",
@@ -17,37 +17,34 @@ NOT_COMPARED = (
 """Fields of an experiment and of the start of a session that say nothing, or follow from others."""
 
 
-def differences(runs: Sequence[Run]) -> list[dict[str, str]]:
+def what_differs(runs: Sequence[Run]) -> list[dict[str, str]]:
     """For each run, its values of all that is not the same in every run, by dotted name.
 
     Versions and devices are those of the last session. A value that a run does not have is "–".
     """
     if len(runs) == 1:
         return [{}]
-    every = [_described(run) for run in runs]
-    names = dict.fromkeys(name for each in every for name in each)
-    differing = [name for name in names if len({each.get(name, "–") for each in every}) > 1]
-    return [{name: each.get(name, "–") for name in differing} for each in every]
+    first, *others = map(_described, runs)
+    changes = [{each.name: each for each in differences(first, other)} for other in others]
+    of_first = {name: each.before for change in changes for name, each in change.items()}
+    values = [of_first] + [
+        {name: change[name].after if name in change else of_first[name] for name in of_first}
+        for change in changes
+    ]
+    return [{name: _text(value) for name, value in each.items()} for each in values]
 
 
-def _described(run: Run) -> dict[str, str]:
-    """Everything that is compared, as text."""
-    sessions = [each for each in read_events(run.ledger_file) if each["event"] in STARTS]
-    last: dict[str, Any] = sessions[-1] if sessions else {}
-    record = dataclasses.asdict(run.experiment())
+def _described(run: Run) -> dict[str, Any]:
+    """Everything that is compared, as a nested record."""
+    sessions = [e for e in read_events(run.ledger_file) if e["event"] in ("start", "resume")]
     identity = run.identity() if run.identity_file.exists() else {}
-    record |= {"data": identity.get("data"), "parent": identity.get("parent"), **last}
-    compared = {name: value for name, value in record.items() if name not in NOT_COMPARED}
-    return {
-        name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in _flat(compared)
-    }
+    record = dataclasses.asdict(run.experiment())
+    record |= {"data": identity.get("data"), "parent": identity.get("parent")}
+    record |= sessions[-1] if sessions else {}
+    return {name: value for name, value in record.items() if name not in NOT_COMPARED}
 
 
-def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """The fields of a nested record, by dotted name."""
-    flat = []
-    for name, value in record.items():
-        is_group = isinstance(value, dict) and value
-        flat += _flat(value, f"{prefix}{name}.") if is_group else [(prefix + name, value)]
-    return flat
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value)
