@@ -90,7 +90,7 @@ def sum_up(trace: Trace, chip: Chip | None) -> Profile:
     modules = ("", module[1] if module else "")
     events, groups = list(_executions(data)), kernel_groups(trace.program)
     # In a CUDA graph only the kernel of a fusion is named, after the fusion and without dots.
-    groups |= {name.replace(".", "_"): group for name, group in groups.items()}
+    groups = {name.replace(".", "_"): group for name, group in groups.items()} | groups
     sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0, 0.0])
     spans: dict[str, list[tuple[float, float]]] = {each.device: [] for each in events}
     for each in events:

@@ -197,6 +197,19 @@ def test_on_gpus_kernels_are_joined_by_operation_and_the_rest_is_named(tmp_path)
     assert found.covered == pytest.approx((50 + 50) / 200), "what overlaps counts once"
 
 
+def test_in_a_cuda_graph_fusions_are_joined_by_the_name_of_their_kernel(tmp_path):
+    """Their events have no operation; kernels of libraries have names of their own."""
+    stream = ("/device:GPU:0", "Stream #7(Compute)", [
+        ("product_1", 20, 60, {}), ("copy_2", 60, 70, {}), ("nvjet_tst", 70, 80, {}),
+    ])  # fmt: skip
+    found = traced(tmp_path, [STEPS, stream])
+    rows = {(row.kernel.part, row.kernel.work): row.seconds for row in found.kernels}
+    assert rows == {
+        ("mlp forward", "product"): pytest.approx(20e-9), ("other", "copy"): pytest.approx(5e-9),
+        OTHER: pytest.approx(5e-9),
+    }  # fmt: skip
+
+
 def test_on_tpus_operations_are_named_by_their_text(tmp_path):
     line = [
         ("%product.1 = bf16[16,32]{1,0} dot(%x, %w)", 20, 60, {}),
