@@ -91,3 +91,16 @@ def test_what_does_not_fit_is_said_in_words():
 def test_what_no_compiler_knows_is_refused(chips, why):
     with pytest.raises(ConfigError, match=why):
         describe_devices(slices.parse(chips))
+
+
+@compiled
+@pytest.mark.gpu_compiler
+def test_what_is_read_and_written_outside_products_and_attention():
+    """Of two layers of GPT-3 Small, 16 windows: logits in bfloat16, and q, k and v not sliced."""
+    found = plan(
+        "experiments/gpt3_125m.py", "--chips", "h200:1", "--kernels", "--keep", "remat",
+        "microbatch", "--model.n-layers", "2", "--model.dense-every", "1",
+        "--train.batch-tokens", "32768", "--train.microbatch", "16",
+    )  # fmt: skip
+    other = [each for each in found["kernel_table"] if each["work"] in ("elementwise", "copy")]
+    assert 15e9 < sum(each["bytes"] for each in other) < 19.8e9

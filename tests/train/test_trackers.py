@@ -1,9 +1,13 @@
 """Trackers get every record; one that hangs or fails neither stops nor slows training."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from building import changed
@@ -13,6 +17,8 @@ from gpt3jax.errors import ConfigError
 from gpt3jax.run_dir import Run
 from gpt3jax.train import trackers
 from gpt3jax.train.train import train
+
+ROOT = Path(__file__).parents[2]
 
 
 class Memory:
@@ -218,3 +224,16 @@ def test_trackio_has_the_losses_and_the_samples(tracked, tmp_path):
     texts = [row["sample"]["_value"] for row in rows if "sample" in row]
     assert len(texts) == 3 and (tmp_path / "run/samples/8.txt").read_text() in texts[2]
     assert run.config["model.n_layers"] == 2
+
+
+def test_tensorboards_writer_does_not_import_pytorch(tmp_path):
+    """Which takes seconds where it is installed; here it is a file that says so."""
+    (tmp_path / "torch.py").write_text("print('imported')")
+    code = "from gpt3jax.train.trackers import _tensorboardx; _tensorboardx().SummaryWriter"
+    then = "print('then'); import torch"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    found = subprocess.run(
+        [sys.executable, "-c", f"{code}; {then}"],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.stdout.split() == ["then", "imported"], found.stderr
