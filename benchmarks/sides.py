@@ -65,15 +65,15 @@ def alternate(what: str, sides: Mapping[str, Side], pairs: int) -> None:
             print(f"{what} {name}: compiles", file=sys.stderr)
             processes[name] = stack.enter_context(side.start(what))
             stack.callback(processes[name].kill)
+        parameters = {side.about["parameters"] for side in sides.values()}
+        if len(parameters) != 1:
+            sys.exit(f"error: the models differ: they have {sorted(parameters)} parameters")
         for pair in range(1, pairs + 1):
             for name, side in sides.items():
                 process = processes[name]
                 print(file=process.stdin, flush=True)
                 side.rates.append(answer(process)["tokens_per_s"])
                 print(f"{what} {name} {pair}: {side.rates[-1]:,.0f} tokens/s", file=sys.stderr)
-    parameters = {side.about["parameters"] for side in sides.values()}
-    if len(parameters) != 1:
-        sys.exit(f"error: the models differ: they have {sorted(parameters)} parameters")
 
 
 def ratio(ours: Side, theirs: Side) -> float:

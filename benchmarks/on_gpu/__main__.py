@@ -1,13 +1,13 @@
-"""What only a GPU can say: bits, start, speed, kernels and losses, each piece under eight minutes.
+"""What only a GPU can say: bits, start, speed, kernels and losses, in pieces of minutes.
 
     python benchmarks/on_gpu bits start [--out on_gpu.jsonl] [--commit COMMIT]
     python benchmarks/on_gpu train --only 125m 1b3 --pairs 5 --python-torch PATH
     python benchmarks/on_gpu table
 
-bits       three runs of the demo, one of them killed and resumed, in bfloat16; two in float8, two
-           with LoRA: their states, and a replay
+bits       three runs of the demo, one of them killed and resumed, and a replay: in bfloat16, in
+           float8, and with LoRA
 start      the demo's first step, with an empty and with a filled compilation cache
-train      training steps of five sizes in bfloat16 against PyTorch (pytorch_gpt.py)
+train      training steps in bfloat16 against PyTorch (pytorch_gpt.py); two minutes for 125M
 float8     the same in float8 against bfloat16
 decode     greedy decoding of one and of eight rows in three formats against transformers
 kernels    a profile of a training step, with the estimated time of each kind of kernel

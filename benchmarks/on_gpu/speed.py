@@ -156,7 +156,7 @@ def attention(options: argparse.Namespace, results: Results) -> None:
             results.add(size, error=completed.stderr[-800:])
 
 
-def _mfu(size: str, options: argparse.Namespace, rate: float) -> float | None:
+def _mfu(size: str, options: argparse.Namespace, rate: float) -> float:
     """Share of an H100's and H200's bfloat16 peak, by the convention of `gpt3jax bench`."""
     from one_side import jax_model
 
